@@ -1,0 +1,61 @@
+// The one file that knows Python. A torch.Tensor becomes an mcd::Tensor through its attributes, without torch's headers.
+#include <pybind11/pybind11.h>
+
+#include "operators.h"
+
+namespace py = pybind11;
+
+namespace pybind11::detail {
+
+template <> struct type_caster<mcd::Tensor> {
+  PYBIND11_TYPE_CASTER(mcd::Tensor, const_name("torch.Tensor | None"));
+
+  bool load(handle from, bool) {
+    if (from.is_none()) return true;
+    value.data = reinterpret_cast<void*>(from.attr("data_ptr")().cast<uintptr_t>());
+    const tuple size = from.attr("shape");
+    value.dims = int(size.size());
+    if (value.dims > 6) throw value_error("a tensor of more than 6 dimensions");
+    for (int i = 0; i < value.dims; ++i) value.size[i] = size[i].cast<int64_t>();
+    value.dtype = dtype_of(from.attr("dtype"));
+    return true;
+  }
+
+  static mcd::Dtype dtype_of(handle dtype) {
+    // torch's dtypes are singletons, looked up once and kept to the end of the process.
+    static const auto* known = [] {
+      const module_ torch = module_::import("torch");
+      auto* pointers = new PyObject*[7];
+      int i = 0;
+      for (const char* name : {"float32", "float64", "bfloat16", "float16", "int32", "int64", "bool"})
+        pointers[i++] = object(torch.attr(name)).release().ptr();
+      return pointers;
+    }();
+    for (int i = 0; i < 7; ++i)
+      if (dtype.ptr() == known[i]) return mcd::Dtype(i);
+    throw type_error("tensor of an unsupported dtype");
+  }
+};
+
+template <> struct type_caster<mcd::Where> {
+  PYBIND11_TYPE_CASTER(mcd::Where, const_name("tuple[int, int, int]"));
+
+  bool load(handle from, bool) {
+    const auto where = from.cast<tuple>();
+    value.device = where[0].cast<int>();
+    value.stream = reinterpret_cast<void*>(where[1].cast<uintptr_t>());
+    value.threads = where[2].cast<int>();
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Compiled operators; call them through mcd.ops.";
+  module.attr("with_cuda") = mcd::with_cuda;
+  // The GIL is given back while they run.
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  module.def("backward_warp_fwd", &mcd::backward_warp_fwd, release);
+  module.def("backward_warp_bwd", &mcd::backward_warp_bwd, release);
+}

@@ -1,0 +1,90 @@
+// The loops around operators: over OpenMP threads on CPU, over a grid on CUDA.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "host_device.h"
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+#endif
+
+namespace mcd {
+
+#if defined(__x86_64__) && !defined(__CUDACC__) && !defined(MCD_BASELINE_ONLY)
+#define MCD_X86 1
+#define MCD_TARGET_AVX2 __attribute__((target("avx2,fma")))
+#define MCD_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+
+template <typename Body> MCD_TARGET_AVX2 void loop_avx2(const Body& body, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) body(i);
+}
+template <typename Body> MCD_TARGET_AVX512 void loop_avx512(const Body& body, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) body(i);
+}
+#endif
+
+template <typename Body> void loop_baseline(const Body& body, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) body(i);
+}
+
+// body(i) for i in [0, count): a contiguous share for each thread, compiled for what the processor has. `body` is a
+// functor whose operator() is MCD_HD. Where it may run beside itself, what it writes must depend on i alone: then results
+// are the same bit for bit whatever the number of threads.
+template <typename Body> void for_each_cpu(int64_t count, int threads, const Body& body) {
+  auto* loop = &loop_baseline<Body>;
+#ifdef MCD_X86
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) loop = &loop_avx2<Body>;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    loop = &loop_avx512<Body>;
+#endif
+  const int64_t shares = std::min<int64_t>(std::max(threads, 1), count);
+  if (shares <= 1) return loop(body, 0, count);
+#pragma omp parallel for num_threads(int(shares)) schedule(static, 1)
+  for (int64_t share = 0; share < shares; ++share)
+    loop(body, count * share / shares, count * (share + 1) / shares);
+}
+
+#ifdef __CUDACC__
+inline void check_launch(const char* operator_name) {
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(operator_name) + ": CUDA launch failed: " + cudaGetErrorString(error));
+}
+
+template <typename Body> __global__ void loop_cuda(Body body, int64_t count) {
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) body(i);
+}
+
+// body(i) for i in [0, count), one CUDA thread each.
+template <typename Body> void for_each_cuda(int64_t count, void* stream, const char* operator_name, const Body& body) {
+  constexpr int threads = 256;
+  if (count == 0) return;
+  loop_cuda<<<unsigned((count + threads - 1) / threads), threads, 0, cudaStream_t(stream)>>>(body, count);
+  check_launch(operator_name);
+}
+
+// Sums `values[0..n)` over a block of `kThreads`; the result is valid in thread 0. A fixed tree: deterministic.
+template <int kThreads, int kCount, typename T> __device__ void block_sum(T (&values)[kCount]) {
+  static_assert(kThreads % 32 == 0, "whole warps");
+  __shared__ T shared[kThreads / 32][kCount];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k)
+    for (int step = 16; step > 0; step /= 2) values[k] += __shfl_xor_sync(0xffffffffu, values[k], step);
+  if (lane == 0)
+    for (int k = 0; k < kCount; ++k) shared[warp][k] = values[k];
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (int w = 1; w < kThreads / 32; ++w)
+      for (int k = 0; k < kCount; ++k) values[k] += shared[w][k];
+}
+#endif
+
+}  // namespace mcd

@@ -1,0 +1,115 @@
+"""Which implementation serves an operator: names, availability, precedence.
+
+Precedence: the operator's `backend` argument, then `use_backend`, then `set_backend` (config, `--backend`), then the
+environment variable `MCD_BACKEND`, then `auto`. A choice is one name for all operators, or a map {operator: name}.
+`auto` takes the first of `native`, `triton`, `reference` that can serve. What is named for one operator (argument or
+map entry) must be served or `BackendUnavailable` is raised; a name for all holds for the operators that have it, the
+others take `auto`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Mapping
+
+import torch
+
+BACKENDS = ("native", "triton", "reference")
+EVERY = "*"
+
+Choice = str | Mapping[str, str]
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend asked for is unknown or cannot serve here; the message names those that can."""
+
+
+class _Scoped(threading.local):
+    """What `use_backend` has put in force on this thread. Dynamo guards attributes of a threading.local, so compiled
+    code is compiled again when the choice changes; a ContextVar would be neither traced nor guarded."""
+
+    def __init__(self) -> None:
+        self.choice: dict[str, str] = {}
+
+
+_scoped = _Scoped()
+_process: dict[str, str] = {}
+_environment = os.environ.get("MCD_BACKEND", "")
+
+
+def _normalized(choice: Choice, origin: str) -> dict[str, str]:
+    if not isinstance(choice, str | Mapping):
+        raise TypeError(f"{origin}: a backend is a name or a map {{operator: name}}, not {type(choice).__name__}")
+    entries = {EVERY: choice} if isinstance(choice, str) else dict(choice)
+    for name in entries.values():
+        if name != "auto" and name not in BACKENDS:
+            raise BackendUnavailable(f"{origin}: unknown backend {name!r}; known: auto, {', '.join(BACKENDS)}")
+    return entries
+
+
+class use_backend:
+    """`with use_backend("reference"):` or `with use_backend({"backward_warp": "native"}):`, on this thread.
+
+    Nests (a map adds to what is in force around it, a name replaces it) and restores the outer choice on exceptions.
+    It works inside and around compiled code.
+    """
+
+    def __init__(self, choice: Choice):
+        self._entries = _normalized(choice, "use_backend")
+        self._outer: list[dict[str, str]] = []
+
+    def __enter__(self) -> None:
+        self._outer.append(_scoped.choice)
+        _scoped.choice = self._entries if EVERY in self._entries else {**_scoped.choice, **self._entries}
+
+    def __exit__(self, *exception: object) -> None:
+        _scoped.choice = self._outer.pop()
+
+
+def set_backend(choice: Choice) -> None:
+    """Choose for the whole process, in all its threads; `use_backend` and arguments beat it."""
+    global _process
+    _process = _normalized(choice, "set_backend")
+
+
+def chosen(operator: str) -> tuple[str, bool]:
+    """The backend in force for an operator, and whether it was named for this operator alone."""
+    for entries in (_scoped.choice, _process):
+        if operator in entries:
+            return entries[operator], True
+        if EVERY in entries:
+            return entries[EVERY], False
+    if _environment:
+        return _normalized(_environment, "MCD_BACKEND")[EVERY], False
+    return "auto", False
+
+
+def why_not(backend: str, device_type: str) -> str | None:
+    """None if the backend can run on this kind of device, else the reason in words."""
+    if device_type == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if backend == "native":
+        from mcd.ops import native
+
+        return native.why_not(device_type)
+    if backend == "triton":
+        return _why_no_triton(device_type)
+    return None
+
+
+def _why_no_triton(device_type: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "on CPU triton runs only in its interpreter (TRITON_INTERPRET=1)"
+    if device_type not in ("cpu", "cuda"):
+        return f"triton kernels run on cuda, not on {device_type}"
+    return None
+
+
+def available_backends(device: str | torch.device = "cpu") -> dict[str, str | None]:
+    """{backend: None if it can run on `device`, else why not}; an operator may have fewer than these."""
+    device_type = torch.device(device).type
+    return {backend: why_not(backend, device_type) for backend in BACKENDS}

@@ -1,0 +1,308 @@
+"""Typed configuration: YAML file, then ``--set a.b=c``; every unknown or ill-typed key is rejected by name.
+
+A config is one tree of frozen sections. Lengths of stages are given in ``steps`` or in ``epochs``; everything a
+schedule says about time (phases, drops) is in the same unit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+STAGES = ("scene", "instances", "object", "scale", "pseudo", "final", "control")
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Range = tuple[float, float]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the key."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Synthetic(Section):
+    """Scenes to make with ``mcd.data.synthetic`` when ``data.root`` does not exist."""
+
+    frames: Count = Field(640, description="training triplets")
+    val_frames: Count = Field(80, description="held-out triplets")
+    seed: int = 0
+
+
+class Data(Section):
+    kind: Literal["triplets", "sequence"] = "triplets"
+    root: Path = Field(Path("data/synthetic"), description="folder of the data set")
+    size: tuple[Count, Count] = Field((64, 192), description="height and width that the networks see")
+    synthetic: Synthetic | None = None
+    masks: Path = Field(Path("masks"), description="triplets: instance masks, below root")
+    road_masks: Path = Field(Path("road_masks"), description="triplets: road masks, below root")
+    images: Path = Field(Path("."), description="sequence: folder of the frames, below root")
+    depth: Path | None = Field(None, description="sequence: folder of 16-bit PNG depth (metres * 256), below root")
+    calibration: Path | None = Field(None, description="sequence: KITTI calib_cam_to_cam.txt, below root")
+    intrinsics: tuple[Positive, Positive, float, float] | None = Field(
+        None, description="sequence: fx, fy, cx, cy in pixels of the original frames"
+    )
+    fov: Positive | None = Field(None, description="sequence: horizontal field of view in degrees, if no intrinsics")
+    train_frames: tuple[int, int] | None = Field(None, description="sequence: first and last training frame")
+    val_frames: tuple[int, int] | None = Field(None, description="sequence: first and last validation frame")
+    eval_frames: tuple[int, int] | None = Field(None, description="sequence: first and last evaluated frame")
+    spacing: tuple[Count, ...] = Field((1,), description="sequence: frame distances to draw from while training")
+    half_pixel: bool = Field(True, description="K of a resized frame is exact; False: the published row scaling")
+    on_error: Literal["stop", "skip"] = Field("stop", description="a corrupt or missing file stops, or is counted")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes")
+
+
+class Augment(Section):
+    flip: Fraction = Field(0.5, description="probability of a left-right flip")
+    jitter: Fraction = Field(0.5, description="probability of colour jitter")
+    brightness: Range = (0.8, 1.2)
+    contrast: Range = (0.8, 1.2)
+    saturation: Range = (0.8, 1.2)
+    hue: Range = (-0.1, 0.1)
+
+
+class Nets(Section):
+    depth: str = "light"
+    pose: str = "light"
+    motion: str = "light"
+    scale: str = "light"
+    pretrained: bool = Field(False, description="start backbones from ImageNet weights")
+    positive_scale: bool = Field(True, description="scale net cannot go negative; False: the published linear output")
+
+
+class Photometric(Section):
+    """Weights of the self-supervised losses."""
+
+    ssim: float = 3.0
+    l1: float = 2.0
+    c1: float = float("inf")
+    c2: float = 9e-6
+    scales: Annotated[int, Field(ge=1, le=4)] = 4
+    smoothness: float = 0.002
+    sparsity: float = 0.02
+    mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
+
+
+class Schedule(Section):
+    """How long a stage trains, and how."""
+
+    steps: Count | None = None
+    epochs: Positive | None = None
+    batch: Count = 8
+    lr: Positive = 1e-3
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
+    drops: tuple[tuple[float, float], ...] = Field((), description="(when, factor): learning-rate drops")
+    clip: Positive | None = Field(10.0, description="gradient norm per network")
+    validate_every: Count = Field(100, description="steps between validations")
+    validate_batches: Count = Field(8, description="batches of one validation")
+    checkpoint_every: Count = Field(100, description="steps between resumable checkpoints")
+    select: Literal["best", "last", "ground_truth"] = Field(
+        "best", description="weights kept: lowest validation loss, last, or (published) lowest abs_rel on ground truth"
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Schedule:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of 'steps' and 'epochs'")
+        return self
+
+    def in_steps(self, when: float, steps_per_epoch: int) -> int:
+        """A moment of this schedule (steps or epochs, as its length) as a step number."""
+        return round(when * (steps_per_epoch if self.epochs is not None else 1))
+
+    def length(self, steps_per_epoch: int) -> int:
+        return self.steps if self.steps is not None else self.in_steps(float(self.epochs or 0), steps_per_epoch)
+
+
+class Scene(Schedule):
+    """Depth, pose and residual motion, self-supervised."""
+
+    motion_from: float | None = Field(None, description="when the motion net starts, alone; None: no residual motion")
+    joint_from: float | None = Field(None, description="when all nets train together")
+    motion_floor: float = Field(1e-5, description="residual motion below this magnitude is dropped")
+
+    @model_validator(mode="after")
+    def _phases(self) -> Scene:
+        if self.motion_from is not None and self.joint_from is not None and self.joint_from < self.motion_from:
+            raise ValueError("'joint_from' must not lie before 'motion_from'")
+        return self
+
+
+class InstancesStage(Section):
+    """Which masks move, and where they are in the neighbouring frames."""
+
+    batch: Count = 8
+    flow_threshold: Positive = Field(1.0, description="pixels at a width of 512")
+    coverage: Fraction = Field(0.5, description="share of a mask that must move")
+    middle: Count | None = Field(20, description="masks in the central 1/k of the columns count as dynamic; None: off")
+    min_area: Fraction = Field(0.005, description="smallest mask, share of the image")
+
+
+class Object(Schedule):
+    smoothness: float = 0.02
+
+
+class Scale(Schedule):
+    huber: Positive = 0.005
+    shift_augment: Fraction = Field(
+        0.36, description="largest sideways shift of the inputs, share of the width; 0: the published form"
+    )
+    dilate: Annotated[int, Field(ge=0)] = Field(2, description="5x5 dilations of the box, at a width of 512")
+    dilate_middle: Annotated[int, Field(ge=0)] = Field(5, description="the same for masks straight ahead")
+
+
+class Pseudo(Section):
+    batch: Count = 16
+
+
+class Final(Scene):
+    pseudo_weight: float = Field(0.1, description="weight of the pseudo-depth loss; 0 is the control")
+
+
+class Evaluation(Section):
+    protocol: Literal["cityscapes", "kitti"] = "cityscapes"
+    split: Literal["val", "test"] = "val"
+    min_depth: Positive = 1e-3
+    max_depth: Positive = 80.0
+    keep_rows: Fraction = Field(0.75, description="cityscapes: upper share of the full image that is kept")
+    crop: tuple[Fraction, Fraction, Fraction, Fraction] | None = Field(
+        None, description="top, bottom, left, right as shares of the kept image; None: the protocol's own"
+    )
+    min_mask_area: Fraction = Field(0.005, description="cityscapes: smallest object mask, share of the full image")
+    batch: Count = 8
+
+
+class Config(Section):
+    run: str | None = Field(None, description="name of the run folder; None: the config's stem")
+    runs: Path = Field(Path("runs"), description="where run folders are")
+    init: Path | None = Field(None, description="run, stage folder or weights file to start from")
+    stages: tuple[Literal["scene", "instances", "object", "scale", "pseudo", "final", "control"], ...] = STAGES[:-1]
+    seed: int = 0
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: as torch chooses")
+    backend: str | dict[str, str] = Field("auto", description="auto, a name, or {operator: name}")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="networks; auto: bfloat16 on CUDA")
+    channels_last: bool = True
+    on_nan: Literal["stop", "skip"] = "stop"
+    log_every: Count = 20
+    picture_every: Count = 200
+    data: Data = Data()
+    augment: Augment = Augment()
+    nets: Nets = Nets()
+    loss: Photometric = Photometric()
+    scene: Scene = Scene(steps=1000)
+    instances: InstancesStage = InstancesStage()
+    object: Object = Object(steps=200)
+    scale: Scale = Scale(steps=350)
+    pseudo: Pseudo = Pseudo()
+    final: Final = Final(steps=300)
+    evaluation: Evaluation = Evaluation()
+
+    def digest(self) -> str:
+        """Hash of everything that decides the result (not where it is written, nor how often it is logged)."""
+        document = self.model_dump(mode="json", exclude={"run", "runs", "log_every", "picture_every", "device"})
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML config and lay ``a.b=c`` assignments over it.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, a key is unknown (the nearest known one is named),
+            a value has the wrong type, or an assignment is not of the form ``a.b=c``.
+    """
+    path = Path(path)
+    try:
+        document = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"config {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"config {path} must be a mapping of keys, not {type(document).__name__}")
+    for assignment in overrides:
+        _assign(document, assignment)
+    document.setdefault("run", path.stem)
+    return parse_config(document, source=str(path))
+
+
+def parse_config(document: Mapping[str, Any], source: str = "config") -> Config:
+    """Validate a mapping; see :func:`load_config` for the errors."""
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        lines = [f"{source} is not valid:"]
+        lines += [f"  {_explain(dict(item))}" for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
+    """Every key as (dotted name, default, description), for ``--help`` and for suggestions."""
+    keys: list[tuple[str, Any, str]] = []
+    for name, field in section.model_fields.items():
+        nested = _section_of(field.annotation)
+        default = field.get_default(call_default_factory=True)
+        if nested is None:
+            keys.append((prefix + name, default, field.description or ""))
+        else:
+            keys.extend(
+                (key, getattr(default, key.rsplit(".", 1)[1], value) if default is not None else value, text)
+                for key, value, text in known_keys(nested, f"{prefix}{name}.")
+            )
+    return keys
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _explain(item: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        names = [name for name, _, _ in known_keys()] + sorted({n.split(".")[0] for n, _, _ in known_keys() if "." in n})
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+        return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    value = item.get("input")
+    got = "" if isinstance(value, dict | BaseModel) or item["type"] == "missing" else f" (got {value!r})"
+    return f"'{key}': {item['msg']}{got}" if key else f"{item['msg']}{got}"
+
+
+def _assign(document: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {assignment}: expected KEY=VALUE, for example --set scene.lr=0.001")
+    *sections, last = key.split(".")
+    for name in sections:
+        child = document.get(name)
+        if child is None:
+            child = document[name] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {assignment}: '{name}' is a value, not a section")
+        document = child
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment}: {error}") from error
+    # YAML reads 1e-3 as text; a number is meant.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if last in ("steps", "epochs") and value is not None:
+        document.pop("epochs" if last == "steps" else "steps", None)
+    document[last] = value

@@ -1,0 +1,30 @@
+"""Data sets: synthetic streets, image triplets in the Cityscapes layout, and folders of consecutive frames."""
+
+from mcd.data.dataset import FrameDataset, WholeFrame
+from mcd.data.evaluation import EvaluationSet
+from mcd.data.files import DataError
+from mcd.data.frames import Frames, Reader, open_reader
+from mcd.data.labels import instance_masks, road_mask
+from mcd.data.loader import StepSampler, build_loader, collate, fixed_batches, prefetch, to_device
+from mcd.data.sequence import SequenceFolder
+from mcd.data.triplets import TripletFolder
+
+__all__ = [
+    "DataError",
+    "EvaluationSet",
+    "FrameDataset",
+    "Frames",
+    "Reader",
+    "SequenceFolder",
+    "StepSampler",
+    "TripletFolder",
+    "WholeFrame",
+    "build_loader",
+    "collate",
+    "fixed_batches",
+    "instance_masks",
+    "open_reader",
+    "prefetch",
+    "road_mask",
+    "to_device",
+]

@@ -1,0 +1,153 @@
+"""A torch data set whose items depend on nothing but (seed, draw, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mcd.config import Augment, Data
+from mcd.data.augment import jitter
+from mcd.data.files import DataError, resize_image, resize_nearest
+from mcd.data.frames import Reader
+from mcd.geometry import flip_intrinsics, scale_intrinsics
+
+# A data set whose resized frames fit into this stays decoded in every process that reads it.
+CACHE_BYTES = 256 * 2**20
+
+Key = int | tuple[int, int]
+Item = dict[str, Any]
+
+
+class WorkItem(Protocol):
+    """What one item of a data set is about; a stage may add to it, such as which object of the frame."""
+
+    @property
+    def frame(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class WholeFrame:
+    """A frame as a whole."""
+
+    frame: str
+
+
+class FrameDataset(Dataset[Item]):
+    """Frame triplets at the networks' size, with any labels that a stage adds.
+
+    Items are asked for by ``(index, draw)``: the draw (the epoch, usually) picks the random numbers. The item is a pure
+    function of the two and the seed, so a run that goes on in the middle of an epoch sees what it would have seen, with
+    any number of workers.
+
+    Args:
+        augment: flips, jitter and random spacing of sequences; None for none of them.
+        items: what to iterate over; default: every frame of the reader.
+        labels: arrays of an item by name. Those with two or more dimensions end in H, W, are bool or floating, and
+            follow resize (nearest) and flips; other values pass as they are.
+
+    Items are dicts: ``reference`` [3,H,W] and ``sources`` [2,3,H,W] uint8, ``K`` [3,3] float32, ``frame``,
+    ``index``, ``draw`` (a random number in [0, 1) for the stage), ``skipped`` (what could not be read), and the labels.
+    :func:`mcd.data.to_device` makes images float32 in [0, 1]; bytes travel four times lighter.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        config: Data,
+        augment: Augment | None = None,
+        seed: int = 0,
+        items: Sequence[WorkItem] | None = None,
+        labels: Callable[[Any], Mapping[str, Any]] | None = None,
+    ):
+        self.items: Sequence[WorkItem] = [WholeFrame(frame) for frame in reader.frames] if items is None else items
+        self._reader, self._config, self._augment, self._labels = reader, config, augment, labels
+        self._seed = seed % 2**64
+        frames = {item.frame for item in self.items}
+        spacings = len(config.spacing) if config.kind == "sequence" else 1
+        fits = len(frames) * spacings * 9 * config.size[0] * config.size[1] <= CACHE_BYTES
+        self._cache: dict[tuple[str, int], tuple[NDArray[np.uint8], NDArray[np.float64]]] | None = {} if fits else None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Key) -> Item:
+        """One item.
+
+        Raises:
+            DataError: a file is missing or broken; with ``data.on_error: skip`` the next item that can be read
+                takes the place of this one, and it is an error only if there is none.
+        """
+        index, draw = key if isinstance(key, tuple) else (key, 0)
+        skipped: list[str] = []
+        for step in range(len(self)):
+            try:
+                return self._make((index + step) % len(self), draw) | {"skipped": skipped}
+            except DataError as error:
+                if self._config.on_error == "stop":
+                    raise
+                skipped.append(str(error))
+        raise DataError(f"none of the {len(self)} items can be read; the first: {skipped[0]}")
+
+    def _make(self, index: int, draw: int) -> Item:
+        rng = np.random.default_rng((self._seed, draw, index))
+        item, augment = self.items[index], self._augment
+        # Every number is drawn whether or not it is used, so that options do not change each other's effect.
+        number, flip, jittered, distance = rng.random(4)
+        spacings = self._reader.spacings(item.frame)
+        images, K = self._load(item.frame, spacings[int(distance * len(spacings)) if augment else 0])
+        labels = {name: self._label(name, value, item) for name, value in self._label_values(item)}
+        if augment is not None and flip < augment.flip:
+            images, K = images[..., ::-1], flip_intrinsics(torch.from_numpy(K), images.shape[-1]).numpy()
+            labels = {name: value.flip(-1) if isinstance(value, Tensor) else value for name, value in labels.items()}
+        if augment is not None and jittered < augment.jitter:
+            images = jitter(images, augment, rng)
+        previous, reference, following = torch.from_numpy(np.array(images))
+        return {
+            "reference": reference,
+            "sources": torch.stack((previous, following)),
+            "K": torch.from_numpy(K).float(),
+            "frame": item.frame,
+            "index": torch.tensor(index),
+            "draw": torch.tensor(number, dtype=torch.float32),
+            **labels,
+        }
+
+    def _load(self, frame: str, spacing: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """Images [3,3,H,W] (frame, channel) and K at the networks' size."""
+        if self._cache is not None and (frame, spacing) in self._cache:
+            return self._cache[frame, spacing]
+        frames, size = self._reader.read(frame, spacing), self._config.size
+        shapes = {image.shape[:2] for image in frames.images}
+        if len(shapes) > 1:
+            raise DataError(f"the three images of frame {frame} differ in size: {sorted(shapes)}")
+        images = np.stack([resize_image(image, size) for image in frames.images]).transpose(0, 3, 1, 2)
+        loaded = np.ascontiguousarray(images), network_intrinsics(frames.K, shapes.pop(), self._config)
+        if self._cache is not None:
+            self._cache[frame, spacing] = loaded
+        return loaded
+
+    def _label_values(self, item: WorkItem) -> Sequence[tuple[str, Any]]:
+        return list(self._labels(item).items()) if self._labels is not None else []
+
+    def _label(self, name: str, value: Any, item: WorkItem) -> Any:
+        if not isinstance(value, np.ndarray) or value.ndim < 2:
+            return value
+        if value.dtype != np.bool_ and not np.issubdtype(value.dtype, np.floating):
+            raise TypeError(f"label '{name}' is {value.dtype}; expected bool or floating")
+        if value.dtype != np.bool_ and not np.isfinite(value).all():
+            raise DataError(f"label '{name}' of frame {item.frame} is not finite")
+        value = resize_nearest(value, self._config.size)
+        return torch.from_numpy(np.array(value, dtype=np.bool_ if value.dtype == np.bool_ else np.float32))
+
+
+def network_intrinsics(K: NDArray[np.float64], native: tuple[int, int], config: Data) -> NDArray[np.float64]:
+    """K [3,3] of an image of ``native`` height and width, after it was resized to the networks' size."""
+    (height, width), (h, w) = native, config.size
+    return scale_intrinsics(torch.from_numpy(K), w / width, h / height, half_pixel=config.half_pixel).numpy()

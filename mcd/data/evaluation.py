@@ -1,0 +1,143 @@
+"""Frames with ground truth, cut and masked as the evaluation protocols want it.
+
+The Cityscapes layout keeps whole images and cuts the ego car off here:
+
+    leftImg8bit/{split}/{city}/{frame}_leftImg8bit.png     image
+    camera/{split}/{city}/{frame}_camera.json              intrinsics
+    {split}_gt_depths/{frame}.npy                          metric depth, 0 where there is none
+    {split}_mask_class/{city}/{frame}/{j}.png              objects that move
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from mcd.config import Config
+from mcd.data.dataset import Key, WholeFrame, network_intrinsics
+from mcd.data.files import (
+    DataError,
+    Picture,
+    read_camera,
+    read_depth_array,
+    read_image,
+    read_mask,
+    resize_image,
+    text,
+)
+from mcd.data.labels import numbered_masks
+from mcd.data.sequence import SequenceFolder
+
+Region = NDArray[np.bool_]
+
+# Top, bottom, left, right as shares of the kept image. Cityscapes: rows 256 to 768 and columns 192 to 1856 of 768x2048.
+# KITTI: Garg et al., ECCV 2016.
+CROPS = {
+    "cityscapes": (1 / 3, 1.0, 192 / 2048, 1856 / 2048),
+    "kitti": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+}
+
+
+class EvaluationSet(Dataset[dict[str, Any]]):
+    """The evaluated frames of a config: all that have ground truth (triplets), or ``data.eval_frames`` (a sequence).
+
+    Items are dicts: ``image`` [3,H,W] uint8 and ``K`` [3,3] at the networks' size, ``frame``, ``index``, and at the size
+    of the ground truth ``depth_gt`` [h,w] float32 in metres (0 = none), ``valid`` [h,w] bool (inside the crop, depth
+    strictly between the limits) and ``dynamic_mask`` [h,w] bool, or None where moving objects are not known.
+    With the loaders of :mod:`mcd.data` the last three become lists of arrays, for sizes may differ.
+
+    Raises:
+        DataError: no ground truth where it should be; on reading, a file that is missing, broken or of another size.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._source = _Cityscapes(config) if config.data.kind == "triplets" else _Sequence(config)
+        self.items = [WholeFrame(frame) for frame in self._source.frames]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        index = key[0] if isinstance(key, tuple) else key
+        frame = self.items[index].frame
+        image, K = self._source.view(frame)
+        gt, dynamic = self._source.truth(frame)
+        if gt.shape != image.shape[:2]:
+            raise DataError(f"ground truth of {frame} is {text(gt.shape)}, but its image is {text(image.shape)}")
+        resized = resize_image(image, self._config.data.size)
+        return {
+            "image": torch.from_numpy(resized.transpose(2, 0, 1).copy()),
+            "K": torch.from_numpy(network_intrinsics(K, gt.shape, self._config.data)).float(),
+            "frame": frame,
+            "index": torch.tensor(index),
+            "depth_gt": gt,
+            "valid": valid_pixels(self._config, gt),
+            "dynamic_mask": dynamic,
+        }
+
+
+def valid_pixels(config: Config, gt: NDArray[np.float32]) -> Region:
+    """Pixels [h, w] of a ground truth that count: inside the crop, depth strictly between the limits."""
+    settings = config.evaluation
+    inside = np.zeros(gt.shape, bool)
+    inside[crop_window(settings.crop or CROPS[settings.protocol], gt.shape)] = True
+    return inside & (gt > settings.min_depth) & (gt < settings.max_depth)
+
+
+def crop_window(shares: tuple[float, float, float, float], size: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns of a crop, cut off to whole pixels as the protocols do."""
+    # A share such as 1/3 times a multiple of 3 must not fall short by rounding.
+    top, bottom, left, right = (
+        int(share * side + 1e-6) for share, side in zip(shares, (size[0], size[0], size[1], size[1]), strict=True)
+    )
+    return slice(top, bottom), slice(left, right)
+
+
+class _Cityscapes:
+    def __init__(self, config: Config):
+        self._settings, self._root, split = config.evaluation, config.data.root, config.evaluation.split
+        self._images, self._cameras = self._root / "leftImg8bit" / split, self._root / "camera" / split
+        self._masks, self._depths = self._root / f"{split}_mask_class", self._root / f"{split}_gt_depths"
+        for folder in (self._depths, self._masks):
+            if not folder.is_dir():
+                raise DataError(f"folder of ground truth {folder} does not exist")
+        self.frames = sorted(f"{path.stem.split('_')[0]}/{path.stem}" for path in self._depths.glob("*.npy"))
+        if not self.frames:
+            raise DataError(f"folder of ground truth {self._depths} holds no .npy")
+
+    def view(self, frame: str) -> tuple[Picture, NDArray[np.float64]]:
+        image = read_image(self._images / f"{frame}_leftImg8bit.png")
+        return image[: self._rows(len(image))], read_camera(self._cameras / f"{frame}_camera.json")
+
+    def truth(self, frame: str) -> tuple[NDArray[np.float32], Region]:
+        gt = read_depth_array(self._depths / f"{Path(frame).name}.npy")
+        dynamic = np.zeros(gt.shape, bool)
+        for mask_path in numbered_masks(self._masks / frame).values():
+            mask = read_mask(mask_path)
+            if mask.shape != gt.shape:
+                raise DataError(f"mask {mask_path} is {text(mask.shape)}, but the ground truth is {text(gt.shape)}")
+            if mask.sum() >= self._settings.min_mask_area * mask.size:
+                dynamic |= mask
+        rows = self._rows(len(gt))
+        return gt[:rows], dynamic[:rows]
+
+    def _rows(self, height: int) -> int:
+        return round(self._settings.keep_rows * height)
+
+
+class _Sequence:
+    def __init__(self, config: Config):
+        self._folder = SequenceFolder(config.data, "eval")
+        self.frames = self._folder.every_frame
+
+    def view(self, frame: str) -> tuple[Picture, NDArray[np.float64]]:
+        return self._folder.read_image(frame), self._folder.K
+
+    def truth(self, frame: str) -> tuple[NDArray[np.float32], None]:
+        return self._folder.read_depth(frame), None

@@ -1,0 +1,49 @@
+"""What a reader of any data set gives: three frames and the camera that took them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcd.config import Data
+from mcd.data.files import Picture
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Three consecutive frames at their native size."""
+
+    images: tuple[Picture, Picture, Picture]
+    """Previous, reference, next."""
+    K: NDArray[np.float64]
+    """[3, 3] in pixels of ``images``."""
+
+
+class Reader(Protocol):
+    """A split of a data set."""
+
+    frames: list[str]
+    """Sorted names of the reference frames, such as ``"ulm/ulm_000002_000025"`` or ``"0000000012"``."""
+
+    def spacings(self, frame: str) -> tuple[int, ...]:
+        """Distances to the sources that can be had for this frame; the first is the usual one."""
+        ...
+
+    def read(self, frame: str, spacing: int | None = None) -> Frames:
+        """The frame between its neighbours at a distance; None: the usual one.
+
+        Raises:
+            DataError: a file is missing, broken or does not fit the others.
+        """
+        ...
+
+
+def open_reader(config: Data, split: str) -> Reader:
+    """The reader of a split ("train" or "val") for the kind of data set that the config names."""
+    from mcd.data.sequence import SequenceFolder
+    from mcd.data.triplets import TripletFolder
+
+    return TripletFolder(config, split) if config.kind == "triplets" else SequenceFolder(config, split)

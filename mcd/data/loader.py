@@ -1,0 +1,212 @@
+"""From a data set to batches on the device: order, worker processes, collation, asynchronous copies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from mcd.data.dataset import Item, Key, WorkItem
+from mcd.data.files import DataError
+
+Batch = dict[str, Any]
+
+# Tensors [n, H, W] with another n in every item.
+RAGGED = frozenset({"instances"})
+
+
+class Ragged(NamedTuple):
+    """Tensors of different length after one another; one tensor costs one copy and one file descriptor."""
+
+    values: Tensor
+    counts: list[int]
+
+
+class Listed(Protocol):
+    """A data set that says what its items are about."""
+
+    items: Sequence[WorkItem]
+
+    def __getitem__(self, key: Key) -> Item: ...
+
+
+class StepSampler(Iterable[list[tuple[int, int]]], Sized):
+    """Batches of ``(index, epoch)`` for the steps ``start`` to ``steps``, shuffled anew every epoch.
+
+    Which items a step sees depends on nothing but the seed and the step. The incomplete last batch of an epoch is left
+    out.
+
+    Raises:
+        ValueError: there are fewer than ``batch`` items.
+    """
+
+    def __init__(self, length: int, batch: int, seed: int, start: int, steps: int):
+        if length < batch:
+            raise ValueError(f"a batch of {batch} cannot be drawn from a data set of {length} items: lower the batch")
+        self.steps_per_epoch = length // batch
+        self._length, self._batch, self._seed, self._start, self._steps = length, batch, seed % 2**64, start, steps
+
+    def __len__(self) -> int:
+        return max(self._steps - self._start, 0)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        shuffled, order = -1, np.arange(0)
+        for step in range(self._start, self._steps):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != shuffled:
+                # Items draw from (seed, epoch, index), and NumPy takes a missing number for a zero.
+                shuffled, order = epoch, np.random.default_rng((self._seed, epoch, 0, 1)).permutation(self._length)
+            yield [(int(index), epoch) for index in order[position * self._batch : (position + 1) * self._batch]]
+
+
+def build_loader(
+    dataset: Dataset[Item],
+    batches: Iterable[Sequence[Key]],
+    workers: int,
+    device: torch.device | str = "cpu",
+) -> DataLoader[Batch]:
+    """A loader of the given batches of keys, with worker processes and, for CUDA, pinned memory."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.device(device).type == "cuda",
+        worker_init_fn=_outlive_signals,
+    )
+
+
+def fixed_batches(
+    dataset: Listed,
+    batch: int,
+    workers: int,
+    device: torch.device | str = "cpu",
+    *,
+    limit: int | None = None,
+    skip: Collection[str] = (),
+) -> DataLoader[Batch]:
+    """All items once and in order, the last batch being smaller.
+
+    Args:
+        limit: at most so many batches, of items spread evenly over the data set.
+        skip: frames to leave out.
+    """
+    indices = [index for index, item in enumerate(dataset.items) if item.frame not in skip]
+    if limit is not None and limit * batch < len(indices):
+        indices = [indices[position] for position in np.arange(limit * batch) * len(indices) // (limit * batch)]
+    batches = [[(index, 0) for index in indices[first : first + batch]] for first in range(0, len(indices), batch)]
+    return build_loader(dataset, batches, min(workers, len(batches)), device)  # type: ignore[arg-type]
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Tensors are stacked, those of :data:`RAGGED` joined, ``skipped`` lists chained; all else becomes a list."""
+    batch: Batch = {}
+    for name, first in items[0].items():
+        values = [item[name] for item in items]
+        if name in RAGGED:
+            batch[name] = Ragged(torch.cat(values), [len(value) for value in values])
+        elif name == "skipped":
+            batch[name] = [problem for problems in values for problem in problems]
+        else:
+            # default_collate stacks right into the memory that is shared with the main process.
+            batch[name] = default_collate(values) if isinstance(first, Tensor) else values
+    return batch
+
+
+def to_device(batch: Batch, device: torch.device | str, channels_last: bool = False) -> Batch:
+    """A collated batch as the stages want it, on the device.
+
+    Bytes [..., 3, H, W] become float32 in [0, 1], joined tensors a list. Copies from pinned memory do not wait.
+    """
+    moved: Batch = {}
+    for name, value in batch.items():
+        if isinstance(value, Ragged):
+            moved[name] = list(value.values.to(device, non_blocking=True).split(value.counts))
+        elif isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+            moved[name] = _unit_range(value, channels_last) if value.dtype == torch.uint8 else value
+        else:
+            moved[name] = value
+    return moved
+
+
+def prefetch(
+    loader: Iterable[Batch], device: torch.device | str = "cpu", channels_last: bool = False
+) -> Iterator[Batch]:
+    """Batches on the device (see :func:`to_device`); on CUDA the next one is copied while this one is used.
+
+    Items that were skipped are warned of, each file once.
+
+    Raises:
+        DataError: as raised by the data set, without the traceback of its worker process.
+    """
+    device = torch.device(device)
+    batches = _announced(loader)
+    if device.type != "cuda":
+        for batch in batches:
+            yield to_device(batch, device, channels_last)
+        return
+    stream = torch.cuda.Stream(device)
+
+    def load() -> Batch | None:
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(stream):
+            return to_device(batch, device, channels_last)
+
+    ahead = load()
+    while ahead is not None:
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for value in ahead.values():
+            for tensor in value if isinstance(value, list) else [value]:
+                if isinstance(tensor, Tensor):
+                    tensor.record_stream(current)
+        batch, ahead = ahead, load()
+        yield batch
+
+
+def _unit_range(images: Tensor, channels_last: bool) -> Tensor:
+    flat = images.flatten(0, -4)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return flat.to(torch.float32, memory_format=layout).div_(255).unflatten(0, images.shape[:-3])
+
+
+def _announced(loader: Iterable[Batch]) -> Iterator[Batch]:
+    iterator, known = iter(loader), set()
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except DataError as error:
+            # From a worker process the message arrives at the end of its traceback.
+            raise DataError(str(error).rsplit(f"{DataError.__name__}: ", 1)[-1].strip()) from None
+        for problem in batch.get("skipped", ()):
+            if problem not in known:
+                known.add(problem)
+                warnings.warn(f"left out: {problem}", stacklevel=2)
+        yield batch
+
+
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and a batch system's SIGTERM reach every process; the main one saves first and then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    """End this process at a SIGTERM of its parent, which would wait for it in vain otherwise; no other counts."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,0 +1,197 @@
+"""Consecutive frames of one camera: a folder of images, or a video, with intrinsics."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from mcd.config import Data
+from mcd.data.files import (
+    DataError,
+    Picture,
+    check_intrinsics,
+    image_size,
+    pinhole,
+    read_depth,
+    read_image,
+    read_kitti_calibration,
+    text,
+)
+from mcd.data.frames import Frames
+from mcd.video import VideoError, VideoReader
+
+_IMAGES = frozenset((".png", ".jpg", ".jpeg"))
+
+
+class SequenceFolder:
+    """A :class:`mcd.data.Reader` of consecutive frames.
+
+    Images are ordered by name, numbers in names by value. ``train_frames``, ``val_frames`` and ``eval_frames`` are
+    first and last position in that order, from 0; without them a split is the whole sequence. Sources lie in the range
+    of their split too, so that nothing is trained on frames that are evaluated.
+
+    Args:
+        split: "train", "val" or "eval".
+
+    Raises:
+        DataError: no frames, a range beyond them or too short for its neighbours, no or unusable intrinsics.
+    """
+
+    def __init__(self, config: Data, split: str):
+        self._config = config
+        self._paths = _list_images(sequence_folder(config))
+        names = [path.stem for path in self._paths]
+        self._position = {name: position for position, name in enumerate(names)}
+        self._first, self._last = self._range(split)
+        self.size = image_size(self._paths[0])
+        """Height and width of every frame."""
+        self.K: NDArray[np.float64] = _intrinsics(config, self.size, self._paths[0].parent)
+        self.every_frame = names[self._first : self._last + 1]
+        """All frames of the range, those at its ends too."""
+        self.frames = [name for name in self.every_frame if self.spacings(name)]
+        if not self.frames and split != "eval":
+            raise DataError(
+                f"{split} frames {self._first} to {self._last} of {config.root}: none has neighbours at a distance of "
+                f"{' or '.join(map(str, config.spacing))} among them"
+            )
+
+    def spacings(self, frame: str) -> tuple[int, ...]:
+        room = min(self._position[frame] - self._first, self._last - self._position[frame])
+        return tuple(spacing for spacing in self._config.spacing if spacing <= room)
+
+    def read(self, frame: str, spacing: int | None = None) -> Frames:
+        spacing = self.spacings(frame)[0] if spacing is None else spacing
+        position = self._position[frame]
+        previous, reference, following = (self._image(position + step) for step in (-spacing, 0, spacing))
+        return Frames((previous, reference, following), self.K)
+
+    def read_image(self, frame: str) -> Picture:
+        """One frame [H, W, 3]."""
+        return self._image(self._position[frame])
+
+    def read_depth(self, frame: str) -> NDArray[np.float32]:
+        """Measured depth [H, W] of a frame in metres, 0 where there is none.
+
+        Raises:
+            DataError: the config has no ``data.depth``, or the file is missing, broken or of another size.
+        """
+        if self._config.depth is None:
+            raise DataError(f"{self._config.root} has no ground truth: data.depth names no folder")
+        path = self._config.root / self._config.depth / f"{frame}.png"
+        depth = read_depth(path)
+        if depth.shape != self.size:
+            raise DataError(f"depth {path} is {text(depth.shape)}, but its image is {text(self.size)}")
+        return depth
+
+    def _image(self, position: int) -> Picture:
+        image = read_image(self._paths[position])
+        if image.shape[:2] != self.size:
+            raise DataError(
+                f"image {self._paths[position]} is {text(image.shape)}, but {self._paths[0].name} is "
+                f"{text(self.size)}: the frames of a sequence have one size"
+            )
+        return image
+
+    def _range(self, split: str) -> tuple[int, int]:
+        end = len(self._paths) - 1
+        chosen = {key: getattr(self._config, f"{key}_frames") for key in ("train", "val", "eval")}
+        if split not in chosen:
+            raise DataError(f"a sequence has no split '{split}'; it has train, val and eval")
+        first, last = chosen[split] or (0, end)
+        if not 0 <= first <= last <= end:
+            raise DataError(
+                f"data.{split}_frames is {first} to {last}, but {self._paths[0].parent} has frames 0 to {end}"
+            )
+        return first, last
+
+
+def sequence_folder(config: Data) -> Path:
+    """The folder with the frames; those of a video are written beside it once, as ``NAME.frames``."""
+    place = config.root / config.images
+    if place.is_file():
+        return _extract(place)
+    if not place.is_dir():
+        raise DataError(f"sequence {place} does not exist")
+    return place
+
+
+def _list_images(folder: Path) -> list[Path]:
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGES]
+    if not paths:
+        raise DataError(f"sequence {folder} holds no .png, .jpg or .jpeg")
+    paths.sort(key=lambda path: [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t])
+    for path, following in itertools.pairwise(paths):
+        if path.stem == following.stem:
+            raise DataError(f"sequence {folder} holds frame {path.stem} twice: {path.name} and {following.name}")
+    return paths
+
+
+def _intrinsics(config: Data, size: tuple[int, int], place: Path) -> NDArray[np.float64]:
+    height, width = size
+    if config.intrinsics is not None:
+        return check_intrinsics(pinhole(*config.intrinsics), "data.intrinsics")
+    if config.calibration is not None:
+        path = config.root / config.calibration
+        K, meant = read_kitti_calibration(path)
+        if meant != size:
+            raise DataError(f"calibration {path} is for {text(meant)} frames, but those of {place} are {text(size)}")
+        return K
+    if config.fov is not None:
+        if config.fov >= 180:
+            raise DataError(f"data.fov is {config.fov:g} degrees; a pinhole camera sees less than 180")
+        focal = width / 2 / math.tan(math.radians(config.fov) / 2)
+        warnings.warn(
+            f"intrinsics of {place} are guessed: a focal length of {focal:.1f} pixels, from a field of view of "
+            f"{config.fov:g} degrees",
+            stacklevel=2,
+        )
+        return pinhole(focal, focal, (width - 1) / 2, (height - 1) / 2)
+    raise DataError(
+        f"the intrinsics of {place} are not known: give data.intrinsics [fx, fy, cx, cy], data.calibration, or guess "
+        f"with data.fov (horizontal field of view in degrees)"
+    )
+
+
+def _extract(video: Path) -> Path:
+    """Frames of a video as JPEG files; training reads frames in random order, which a video cannot give."""
+    folder = video.with_name(f"{video.name}.frames")
+    if folder.is_dir():
+        if folder.stat().st_mtime < video.stat().st_mtime:
+            raise DataError(f"{folder} is older than {video.name}, whose frames it holds: delete it")
+        return folder
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{video.name}.", dir=video.parent))
+    except OSError as error:
+        raise DataError(f"the frames of {video} cannot be written beside it: {error}") from None
+    try:
+        reader = VideoReader(video)
+        count = 0
+        for count, picture in enumerate(tqdm(reader, total=reader.frames, desc=f"frames of {video.name}"), start=1):
+            Image.fromarray(picture).save(partial / f"{count - 1:010d}.jpg", quality=95, subsampling=0)
+        if reader.problem is not None:
+            warnings.warn(f"video {video} breaks off after {count} frames: {reader.problem}", stacklevel=2)
+        if count == 0:
+            raise DataError(f"video {video} has no frames")
+        partial.chmod(0o755)
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            # Another process was faster.
+            if not folder.is_dir():
+                raise
+    except (VideoError, OSError) as error:
+        raise DataError(f"video {video} cannot be used: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder

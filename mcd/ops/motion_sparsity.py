@@ -1,0 +1,63 @@
+"""Sparsity of residual motion: a square-root penalty that favours few large motions over many small ones.
+
+    a    = |motion|,  μ = mean of a over H, W, detached, per leading index and channel
+    loss = mean 2 μ sqrt(a / (μ + 1e-24) + 1)
+
+Units are the motion's. Motion that is zero everywhere costs 0; motion over nothing costs 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.registry import Operator, Sample, register
+
+
+def motion_sparsity_reference(motion: Tensor) -> Tensor:
+    size = motion.abs()
+    mean = size.detach().mean((-2, -1), keepdim=True)
+    cost = 2 * mean * torch.sqrt(size / (mean + 1e-24) + 1)
+    return cost.sum() / max(cost.numel(), 1)
+
+
+def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
+    def sample(label: str, *shape: int) -> Sample:
+        motion = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+        return Sample((motion.requires_grad_(),), {}, label)
+
+    yield sample("two sources", 2, 2, 2, 5, 19)
+    yield sample("one pixel", 3, 1, 1)
+    yield sample("no frames", 0, 2, 4, 4)
+
+
+def _bytes_moved(sample: Sample) -> int:
+    return sample.args[0].numel() * sample.args[0].element_size()
+
+
+OP = register(
+    Operator(
+        "motion_sparsity",
+        reference=motion_sparsity_reference,
+        sample_inputs=_sample_inputs,
+        bytes_moved=_bytes_moved,
+    )
+)
+
+
+def motion_sparsity(motion: Tensor, *, backend: str | None = None) -> Tensor:
+    """Scalar sparsity of `motion` [...,C,H,W]; the gradient treats the mean magnitude as a constant.
+
+    Raises:
+        ValueError, TypeError: fewer than three dimensions, or not a float tensor.
+
+    Li et al., "Unsupervised Monocular Depth Learning in Dynamic Scenes", CoRL 2020.
+    """
+    (motion,) = upcast(motion)
+    Shapes("motion_sparsity").tensor("motion", motion, "... C H W")
+    implementation = OP.implementation(backend, motion)
+    with no_autocast(motion.device.type):
+        return implementation(motion)

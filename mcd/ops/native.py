@@ -1,0 +1,79 @@
+"""The only caller of the compiled module `mcd._C`: it registers native operators and turns tensors into addresses.
+
+An operator of the compiled module is registered by its schema and by a function that allocates its outputs:
+
+    _fwd = native.define("scale_fwd(Tensor x, float factor) -> Tensor", lambda x, factor: torch.empty_like(x))
+
+which makes `torch.ops.mcd.scale_fwd` and returns it. It calls `_C.scale_fwd(x, factor, *outputs, *workspace, where)`:
+the arguments in the order of the schema, then what was allocated, then where to run. The same function allocates for
+fake tensors, so shapes under torch.compile cannot disagree with the real ones. Registered operators carry no autograd:
+a `torch.autograd.Function` around them does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch  # before _C: the process then has one OpenMP runtime, torch's
+from torch import Tensor
+
+try:
+    from mcd import _C  # type: ignore[attr-defined]
+
+    _why_no_module = None
+except ImportError as error:
+    _C = None
+    _why_no_module = f"the compiled module mcd._C does not load ({error}); `make` or `pip install -e .` builds it"
+
+
+def why_not(device_type: str) -> str | None:
+    """None if compiled operators run on this kind of device, else the reason."""
+    if _C is None:
+        return _why_no_module
+    if device_type == "cuda" and not _C.with_cuda:
+        return "mcd._C was built without CUDA: no nvcc was found"
+    if device_type not in ("cpu", "cuda"):
+        return f"mcd._C runs on cpu and cuda, not on {device_type}"
+    return None
+
+
+def define(
+    schema: str,
+    allocate: Callable[..., Any],
+    workspace: Callable[..., tuple[Tensor, ...]] = lambda *arguments: (),
+) -> Callable[..., Any]:
+    """Register `_C`'s function of this schema's name as `torch.ops.mcd.<name>` for CPU and CUDA, and return it.
+
+    allocate: the schema's arguments -> its outputs (a tensor or a tuple), uninitialised unless the function says else.
+    workspace: the schema's arguments -> scratch tensors that live for the call only.
+    """
+    name = schema.split("(")[0].strip()
+    qualified = f"mcd::{name}"
+    torch.library.define(qualified, schema[len(name) :])
+
+    def run(*arguments: Any) -> Any:
+        outputs = allocate(*arguments)
+        # Copies of strided arguments must outlive the call, so they are held here.
+        inputs = [argument.contiguous() if isinstance(argument, Tensor) else argument for argument in arguments]
+        written = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        _launch(name, *inputs, *written, *workspace(*arguments))
+        return outputs
+
+    def refuse(ctx: Any, inputs: Any, output: Any) -> None:
+        raise RuntimeError(f"torch.ops.mcd.{name} has no gradient of its own; call mcd.ops.{name.rsplit('_', 1)[0]}")
+
+    torch.library.impl(qualified, ("cpu", "cuda"), run)
+    torch.library.register_fake(qualified, allocate)
+    torch.library.register_autograd(qualified, refuse, setup_context=refuse)
+    return getattr(torch.ops.mcd, name).default
+
+
+def _launch(name: str, *arguments: Any) -> None:
+    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    function = getattr(_C, name)
+    if device.type == "cpu":
+        function(*arguments, (-1, 0, torch.get_num_threads()))
+        return
+    with torch.cuda.device(device):
+        function(*arguments, (device.index, torch.cuda.current_stream().cuda_stream, 0))

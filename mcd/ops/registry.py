@@ -1,0 +1,102 @@
+"""The operators by name: what they are made of, and which of their implementations runs.
+
+Tests and benchmarks go through `OPERATORS`, so an operator that registers itself is tested and timed with the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcd import backend as backends
+from mcd.backend import BACKENDS, BackendUnavailable
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Arguments for one call of an operator, and what they stand for."""
+
+    args: tuple
+    kwargs: dict = field(default_factory=dict)
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator and its implementations, which all take the same arguments.
+
+    name: the stem.
+    reference: plain PyTorch; it defines the others.
+    native: the compiled implementation with its autograd, or None.
+    triton: "module:function", imported when first used, or None.
+    sample_inputs: (device, dtype, generator) -> samples: small, off the discontinuities, float inputs in `dtype`.
+    bytes_moved: sample -> compulsory bytes of one forward pass, each tensor touched once.
+    """
+
+    name: str
+    reference: Callable[..., Any]
+    sample_inputs: Callable[[torch.device, torch.dtype, torch.Generator], Iterable[Sample]]
+    native: Callable[..., Any] | None = None
+    triton: str | None = None
+    bytes_moved: Callable[[Sample], int] | None = None
+
+    def why_not(self, backend: str, device_type: str) -> str | None:
+        """None if this operator can run with `backend` on this kind of device, else the reason."""
+        if getattr(self, backend) is None:
+            return f"{self.name} has no {backend} implementation"
+        return backends.why_not(backend, device_type)
+
+    def backend(self, backend: str | None, device_type: str) -> str:
+        """The name of the backend that serves; `backend` is the call's own argument."""
+        name, named_for_it = (backend, True) if backend is not None else backends.chosen(self.name)
+        if name != "auto" and name in BACKENDS:
+            reason = self.why_not(name, device_type)
+            if reason is None:
+                return name
+        else:
+            reason = f"unknown backend {name!r}"
+        usable = [known for known in BACKENDS if self.why_not(known, device_type) is None]
+        if name != "auto" and named_for_it:
+            raise BackendUnavailable(
+                f"{self.name}: backend {name!r} cannot serve {device_type}: {reason}; "
+                f"available: {', '.join(usable) or 'none'}"
+            )
+        return usable[0]
+
+    def implementation(self, backend: str | None, tensor: Tensor) -> Callable[..., Any]:
+        """The function that serves tensors like this one."""
+        name = self.backend(backend, tensor.device.type)
+        if name == "triton":
+            return _imported(str(self.triton))
+        return getattr(self, name)
+
+
+OPERATORS: dict[str, Operator] = {}
+_triton_functions: dict[str, Callable[..., Any]] = {}
+
+
+def register(operator: Operator) -> Operator:
+    if operator.name in OPERATORS:
+        raise ValueError(f"operator {operator.name!r} is registered already")
+    OPERATORS[operator.name] = operator
+    return operator
+
+
+def backend_summary(device: str | torch.device = "cpu") -> str:
+    """One line for the start of a run: which backend serves which operator on `device`."""
+    served: dict[str, list[str]] = {}
+    for operator in OPERATORS.values():
+        served.setdefault(operator.backend(None, torch.device(device).type), []).append(operator.name)
+    return "; ".join(f"{backend}: {', '.join(names)}" for backend, names in served.items())
+
+
+def _imported(path: str) -> Callable[..., Any]:
+    if path not in _triton_functions:
+        module, function = path.split(":")
+        _triton_functions[path] = getattr(importlib.import_module(module), function)
+    return _triton_functions[path]

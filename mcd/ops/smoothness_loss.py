@@ -1,0 +1,144 @@
+"""Edge-aware smoothness of mean-normalised disparity.
+
+    d*     = d / mean(d)                                             per sample
+    term_s = mean |∂x d*| · exp(-mean_c |∂x I|) + mean |∂y d*| · exp(-mean_c |∂y I|)
+    loss   = mean over scales of term_s / 2^s
+
+with forward differences; each mean runs over the pairs that exist. The object form (`masks`) takes mean(d) over the
+mask and
+
+    term_s = Σ |∂x d*| · w_x / Σ w_x + Σ |∂y d*| · w_y / Σ w_y       w = 1 where both pixels of the pair lie in the mask
+
+summed over the batch; a direction without such a pair contributes 0. (The published code takes the mean over the
+whole image, so that an object's weight depends on its size, and yields NaN without a pair.) A term over nothing is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.registry import Operator, Sample, register
+
+_WIDTH, _HEIGHT = -1, -2
+
+
+def smoothness_loss_reference(
+    disparities: Sequence[Tensor],
+    images: Sequence[Tensor] | None = None,
+    *,
+    masks: Sequence[Tensor] | None = None,
+) -> Tensor:
+    if masks is not None:
+        terms = [_masked_term(disparity, mask) for disparity, mask in zip(disparities, masks, strict=True)]
+    else:
+        terms = [_edge_aware_term(disparity, image) for disparity, image in zip(disparities, images or (), strict=True)]
+    return torch.stack([term / 2**s for s, term in enumerate(terms)]).mean()
+
+
+def _edge_aware_term(disparity: Tensor, image: Tensor) -> Tensor:
+    disparity = disparity / disparity.mean((1, 2, 3), keepdim=True)
+    image = image.to(disparity.dtype)
+    term = disparity.new_zeros(())
+    for dim in (_WIDTH, _HEIGHT):
+        weight = torch.exp(-image.diff(dim=dim).abs().mean(1, keepdim=True))
+        cost = disparity.diff(dim=dim).abs() * weight
+        term = term + cost.sum() / max(cost.numel(), 1)
+    return term
+
+
+def _masked_term(disparity: Tensor, mask: Tensor) -> Tensor:
+    disparity = torch.where(mask, disparity, 0.0)
+    area = mask.sum((1, 2, 3), keepdim=True)
+    mean = disparity.sum((1, 2, 3), keepdim=True) / area.clamp(min=1)
+    disparity = disparity / torch.where(area > 0, mean, 1.0)
+    term = disparity.new_zeros(())
+    for dim in (_WIDTH, _HEIGHT):
+        size = mask.shape[dim]
+        pair = mask.narrow(dim, 0, max(size - 1, 0)) & mask.narrow(dim, min(1, size), max(size - 1, 0))
+        cost = torch.where(pair, disparity.diff(dim=dim).abs(), 0.0)
+        term = term + cost.sum() / pair.sum().clamp(min=1)
+    return term
+
+
+def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
+    def uniform(low: float, *shape: int) -> Tensor:
+        return (low + torch.rand(shape, generator=generator, dtype=torch.float64)).to(device, dtype)
+
+    def sample(label: str, batch: int, shapes: list[tuple[int, int]], masked: bool = False) -> Sample:
+        disparities = [uniform(0.1, batch, 1, *shape).requires_grad_() for shape in shapes]
+        if masked:
+            return Sample((disparities,), {"masks": [uniform(0, batch, 1, *shape) > 0.3 for shape in shapes]}, label)
+        return Sample((disparities, [uniform(0, batch, 3, *shape) for shape in shapes]), {}, label)
+
+    yield sample("four scales", 2, [(8, 36), (4, 18), (2, 9), (1, 4)])
+    yield sample("one pixel", 1, [(1, 1)])
+    yield sample("one column", 3, [(5, 1)])
+    yield sample("object form", 2, [(6, 19), (3, 9)], masked=True)
+    yield sample("no frames", 0, [(4, 4)])
+    yield sample("object form, no frames", 0, [(4, 4)], masked=True)
+
+
+def _bytes_moved(sample: Sample) -> int:
+    tensors = [*sample.args[0], *(sample.args[1] if len(sample.args) > 1 else sample.kwargs["masks"])]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+OP = register(
+    Operator(
+        "smoothness_loss",
+        reference=smoothness_loss_reference,
+        sample_inputs=_sample_inputs,
+        bytes_moved=_bytes_moved,
+    )
+)
+
+
+def smoothness_loss(
+    disparities: Sequence[Tensor],
+    images: Sequence[Tensor] | None = None,
+    *,
+    masks: Sequence[Tensor] | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Smoothness of disparity, weaker where the image has an edge (or, with `masks`, inside each object only).
+
+    Args:
+        disparities: one [B,1,h,w] per scale, of non-zero mean.
+        images: one [B,C,h,w] per scale, at the disparity's size (no gradient); unused with `masks`.
+        masks: one bool [B,1,h,w] per scale: the object form.
+
+    Returns:
+        The scalar mean over scales of term_s / 2^s; gradients reach the disparities.
+
+    Raises:
+        ValueError, TypeError: a wrong shape, dtype, device or number of scales, named; neither images nor masks.
+
+    Godard et al., "Unsupervised Monocular Depth Estimation with Left-Right Consistency", CVPR 2017; the object form
+    is that of Nguyen et al., CVPR 2024.
+    """
+    name = "smoothness_loss"
+    label, guides = ("masks", masks) if masks is not None else ("images", images)
+    if guides is None:
+        raise ValueError(f"{name}: neither images nor masks is given")
+    for argument, value in (("disparities", disparities), (label, guides)):
+        if isinstance(value, Tensor) or not isinstance(value, Sequence):
+            raise TypeError(f"{name}: {argument} is a {type(value).__name__}, it should be a list of tensors")
+    if not disparities or len(disparities) != len(guides):
+        raise ValueError(f"{name}: {len(disparities)} disparities and {len(guides)} {label}: give one each per scale")
+    disparities = upcast(*disparities)
+    sizes = Shapes(name)
+    for s, (disparity, guide) in enumerate(zip(disparities, guides, strict=True)):
+        sizes.tensor(f"disparities[{s}]", disparity, f"B 1 h{s} w{s}")
+        if masks is None:
+            sizes.tensor(f"images[{s}]", guide, f"B C h{s} w{s}", image=True)
+        else:
+            sizes.tensor(f"masks[{s}]", guide, f"B 1 h{s} w{s}", dtype=torch.bool)
+    implementation = OP.implementation(backend, disparities[0])
+    with no_autocast(disparities[0].device.type):
+        if masks is not None:
+            return implementation(disparities, masks=masks)
+        return implementation(disparities, [image.detach() for image in guides])

@@ -1,0 +1,198 @@
+"""View-synthesis loss: the reference image rebuilt from its neighbours by predicted depth and motion, at every scale.
+
+For each scale s, with warped_i = backward_warp(sources_i, depths_s, K, T_src_ref_i, motion_i):
+
+    error_s, auto_mask_s = photometric_error(reference, warped, sources, valid)
+    losses_s = Σ auto_mask_s · error_s / Σ (auto_mask_s + 1e-10)          sums over the batch and its pixels
+    loss     = Σ_s scale_weights_s · losses_s
+
+`mask_invalid` drops the pixels that leave a source's frame or lie behind its camera (the published form keeps them,
+clamped to the border). The reference below is the unfused pair; the identity error is the same for all scales. A fused
+backend never writes a warped image to memory. A NaN spoils the pixels that read it; they fall out of the mask. No
+pixels: loss 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import inf
+
+import torch
+from torch import Tensor
+
+from mcd.ops.backward_warp import backward_warp_reference
+from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.photometric_error import (
+    check_image_size,
+    check_photometric_weights,
+    identity_error_reference,
+    min_over_sources,
+    pair_error,
+)
+from mcd.ops.registry import Operator, Sample, register
+
+
+def view_synthesis_loss_reference(
+    reference: Tensor,
+    sources: Tensor,
+    depths: Sequence[Tensor],
+    K: Tensor,
+    T_src_ref: Tensor,
+    motion: Tensor | None = None,
+    *,
+    scale_weights: Sequence[float] | None = None,
+    mask_invalid: bool = True,
+    ssim_weight: float = 3.0,
+    l1_weight: float = 2.0,
+    c1: float = inf,
+    c2: float = 9e-6,
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = (ssim_weight, l1_weight, c1, c2)
+    batch, count = sources.shape[:2]
+    identity = identity_error_reference(reference, sources, *weights)
+    flat_sources = sources.to(depths[0].dtype).flatten(0, 1)
+    cameras = K.repeat_interleave(count, 0), T_src_ref.flatten(0, 1), None if motion is None else motion.flatten(0, 1)
+
+    losses, masks = [], []
+    for depth in depths:
+        warped, _, valid = backward_warp_reference(
+            flat_sources, depth.repeat_interleave(count, 0), *cameras, return_coords=True
+        )
+        valid = valid.reshape(batch, count, *valid.shape[-2:]) if mask_invalid else None
+        error = min_over_sources(pair_error(reference, warped.reshape(sources.shape), *weights), valid)
+        mask = error < identity
+        mask = mask if valid is None else mask & valid.any(1)
+        total = torch.where(mask, error, 0.0).sum()
+        losses.append(total / (mask.sum().to(total.dtype) + 1e-10 * max(mask.numel(), 1)))
+        masks.append(mask)
+    if scale_weights is None:
+        scale_weights = [1 / len(depths)] * len(depths)
+    loss = torch.stack([weight * value for weight, value in zip(scale_weights, losses, strict=True)]).sum()
+    return loss, torch.stack(losses).detach(), masks[0]
+
+
+def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        value = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+        return value.to(device, dtype)
+
+    def sample(
+        label: str, batch: int, count: int, height: int, width: int, scales: int, moving: bool = False, **kwargs
+    ) -> Sample:
+        depths = [
+            uniform(4, 6, batch, 1, max(height >> s, 1), max(width >> s, 1)).requires_grad_() for s in range(scales)
+        ]
+        K = torch.tensor([[0.8 * width, 0, 0.48 * width], [0, 0.9 * width, 0.52 * height], [0, 0, 1]])
+        K = K.to(device, dtype).repeat(batch, 1, 1)
+        T = torch.eye(4).to(device, dtype).repeat(batch, count, 1, 1)
+        T[..., :3, :] += uniform(-0.02, 0.02, batch, count, 3, 4)
+        T[..., :3, 3] *= 8
+        motion = uniform(-2, 2, batch, count, 2, height, width).requires_grad_() if moving else None
+        reference, sources = uniform(0, 1, batch, 3, height, width), uniform(0, 1, batch, count, 3, height, width)
+        return Sample((reference, sources, depths, K.requires_grad_(), T.requires_grad_(), motion), kwargs, label)
+
+    yield sample("four scales, two sources", 2, 2, 16, 36, 4)
+    yield sample("residual motion", 2, 2, 9, 18, 2, moving=True)
+    yield sample("published form, one source", 1, 1, 8, 10, 1, mask_invalid=False)
+    yield sample("three sources, own weights", 1, 3, 7, 33, 2, scale_weights=[0.75, 0.25])
+    yield sample("usual SSIM constants", 1, 2, 6, 20, 2, c1=1e-4, c2=9e-4)
+    yield sample("smallest image", 1, 2, 4, 4, 3)
+    yield sample("no frames", 0, 2, 8, 8, 2)
+
+
+def _bytes_moved(sample: Sample) -> int:
+    """Every image, depth, motion once and the mask: what no implementation can avoid."""
+    reference, sources, depths, _, _, motion = sample.args
+    tensors = [reference, sources, *depths, *([] if motion is None else [motion])]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + reference.numel() // 3
+
+
+OP = register(
+    Operator(
+        "view_synthesis_loss",
+        reference=view_synthesis_loss_reference,
+        sample_inputs=_sample_inputs,
+        bytes_moved=_bytes_moved,
+    )
+)
+
+
+def view_synthesis_loss(
+    reference: Tensor,
+    sources: Tensor,
+    depths: Sequence[Tensor],
+    K: Tensor,
+    T_src_ref: Tensor,
+    motion: Tensor | None = None,
+    *,
+    scale_weights: Sequence[float] | None = None,
+    mask_invalid: bool = True,
+    ssim_weight: float = 3.0,
+    l1_weight: float = 2.0,
+    c1: float = inf,
+    c2: float = 9e-6,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Masked photometric loss of a reference image rebuilt from its sources, over all scales.
+
+    Args:
+        reference: [B,3,H,W] image in [0,1], H and W at least 4 (no gradient).
+        sources: [B,S,3,H,W] neighbouring images (no gradient).
+        depths: one [B,1,h,w] per scale, 1 <= h <= H, 1 <= w <= W; upsampled bilinearly to H x W.
+        K: [B,3,3] intrinsics for H x W, any invertible matrix.
+        T_src_ref: [B,S,4,4], X_src = T_src_ref X_ref.
+        motion: [B,S,2,H,W] residual motion, homogeneous (pixel · depth), the same at every scale.
+        scale_weights: one number per scale, default 1 / number of scales.
+        mask_invalid: leave out-of-frame pixels out; False keeps them, clamped to the border, as published.
+        ssim_weight, l1_weight, c1, c2: as in `photometric_error`.
+
+    Returns:
+        loss: the scalar; gradients reach depths, K, T_src_ref and motion.
+        losses: [scales], detached.
+        auto_mask: [B,H,W] bool of the first scale, True where the warped error counts.
+
+    Raises:
+        ValueError, TypeError: a wrong shape, dtype, device or constant, named.
+
+    The loss is that of Nguyen et al., CVPR 2024.
+    """
+    name = "view_synthesis_loss"
+    if isinstance(depths, Tensor) or not isinstance(depths, Sequence):
+        raise TypeError(f"{name}: depths is a {type(depths).__name__}, it should be a list of tensors, one per scale")
+    if not depths:
+        raise ValueError(f"{name}: depths is empty, it should hold one tensor per scale")
+    K, T_src_ref, motion, *depths = upcast(K, T_src_ref, motion, *depths)
+    sizes = Shapes(name)
+    sizes.tensor("reference", reference, "B 3 H W", image=True)
+    sizes.tensor("sources", sources, "B S 3 H W", image=True)
+    for scale, depth in enumerate(depths):
+        sizes.tensor(f"depths[{scale}]", depth, f"B 1 h{scale} w{scale}")
+        if not (1 <= sizes[f"h{scale}"] <= sizes["H"] and 1 <= sizes[f"w{scale}"] <= sizes["W"]):
+            raise ValueError(
+                f"{name}: depths[{scale}] is {tuple(depth.shape[-2:])}, it should be between 1x1 and "
+                f"the images' {sizes['H']}x{sizes['W']}"
+            )
+    sizes.tensor("K", K, "B 3 3")
+    sizes.tensor("T_src_ref", T_src_ref, "B S 4 4")
+    if motion is not None:
+        sizes.tensor("motion", motion, "B S 2 H W")
+    if scale_weights is not None and len(scale_weights) != len(depths):
+        raise ValueError(f"{name}: scale_weights has {len(scale_weights)} entries for {len(depths)} depths")
+    check_image_size(name, sizes)
+    check_photometric_weights(name, ssim_weight, l1_weight, c1, c2)
+    implementation = OP.implementation(backend, depths[0])
+    with no_autocast(reference.device.type):
+        return implementation(
+            reference.detach(),
+            sources.detach(),
+            depths,
+            K,
+            T_src_ref,
+            motion,
+            scale_weights=scale_weights,
+            mask_invalid=mask_invalid,
+            ssim_weight=ssim_weight,
+            l1_weight=l1_weight,
+            c1=c1,
+            c2=c2,
+        )

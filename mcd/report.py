@@ -1,0 +1,368 @@
+"""A page that shows a run: ``python -m mcd.report RUN`` writes RUN/report.html, which needs no other file.
+
+Figures, pictures of held-out frames, loss curves, times, config and environment; what a run has not got is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mcd.charts import COLOURS, line_chart
+from mcd.checkpoint import CheckpointError, write_text
+from mcd.config import STAGES, Config, ConfigError, load_config
+from mcd.data import DataError, EvaluationSet, collate, open_reader, to_device
+from mcd.data.files import resize_image
+from mcd.evaluate import EVALUATED, REGIONS, ROW_MEDIAN, align, has_ground_truth, stage_predictor
+from mcd.metrics import METRICS
+from mcd.predictor import choose_device, resize_depth
+from mcd.profiling import PHASES
+from mcd.visualize import (
+    colour_depth,
+    colour_error,
+    depth_range,
+    from_bytes,
+    gather_points,
+    outline,
+    resize_picture,
+    to_bytes,
+)
+
+FRAMES = 6
+WIDEST = 480
+# Frames are chosen among so many, spread over the split: looking at all masks of a big one would take minutes.
+CANDIDATES = 60
+SHOWN = {"scene": "first", "pseudo": "pseudo", "final": "final"}
+"""Stages in the pictures, and what they are called there."""
+
+Logs = Mapping[str, Sequence[Mapping[str, float]]]
+"""Rows of the log of each stage; a row holds what was written at its step."""
+
+
+def write_report(run_folder: Path | str) -> Path:
+    """Write ``report.html`` of a run; returns its path.
+
+    Raises:
+        ConfigError: the run has no readable config.yaml.
+    """
+    run_folder = Path(run_folder)
+    config = load_config(run_folder / "config.yaml")
+    metrics = _read_json(run_folder / "metrics.json")
+    logs = {stage: _read_log(run_folder / "log" / f"{stage}.csv") for stage in STAGES}
+    logs = {stage: rows for stage, rows in logs.items() if rows}
+    environment = _read_json(run_folder / "env.json")
+    sections = [
+        _figures(metrics.get("stages", {})),
+        _pictures(config, run_folder),
+        _curves(logs),
+        _times(metrics.get("seconds", {}), logs),
+        _details("Config", (run_folder / "config.yaml").read_text()),
+        _details("Environment", json.dumps(environment, indent=2)),
+    ]
+    title = escape(run_folder.absolute().name)
+    facts = [
+        f"depth net {config.nets.depth}",
+        f"{config.data.size[0]} x {config.data.size[1]} pixels",
+        environment.get("gpu") or environment.get("processor"),
+        f"commit {environment['commit'][:10]}" if environment.get("commit") else None,
+    ]
+    subtitle = escape(" · ".join(str(fact) for fact in facts if fact))
+    path = run_folder / "report.html"
+    body = f"<h1>{title}</h1><p class=muted>{subtitle}</p>" + "".join(sections)
+    write_text(path, _PAGE.format(title=title, style=_STYLE, body=body))
+    return path
+
+
+def _figures(stages: Mapping[str, Any]) -> str:
+    if not stages:
+        return _section("Depth against ground truth", "<p class=muted>Nothing was evaluated.</p>")
+    regions = [region for region in REGIONS if any(region in stages[stage] for stage in stages)]
+    shown = [stage for stage in (*EVALUATED, ROW_MEDIAN) if stage in stages]
+    short = _metric_table(stages, shown, regions, ("abs_rel", "a1"))
+    full = _metric_table(stages, shown, regions, METRICS)
+    return _section(
+        "Depth against ground truth",
+        f"{_headline(stages)}{short}<p class=muted>abs_rel: mean relative error, lower is better. a1: share of pixels "
+        f"within a factor of 1.25, higher is better. Best in bold.</p>"
+        f"<details><summary>All metrics</summary>{full}</details>",
+    )
+
+
+def _headline(stages: Mapping[str, Any]) -> str:
+    try:
+        first, final = stages["scene"]["dynamic"]["abs_rel"], stages["final"]["dynamic"]["abs_rel"]
+    except KeyError:
+        return ""
+    control = stages.get("control", {}).get("dynamic", {}).get("abs_rel")
+    beside = f"; training as long without the labels gives {control:.3f}" if control is not None else ""
+    return (
+        f"<p class=headline>On moving objects the error goes from <b>{first:.3f}</b> to <b>{final:.3f}</b> "
+        f"({final / first:.2f} times){beside}.</p>"
+    )
+
+
+def _metric_table(
+    stages: Mapping[str, Any], shown: Sequence[str], regions: Sequence[str], metrics: Sequence[str]
+) -> str:
+    heads = "".join(f"<th colspan={len(metrics)}>{region}</th>" for region in regions)
+    names = "".join(f"<th>{metric}</th>" for _ in regions for metric in metrics)
+    rows = dict.fromkeys(shown, "")
+    for region in regions:
+        for metric in metrics:
+            values = {stage: stages[stage][region][metric] for stage in shown if region in stages[stage]}
+            best = (max if metric in ("a1", "a2", "a3") else min)(values.values())
+            for stage in shown:
+                text = f"{values[stage]:.3f}" if stage in values else "&ndash;"
+                rows[stage] += f"<td class=best>{text}</td>" if values.get(stage) == best else f"<td>{text}</td>"
+    lines = "".join(f"<tr><th>{stage.replace('_', ' ')}</th>{cells}</tr>" for stage, cells in rows.items())
+    return f"<div class=scroll><table><tr><th></th>{heads}</tr><tr><th></th>{names}</tr>{lines}</table></div>"
+
+
+def _pictures(config: Config, run_folder: Path) -> str:
+    title = "Held-out frames"
+    try:
+        device = choose_device(config.device)
+        predictors = {stage: stage_predictor(config, run_folder, stage, device) for stage in SHOWN}
+        predictors = {stage: predict for stage, predict in predictors.items() if predict is not None}
+        if not predictors:
+            return ""
+        batch, chosen = _choose_frames(config)
+        batch = to_device(batch, device)
+        with torch.no_grad():
+            depths = {stage: predict(batch).cpu() for stage, predict in predictors.items() if predict is not None}
+    except (CheckpointError, DataError, ValueError, OSError) as error:
+        return _section(title, f"<p class=muted>No pictures: {escape(str(error))}</p>")
+    blocks = []
+    for index, frame in enumerate(batch["frame"]):
+        of_frame = {stage: depth[index : index + 1] for stage, depth in depths.items()}
+        gt, valid, dynamic = (
+            torch.from_numpy(batch[name][index]) if batch.get(name) and batch[name][index] is not None else None
+            for name in ("depth_gt", "valid", "dynamic_mask")
+        )
+        blocks.append(_frame_block(config, frame, batch["image"][index].cpu(), of_frame, gt, valid, dynamic))
+    key = (
+        "<p class=muted>Depth: bright is near; all maps of a frame share their colours. Error: "
+        "<span class=near>blue</span> is predicted too near, <span class=far>red</span> too far, full colour at a "
+        "factor of 2; the number is abs_rel. Moving objects are outlined. First: the net of the scene stage.</p>"
+        if has_ground_truth(config)
+        else "<p class=muted>Bright is near.</p>"
+    )
+    return _section(title, f"<p class=muted>{escape(chosen)}</p>{key}{''.join(blocks)}")
+
+
+def _choose_frames(config: Config) -> tuple[dict[str, Any], str]:
+    """A batch of frames for the pictures, and how they were chosen."""
+    if not has_ground_truth(config):
+        reader = open_reader(config.data, "val")
+        frames = [reader.frames[index] for index in _spread(len(reader.frames), FRAMES)]
+        images = [resize_image(reader.read(frame).images[1], config.data.size) for frame in frames]
+        return {"image": torch.stack([from_bytes(image) for image in images]), "frame": frames}, "Spread evenly."
+    dataset = EvaluationSet(config)
+    items = [dataset[index] for index in _spread(len(dataset), CANDIDATES)]
+    if all(item["dynamic_mask"] is None for item in items):
+        return collate([items[index] for index in _spread(len(items), FRAMES)]), "Spread evenly."
+    parts = min(FRAMES, len(items))
+    chosen = []
+    for part in range(parts):
+        group = items[part * len(items) // parts : (part + 1) * len(items) // parts]
+        chosen.append(max(group, key=lambda item: int((item["dynamic_mask"] & item["valid"]).sum())))
+    return collate(chosen), "Of each part of the split, the frame with the most moving pixels."
+
+
+def _spread(length: int, wanted: int) -> list[int]:
+    """At most ``wanted`` positions spread evenly over ``length``."""
+    count = min(length, wanted)
+    return [(2 * index + 1) * length // (2 * count) for index in range(count)]
+
+
+def _frame_block(
+    config: Config,
+    frame: str,
+    image: Tensor,
+    depths: Mapping[str, Tensor],
+    gt: Tensor | None,
+    valid: Tensor | None,
+    dynamic: Tensor | None,
+) -> str:
+    """Image and truth, then the depth of each stage with its error below it."""
+    height, width = gt.shape if gt is not None else image.shape[1:]
+    size = (round(height * min(1, WIDEST / width)), min(width, WIDEST))
+    picture = resize_picture(image, size)
+    if dynamic is not None:
+        picture = outline(picture, gather_points(dynamic.float(), size) > 0)
+    if gt is None or valid is None or not valid.any():
+        tiles = [_tile(picture, "image")]
+        tiles += [
+            _tile(resize_picture(colour_depth(d[0, 0]), size), f"{SHOWN[stage]} depth") for stage, d in depths.items()
+        ]
+        return f"<h3>{escape(frame)}</h3><div class='tiles one'>{''.join(tiles)}</div>"
+    truth = gather_points(gt, size)
+    limits = depth_range(gt[valid])
+    tiles = [_tile(picture, "image"), _tile(colour_depth(truth, limits), "ground truth")]
+    for stage, depth in depths.items():
+        aligned = align(depth, gt, valid, config.evaluation)
+        shown = resize_depth(aligned[None, None], size)[0, 0]
+        relative = (aligned - gt).abs() / gt
+        error = f"error {relative[valid].mean():.2f}"
+        if dynamic is not None and (dynamic & valid).any():
+            error += f", moving {relative[dynamic & valid].mean():.2f}"
+        tiles += [_tile(colour_depth(shown, limits), f"{SHOWN[stage]} depth"), _tile(colour_error(shown, truth), error)]
+    return f"<h3>{escape(frame)}</h3><div class=tiles>{''.join(tiles)}</div>"
+
+
+def _tile(picture: Tensor, caption: str) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(to_bytes(picture)).save(buffer, "JPEG", quality=90, subsampling=0)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    caption = escape(caption)
+    source = f"data:image/jpeg;base64,{data}"
+    return f"<figure><img alt='{caption}' src='{source}'><figcaption>{caption}</figcaption></figure>"
+
+
+def _curves(logs: Logs) -> str:
+    if not logs:
+        return ""
+    other = {"step", "seconds", "images_per_s", "lr", "validation", *PHASES}
+
+    def line(rows: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
+        return [(row["step"], row[name]) for row in rows if name in row]
+
+    blocks = ""
+    for stage, rows in logs.items():
+        terms = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in other]
+        charts = ""
+        for term in terms:
+            validation = {"validation": line(rows, "validation")} if term == "total" else {}
+            charts += line_chart(term.replace("_", " "), {"training": line(rows, term)} | validation)
+        blocks += f"<h3>{stage}</h3><div class=charts>{charts}</div>"
+    return _section("Loss curves", blocks)
+
+
+def _times(seconds: Mapping[str, float], logs: Logs) -> str:
+    stages = [stage for stage in STAGES if stage in seconds or stage in logs]
+    if not stages:
+        return ""
+    colours = dict(zip(PHASES, COLOURS, strict=False))
+    overview = detail = ""
+    for stage in stages:
+        # The first interval holds warm-up.
+        timed = [row for row in logs.get(stage, ()) if "forward" in row]
+        timed = timed[1:] or timed
+        mean = {name: fmean(row.get(name, 0.0) for row in timed) for name in (*PHASES, "images_per_s")} if timed else {}
+        step = sum(mean[phase] for phase in PHASES) if mean else 0.0
+        took = f"{seconds[stage]:.0f}" if stage in seconds else "&ndash;"
+        numbers, bar = "<td>&ndash;</td><td>&ndash;</td>", ""
+        if step > 0:
+            numbers = f"<td>{step:.0f}</td><td>{mean['images_per_s']:.0f}</td>"
+            bar = "".join(
+                f"<i style='width:{100 * mean[phase] / step:.2f}%;background:{colour}'></i>"
+                for phase, colour in colours.items()
+            )
+            cells = "".join(f"<td>{mean[phase]:.1f}</td>" for phase in PHASES)
+            detail += f"<tr><th>{stage}</th>{cells}</tr>"
+        overview += f"<tr><th>{stage}</th><td>{took}</td>{numbers}<td class=bar><div>{bar}</div></td></tr>"
+    if seconds:
+        overview += f"<tr><th>total</th><td>{sum(seconds.values()):.0f}</td><td></td><td></td><td></td></tr>"
+    names = {phase: phase.replace("_", " ") for phase in PHASES}
+    legend = "".join(f"<span><i style='background:{colours[p]}'></i>{name}</span>" for p, name in names.items())
+    heads = "".join(f"<th>{name}</th>" for name in names.values())
+    return _section(
+        "Time",
+        "<div class=scroll><table><tr><th></th><th>seconds</th><th>ms a step</th><th>images/s</th>"
+        f"<th class=bar>where a step goes</th></tr>{overview}</table></div><p class=legend>{legend}</p>"
+        "<details><summary>Milliseconds of each phase</summary><div class=scroll><table>"
+        f"<tr><th></th>{heads}</tr>{detail}</table></div></details>",
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def _details(title: str, text: str) -> str:
+    return f"<details class=section><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _read_log(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns 0, or 1 with a message."""
+    parser = argparse.ArgumentParser(prog="python -m mcd.report", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    try:
+        print(write_report(parser.parse_args(arguments).run))
+    except (ConfigError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 0 auto;
+  padding: 1rem; }
+h1 { margin: 0; } h2 { margin: 2.2rem 0 .4rem; font-size: 1.25rem; border-bottom: 1px solid #ddd; }
+h3 { margin: 1.2rem 0 .3rem; font-size: .95rem; font-weight: 600; overflow-wrap: anywhere; }
+td.best { font-weight: 700; }
+p { margin: .5rem 0; } .muted { color: #666; font-size: .88rem; } .headline { font-size: 1.1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .22rem .6rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
+th { font-weight: 500; color: #555; } th:first-child { text-align: left; } th[colspan] { text-align: center; }
+.tiles { display: grid; gap: .4rem; grid-auto-flow: column; grid-template-rows: auto auto;
+  grid-auto-columns: minmax(0, 1fr); }
+.tiles.one { grid-template-rows: auto; }
+figure { margin: 0; } img { width: 100%; display: block; border-radius: 3px; }
+figcaption { font-size: .78rem; color: #555; }
+.near { color: #0b3c8c; } .far { color: #8c0b1d; }
+.charts { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(260px, 1fr)); }
+svg text { font: 10px system-ui, sans-serif; fill: #666; } svg .title { font-size: 12px; fill: #222; }
+td.bar { width: 60%; } td.bar div { display: flex; height: .9rem; min-width: 10rem; } th.bar { text-align: left; }
+.legend span { margin-right: 1rem; font-size: .85rem; white-space: nowrap; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; }
+summary { cursor: pointer; color: #333; margin-top: .6rem; }
+.section { margin-top: 1.6rem; } .section summary { font-size: 1.1rem; }
+pre { overflow-x: auto; font-size: .8rem; background: #f7f7f7; padding: .8rem; border-radius: 3px; }
+@media (max-width: 640px) {
+  body { padding: .7rem; } td.bar div { min-width: 6rem; } table { font-size: .78rem; } th, td { padding: .22rem .3rem; }
+  .tiles, .tiles.one { grid-auto-flow: row; grid-template-rows: none; grid-template-columns: 1fr 1fr; }
+}
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""The run folder: resolved config, environment, logs, metrics, and a place for every stage.
+
+    runs/NAME/{config.yaml, env.json, metrics.json, report.html, log/}
+    runs/NAME/STAGE/{weights.safetensors, last/state.pt, done.json}
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from mcd.checkpoint import write_json, write_text
+from mcd.config import Config, ConfigError, parse_config
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used."""
+
+
+class Run:
+    """One run on disk. Opening an existing folder continues it; a folder of another config is refused."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.path = config.runs / (config.run or "run")
+        try:
+            (self.path / "log").mkdir(parents=True, exist_ok=True)
+            self._describe()
+        except OSError as error:
+            raise RunError(f"run folder {self.path} cannot be written: {error}") from error
+
+    def stage(self, name: str) -> Path:
+        """Folder of one stage."""
+        return self.path / name
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage left in ``done.json``, or None."""
+        done = self.stage(stage) / "done.json"
+        return json.loads(done.read_text()) if done.is_file() else None
+
+    def finish(self, stage: str, **facts: Any) -> None:
+        write_json(self.stage(stage) / "done.json", facts)
+
+    def _describe(self) -> None:
+        path = self.path / "config.yaml"
+        if path.is_file():
+            try:
+                before = parse_config(yaml.safe_load(path.read_text()), source=str(path))
+            except ConfigError as error:
+                raise RunError(f"{path} was written by another version: {error}; choose another --set run=") from error
+            if before.digest() != self.config.digest():
+                changed = _differences(before.model_dump(mode="json"), self.config.model_dump(mode="json"))
+                raise RunError(
+                    f"{self.path} holds a run of another config ({'; '.join(changed[:5])}); "
+                    f"choose another --set run=NAME, or delete the folder"
+                )
+        write_text(path, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        write_json(self.path / "env.json", environment())
+
+
+class StageLog:
+    """Scalars of one stage, to TensorBoard and to ``log/STAGE.csv``; both forget what lies after ``start``."""
+
+    def __init__(self, run: Run, stage: str, start: int):
+        self._file = run.path / "log" / f"{stage}.csv"
+        self._rows = [row for row in self._read() if int(row["step"]) < start]
+        self._board = SummaryWriter(str(run.path / "log" / stage), purge_step=start)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._rows.append({"step": str(step)} | {name: f"{value:.6g}" for name, value in values.items()})
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        names = list(dict.fromkeys(name for row in self._rows for name in row))
+        lines = [",".join(names)] + [",".join(row.get(name, "") for name in names) for row in self._rows]
+        write_text(self._file, "\n".join(lines) + "\n")
+
+    def image(self, step: int, name: str, image: Tensor) -> None:
+        """image: [3,H,W] in [0,1]."""
+        self._board.add_image(name, image, step)
+
+    def close(self) -> None:
+        self._board.close()
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self._file.is_file():
+            return []
+        with open(self._file, newline="") as file:
+            return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit that a figure belongs to."""
+    packages = ("torch", "torchvision", "timm", "triton", "numpy", "mcd-depth")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+        "commit": _git("rev-parse", "HEAD"),
+        "changes": _git("status", "--porcelain"),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in now.items():
+        old = before.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            found += _differences(old, value, f"{prefix}{key}.")
+        elif old != value and prefix + key not in ("run", "runs", "log_every", "picture_every", "device"):
+            found.append(f"{prefix}{key} was {old!r}, is {value!r}")
+    return found

@@ -1,0 +1,24 @@
+"""The stages of a run, in order (Nguyen et al., CVPR 2024). One file a stage."""
+
+from mcd.stages.base import Context, Preparation, Stage, TrainingStage
+from mcd.stages.final import ControlStage, FinalStage
+from mcd.stages.instances import InstancesPreparation
+from mcd.stages.object import ObjectStage
+from mcd.stages.pseudo import PseudoPreparation
+from mcd.stages.scale import ScaleStage
+from mcd.stages.scene import SceneStage
+
+STAGES: dict[str, type[Stage]] = {
+    stage.name: stage
+    for stage in (
+        SceneStage,
+        InstancesPreparation,
+        ObjectStage,
+        ScaleStage,
+        PseudoPreparation,
+        FinalStage,
+        ControlStage,
+    )
+}
+
+__all__ = ["STAGES", "Context", "Preparation", "Stage", "TrainingStage"]

@@ -1,0 +1,175 @@
+"""What every stage shares: where it runs, its nets, and the few methods the training loop calls."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mcd.checkpoint import WEIGHTS, find_weights, load_weights, save_weights
+from mcd.config import Augment, Config, Schedule
+from mcd.data import FrameDataset, fixed_batches, open_reader, prefetch
+from mcd.nets import build_depth_net, build_motion_net, build_pose_net, build_scale_net
+from mcd.run import Run
+
+Batch = dict[str, Any]
+Outputs = dict[str, Any]
+"""What the networks of a stage return: tensors, or lists of tensors."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage runs."""
+
+    config: Config
+    run: Run
+    device: torch.device
+
+    @contextmanager
+    def networks(self) -> Iterator[None]:
+        """Networks may run in bfloat16; geometry and losses, outside this block, are float32."""
+        precision = self.config.precision
+        bfloat16 = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            yield
+
+    def build(self, role: str) -> nn.Module:
+        """A fresh net for a role ("depth", "pose", "motion", "scale"), on the device."""
+        names = self.config.nets
+        net: nn.Module
+        if role == "depth":
+            net = build_depth_net(names.depth, pretrained=names.pretrained)
+        elif role == "pose":
+            net = build_pose_net(names.pose, pretrained=names.pretrained)
+        elif role == "motion":
+            net = build_motion_net(names.motion)
+        else:
+            net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=names.pretrained)
+        net = net.to(self.device)
+        return net.to(memory_format=torch.channels_last) if self.config.channels_last else net
+
+    def trained(self, stage: str, role: str) -> nn.Module:
+        """The net that an earlier stage of this run left behind, frozen."""
+        weights = load_weights(self.run.stage(stage) / WEIGHTS)
+        net = self.build(role)
+        weights.load_into(role, net, getattr(self.config.nets, role))
+        return net.eval().requires_grad_(False)
+
+
+class Stage(ABC):
+    """One stage of a run: it consumes what earlier stages left in the run folder, and leaves its own."""
+
+    name: str
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.config = context.config
+        self.folder = context.run.stage(self.name)
+
+
+class Preparation(Stage):
+    """A stage without training: it writes files for every frame of every split."""
+
+    @abstractmethod
+    def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """Write the files; returns facts for ``done.json``. Files that are there already are kept."""
+
+    def each_batch(
+        self, dataset: FrameDataset, split: str, batch: int, suffix: str, should_stop: Callable[[], bool]
+    ) -> Iterator[Batch]:
+        """Batches of the frames whose file ``STAGE/SPLIT/FRAME + suffix`` is still missing, with a progress bar.
+
+        A batch is left out only as a whole: its composition, and so the last bit of every result, does not depend on
+        where an earlier run was killed.
+        """
+        config, frames = self.config, [item.frame for item in dataset.items]
+        done: set[str] = set()
+        for first in range(0, len(frames), batch):
+            together = frames[first : first + batch]
+            if all((self.folder / split / f"{frame}{suffix}").is_file() for frame in together):
+                done.update(together)
+        loader = fixed_batches(dataset, batch, config.data.workers, self.context.device, skip=done)
+        with tqdm(total=len(frames), initial=len(done), desc=f"{self.name} {split}", unit="image") as bar:
+            for loaded in prefetch(loader, self.context.device, config.channels_last):
+                yield loaded
+                bar.update(len(loaded["frame"]))
+                if should_stop():
+                    raise KeyboardInterrupt
+
+
+class TrainingStage(Stage):
+    """A stage that trains ``nets``. The loop in ``mcd.train`` calls these methods and nothing else."""
+
+    schedule: Schedule
+    roles: tuple[str, ...]
+    """Nets that this stage trains and saves."""
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        torch.manual_seed(self.config.seed)
+        self.nets: dict[str, nn.Module] = {role: context.build(role) for role in self.roles}
+        self.steps_per_epoch = 1
+
+    @abstractmethod
+    def dataset(self, split: str, augment: Augment | None) -> FrameDataset: ...
+
+    @abstractmethod
+    def forward(self, batch: Batch, step: int) -> Outputs:
+        """Run the networks."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
+        """Scalar loss terms; ``total`` is what is minimised."""
+
+    def initialise(self) -> None:
+        """Load what training starts from; called once, before the first step of a fresh stage."""
+
+    def phase(self, step: int) -> int:
+        """Phases have an optimiser each; only weights of the last phase can be selected."""
+        return 0
+
+    @property
+    def last_phase(self) -> int:
+        return self.phase(2**62)
+
+    def active(self, step: int) -> Sequence[str]:
+        """Roles optimised at this step."""
+        return self.roles
+
+    def set_mode(self, step: int) -> None:
+        """Train mode for the optimised nets, eval mode and no gradient for the others."""
+        active = self.active(step)
+        for role, net in self.nets.items():
+            net.train(role in active).requires_grad_(role in active)
+
+    def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Pictures of the first sample, [3,H,W] in [0,1], by name."""
+        return {}
+
+    def frames(self, split: str, augment: Augment | None, **options: Any) -> FrameDataset:
+        reader = open_reader(self.config.data, split)
+        return FrameDataset(reader, self.config.data, augment=augment, seed=self.config.seed, **options)
+
+    def load(self, place: Path | str, roles: Sequence[str] | None = None, stage: str | None = None) -> None:
+        """Load ``roles`` (default: those that the file holds) from a run, a stage folder or a weights file."""
+        weights = load_weights(find_weights(place, stage))
+        for role in roles if roles is not None else [r for r in self.roles if r in weights.tensors]:
+            weights.load_into(role, self.nets[role], getattr(self.config.nets, role))
+
+    def save_weights(self, step: int, score: float | None) -> None:
+        names = {role: getattr(self.config.nets, role) for role in self.nets}
+        facts = {
+            "stage": self.name,
+            "step": step,
+            "score": score,
+            "size": self.config.data.size,
+            "config": self.config.digest(),
+        }
+        save_weights(self.folder / WEIGHTS, self.nets, names, facts)

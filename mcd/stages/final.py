@@ -1,0 +1,76 @@
+"""Final stage: the scene stage's nets, trained on with the pseudo depth of dynamic objects as a label.
+
+Leaves ``final/weights.safetensors``. :class:`ControlStage` is the same training with the label's weight at 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mcd import ops
+from mcd.config import Augment, Final, Scene
+from mcd.data import DataError, FrameDataset
+from mcd.stages.base import Batch, Context, Outputs
+from mcd.stages.instances import FrameInstances, frame_path
+from mcd.stages.scene import SceneStage
+
+
+class FinalStage(SceneStage):
+    name = "final"
+    schedule: Final
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.pseudo_weight = self.schedule.pseudo_weight
+
+    def _schedule(self, context: Context) -> Scene:
+        return context.config.final
+
+    def initialise(self) -> None:
+        self.load(self.context.run.path, self.roles, stage="scene")
+
+    def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
+        instances, pseudo = self.context.run.stage("instances"), self.context.run.stage("pseudo")
+        empty = np.zeros((1, *self.config.data.size), np.float32)
+
+        def labels(item: Any) -> dict[str, Any]:
+            path = frame_path(pseudo, split, item.frame, ".npy")
+            if not path.is_file():
+                return {"pseudo_depth": empty, "dynamic_mask": empty.astype(bool)}
+            depth = np.load(path)[None]
+            if not np.isfinite(depth).all():
+                raise DataError(f"pseudo depth {path} is not finite")
+            found = FrameInstances.load(frame_path(instances, split, item.frame))
+            return {
+                "pseudo_depth": depth,
+                "dynamic_mask": found.masks[found.dynamic & found.large, 1].any(axis=0, keepdims=True),
+            }
+
+        return self.frames(split, augment, labels=labels)
+
+    def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
+        terms = super().loss(batch, outputs, step)
+        if self.pseudo_weight == 0:
+            return terms
+        label, mask = batch["pseudo_depth"], batch["dynamic_mask"]
+        losses = []
+        for depth in outputs["depths"]:
+            size = depth.shape[-2:]
+            target = F.interpolate(label, size, mode="bilinear", align_corners=False)
+            region = F.interpolate(mask.float(), size, mode="nearest") > 0
+            losses.append(ops.scale_invariant_loss(depth, target, region)[0])
+        pseudo = self.pseudo_weight * torch.stack(losses).mean()
+        return terms | {"total": terms["total"] + pseudo, "pseudo": pseudo}
+
+
+class ControlStage(FinalStage):
+    name = "control"
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.pseudo_weight = 0.0

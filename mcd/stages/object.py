@@ -1,0 +1,104 @@
+"""Object stage: depth of each object up to its own scale (Nguyen et al., CVPR 2024).
+
+Everything but one object is blacked out in three frames, so that the object is a rigid scene with a camera motion of
+its own. Consumes mask triplets. Leaves ``object/weights.safetensors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcd import ops
+from mcd.config import Augment, Object
+from mcd.data import FrameDataset
+from mcd.stages.base import Batch, Context, Outputs, TrainingStage
+from mcd.stages.instances import FrameInstances, InstanceRow, frame_path, read_rows
+from mcd.stages.scene import predict_poses
+from mcd.visualize import colour_depth
+
+
+class NothingToTrain(RuntimeError):
+    """A stage without a single item."""
+
+
+@dataclass(frozen=True)
+class ObjectItem:
+    """One object of one frame."""
+
+    frame: str
+    row: int
+
+
+class ObjectStage(TrainingStage):
+    name = "object"
+    roles = ("depth", "pose")
+    schedule: Object
+
+    def __init__(self, context: Context):
+        self.schedule = context.config.object
+        super().__init__(context)
+
+    def initialise(self) -> None:
+        self.load(self.context.run.path, ("depth", "pose"), stage="scene")
+
+    def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
+        folder = self.context.run.stage("instances")
+        items = object_items(self, split, lambda row: row.triplet)
+
+        def labels(item: ObjectItem) -> dict[str, Any]:
+            return {"object_masks": FrameInstances.load(frame_path(folder, split, item.frame)).masks[item.row]}
+
+        return self.frames(split, augment, items=items, labels=labels)
+
+    def forward(self, batch: Batch, step: int) -> Outputs:
+        reference, sources = masked_images(batch)
+        with self.context.networks():
+            depth = self.nets["depth"](reference)[0]
+        T_src_ref = predict_poses(self.context, self.nets["pose"], reference, sources)
+        return {"depth": depth.float(), "T_src_ref": T_src_ref}
+
+    def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
+        weights = self.config.loss
+        reference, sources = masked_images(batch)
+        mask = batch["object_masks"][:, 1:2]
+        depth = outputs["depth"] * mask
+        photometric, _, _ = ops.view_synthesis_loss(
+            reference,
+            sources,
+            [depth],
+            batch["K"],
+            outputs["T_src_ref"],
+            mask_invalid=weights.mask_invalid,
+            ssim_weight=weights.ssim,
+            l1_weight=weights.l1,
+            c1=weights.c1,
+            c2=weights.c2,
+        )
+        smoothness = self.schedule.smoothness * ops.smoothness_loss([1 / outputs["depth"]], masks=[mask])
+        return {"total": photometric + smoothness, "photometric": photometric, "smoothness": smoothness}
+
+    def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
+        reference, _ = masked_images(batch)
+        depth = outputs["depth"][0, 0] * batch["object_masks"][0, 1]
+        return {"image": reference[0], "depth": colour_depth(depth)}
+
+
+def masked_images(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Reference [B,3,H,W] and sources [B,2,3,H,W] with everything but the object black; the batch stays as it is."""
+    previous, own, following = batch["object_masks"].unsqueeze(2).unbind(1)
+    previous_image, following_image = batch["sources"].unbind(1)
+    return batch["reference"] * own, torch.stack((previous_image * previous, following_image * following), dim=1)
+
+
+def object_items(stage: TrainingStage, split: str, wanted: Any) -> list[ObjectItem]:
+    """Objects of a split for which ``wanted(InstanceRow)`` holds; an error if there is none to train on."""
+    rows: list[InstanceRow] = read_rows(stage.context.run.stage("instances"), split)
+    items = [ObjectItem(row.frame, row.row) for row in rows if wanted(row)]
+    if not items and split == "train":
+        raise NothingToTrain(f"stage {stage.name}: none of the {len(rows)} instances of split '{split}' can be used")
+    return items

@@ -1,0 +1,85 @@
+"""Residual motion: what is left of a pixel's motion when the camera's is taken away (Nguyen et al., CVPR 2024).
+
+The reference image is moved rigidly into the source frame; the motion net compares it with the source that was
+really seen; what it finds is carried back to the reference pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mcd import ops
+from mcd.geometry import invert_rigid
+from mcd.stages.base import Context
+
+
+def fold(values: Tensor, sources: int) -> Tensor:
+    """Repeat a per-sample tensor [B,...] for every source: [B·S,...], sources of a sample side by side."""
+    return values.repeat_interleave(sources, dim=0)
+
+
+def residual_motion(
+    context: Context,
+    net: nn.Module,
+    reference: Tensor,
+    sources: Tensor,
+    depth: Tensor,
+    K: Tensor,
+    T_src_ref: Tensor,
+    *,
+    filtered: bool = True,
+    floor: float = 1e-5,
+) -> Tensor:
+    """Residual motion of every reference pixel towards every source.
+
+    Args:
+        net: motion net; ``net(warped, source)`` is the residual on the source's grid.
+        reference: [B,3,H,W]; sources: [B,S,3,H,W]; depth: [B,1,H,W]; K: [B,3,3]; T_src_ref: [B,S,4,4].
+        filtered: drop motion below ``floor`` and below the sample's mean, and keep only pixels that move towards
+            every source. False, as while the motion net is being initialised, keeps whatever was seen.
+
+    Returns:
+        [B,S,2,H,W], homogeneous (pixel · depth): added to q_xy before the division.
+    """
+    batch, count = sources.shape[:2]
+    source = sources.flatten(0, 1)
+    depth_n, K_n, T = fold(depth, count), fold(K, count), T_src_ref.flatten(0, 1)
+    warped, depth_src, _ = ops.forward_warp(fold(reference, count), depth_n, K_n, T)
+    with context.networks():
+        motion_src = net(warped, source)
+    motion_src = motion_src.float() * keep(motion_src.detach().float(), depth_src.detach(), filtered, floor)
+    motion, _, _ = ops.forward_warp(motion_src, depth_src, K_n, invert_rigid(T))
+    motion = motion.unflatten(0, (batch, count))
+    if filtered:
+        # Every component counts: a sum would drop motion along (1, -1).
+        moves = (motion.detach() != 0).any(dim=2, keepdim=True).all(dim=1, keepdim=True)
+        motion = torch.where(moves, motion, motion.new_zeros(()))
+    return motion
+
+
+def keep(motion: Tensor, depth: Tensor, filtered: bool, floor: float) -> Tensor:
+    """Mask [N,1,H,W] of the motion [N,2,H,W] that is kept on the source's grid; ``depth`` [N,1,H,W] is 0 in holes."""
+    seen = depth > 0
+    if not filtered:
+        return seen
+    magnitude = torch.linalg.vector_norm(motion, dim=1, keepdim=True)
+    # The mean is taken over pixels that were seen: holes would pull it down.
+    mean = (magnitude * seen).sum(dim=(1, 2, 3), keepdim=True) / seen.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    return seen & (magnitude >= floor) & (magnitude >= mean)
+
+
+def pixel_flow(
+    reference: Tensor, depth: Tensor, K: Tensor, T_src_ref: Tensor, motion: Tensor, floor: float = 0.01
+) -> Tensor:
+    """Residual motion as a displacement in pixels [B,S,2,H,W]: where a pixel goes with its motion, less without.
+
+    Displacements whose |x|+|y| is below ``floor`` are 0.
+    """
+    count = T_src_ref.shape[1]
+    image, depth_n, K_n = fold(reference, count), fold(depth, count), fold(K, count)
+    T = T_src_ref.flatten(0, 1)
+    moved = ops.backward_warp(image, depth_n, K_n, T, motion.flatten(0, 1), return_coords=True)[1]
+    still = ops.backward_warp(image, depth_n, K_n, T, return_coords=True)[1]
+    flow = (moved - still).unflatten(0, (-1, count))
+    return torch.where(flow.abs().sum(dim=2, keepdim=True) < floor, flow.new_zeros(()), flow)

@@ -1,0 +1,170 @@
+"""Scale stage, depth-scale alignment (DSA): the scale that puts an object's depth into the scene (Nguyen et al., CVPR 2024).
+
+Learned on static objects, where the scene's depth is right, from the image, the depth of the ground around the object
+and the object's own mean-normalised depth. Leaves ``scale/weights.safetensors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mcd import Instances, ops
+from mcd.config import Augment, Config, Scale
+from mcd.data import FrameDataset, road_mask
+from mcd.stages.base import Batch, Context, Outputs, TrainingStage
+from mcd.stages.instances import FrameInstances, frame_path, middle_band
+from mcd.stages.object import ObjectItem, object_items
+from mcd.visualize import colour_depth
+
+
+@dataclass(frozen=True)
+class ScaleInputs:
+    """What the scale net sees of N objects, and what its answer is compared with."""
+
+    image: Tensor
+    """[N,3,H,W]"""
+    mask: Tensor
+    """[N,1,H,W] bool, the object without road."""
+    scene_depth: Tensor
+    """[N,1,H,W] depth of the frozen scene net."""
+    ground: Tensor
+    """[N,1,H,W] scene depth on the road outside the object's box, 0 elsewhere."""
+    object_depth: Tensor
+    """[N,1,H,W] depth of the frozen object net; only the mask's pixels mean anything."""
+
+    def instances(self) -> Instances:
+        return Instances.from_masks(list(self.mask))
+
+    def shifted(self, pixels: Tensor) -> ScaleInputs:
+        """Everything moved sideways by ``pixels`` [N] int; what comes in from outside is empty."""
+        width = self.mask.shape[-1]
+        columns = torch.arange(width, device=pixels.device) - pixels[:, None]
+        inside = ((columns >= 0) & (columns < width))[:, None, None, :]
+        index = columns.clamp(0, width - 1)[:, None, None, :]
+
+        def shift(values: Tensor) -> Tensor:
+            moved = values.gather(-1, index.expand(*values.shape[:-1], -1))
+            return torch.where(inside, moved, torch.zeros_like(moved))
+
+        return ScaleInputs(*(shift(getattr(self, name)) for name in self.__dataclass_fields__))
+
+
+class ScaleStage(TrainingStage):
+    name = "scale"
+    roles = ("scale",)
+    schedule: Scale
+
+    def __init__(self, context: Context):
+        self.schedule = context.config.scale
+        super().__init__(context)
+        self._scene = context.trained("scene", "depth")
+        self._object = context.trained("object", "depth")
+
+    def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
+        folder = self.context.run.stage("instances")
+        items = object_items(self, split, lambda row: row.large and not row.dynamic)
+        # Colours stay as they are: the frozen nets' depth is the target.
+        flip_only = augment.model_copy(update={"jitter": 0.0}) if augment is not None else None
+
+        def labels(item: ObjectItem) -> dict[str, Any]:
+            mask = FrameInstances.load(frame_path(folder, split, item.frame)).masks[item.row, 1]
+            return {"object_mask": mask[None], "road": road_mask(self.config.data, split, item.frame)}
+
+        return self.frames(split, flip_only, items=items, labels=labels)
+
+    def forward(self, batch: Batch, step: int) -> Outputs:
+        inputs = scale_inputs(
+            self.context, self._scene, self._object, batch["reference"], batch["object_mask"], batch["road"]
+        )
+        if self.nets["scale"].training and self.schedule.shift_augment > 0:
+            inputs = inputs.shifted(self._draw_shift(inputs.mask, batch["draw"]))
+        return {"inputs": inputs, "scale": predict_scale(self.context, self.nets["scale"], inputs)}
+
+    def _draw_shift(self, mask: Tensor, draw: Tensor) -> Tensor:
+        """A sideways shift [N] of every object, from random numbers in [0, 1), that keeps its middle in the image.
+
+        The net is trained on parked cars at the kerb and used for cars in the lane; without the shift it takes the
+        column for a hint of the distance.
+        """
+        width = mask.shape[-1]
+        columns = torch.arange(width, device=mask.device)
+        occupied = mask.any(dim=-2).flatten(1)
+        first = torch.where(occupied, columns, width).amin(dim=1)
+        last = torch.where(occupied, columns, -1).amax(dim=1)
+        middle = (first + last) // 2
+        drawn = (2 * draw - 1) * self.schedule.shift_augment * width
+        return torch.maximum(torch.minimum(drawn.round().long(), width - 1 - middle), -middle)
+
+    def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
+        inputs: ScaleInputs = outputs["inputs"]
+        instances = inputs.instances()
+        _, losses = ops.align_scale(
+            instances.gather(inputs.object_depth),
+            inputs.scene_depth,
+            instances,
+            outputs["scale"],
+            delta=self.schedule.huber,
+        )
+        # An object without pixels has loss 0 and is not counted.
+        count = inputs.mask.flatten(1).any(dim=1).sum().clamp(min=1)
+        return {"total": losses.sum() / count}
+
+    def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
+        inputs: ScaleInputs = outputs["inputs"]
+        return {"image": inputs.image[0], "ground": colour_depth(inputs.ground[0, 0])}
+
+
+@torch.no_grad()
+def scale_inputs(
+    context: Context, scene: nn.Module, object_net: nn.Module, image: Tensor, mask: Tensor, road: Tensor
+) -> ScaleInputs:
+    """Run the frozen nets for N objects: image [N,3,H,W], mask [N,1,H,W] bool, road [N,1,H,W] bool."""
+    with context.networks():
+        scene_depth = scene(image)[0].float()
+        object_depth = object_net(image * mask)[0].float()
+    ground = scene_depth * (road & ~surrounding_box(context.config, mask) & ~mask)
+    return ScaleInputs(image, mask, scene_depth, ground, object_depth * mask)
+
+
+def predict_scale(context: Context, net: nn.Module, inputs: ScaleInputs) -> Tensor:
+    """Scale [N] of every object: its mean depth in the units of the scene."""
+    instances = inputs.instances()
+    mean = ops.instance_stats(inputs.object_depth, instances).mean
+    # An object without pixels has no mean; its depth plane is empty anyway.
+    normalised = inputs.object_depth / torch.where(mean > 0, mean, 1.0)[:, None, None, None]
+    with context.networks():
+        scale = net(inputs.image, inputs.ground + normalised, normalised)
+    return scale.float()
+
+
+def surrounding_box(config: Config, mask: Tensor) -> Tensor:
+    """Filled bounding boxes [N,1,H,W] of the masks, grown by the configured margin, more for objects straight ahead."""
+    height, width = mask.shape[-2:]
+    rows, columns = mask.any(dim=-1, keepdim=True), mask.any(dim=-2, keepdim=True)
+    rows, columns = _between(rows, -2), _between(columns, -1)
+    begin, end = middle_band(width, config.instances.middle or 20)
+    ahead = mask[..., begin:end].flatten(1).any(dim=1)
+    # A dilation by 5x5 grows a box by two pixels on every side; the counts are meant at a width of 512.
+    near, far = (round(2 * count * width / 512) for count in (config.scale.dilate_middle, config.scale.dilate))
+    boxes = [_grow(rows, columns, margin) for margin in (near, far)]
+    return torch.where(ahead[:, None, None, None], boxes[0], boxes[1])
+
+
+def _between(occupied: Tensor, dim: int) -> Tensor:
+    """True from the first to the last True along ``dim``."""
+    count = occupied.int().cumsum(dim)
+    after = occupied.flip(dim).int().cumsum(dim).flip(dim)
+    return (count > 0) & (after > 0)
+
+
+def _grow(rows: Tensor, columns: Tensor, margin: int) -> Tensor:
+    size = 2 * margin + 1
+    grown_rows = F.max_pool2d(rows.float(), (size, 1), stride=1, padding=(margin, 0)) > 0
+    grown_columns = F.max_pool2d(columns.float(), (1, size), stride=1, padding=(0, margin)) > 0
+    return grown_rows & grown_columns

@@ -1,0 +1,127 @@
+"""Scene stage: depth, camera pose and residual motion of the whole image, self-supervised.
+
+Consumes image triplets. Leaves ``scene/weights.safetensors``: a depth net that is right where nothing moves.
+The stage has up to three phases: depth and pose; the motion net alone; all together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mcd import ops
+from mcd.config import Augment, Scene
+from mcd.data import FrameDataset
+from mcd.geometry import invert_rigid, pose_matrix
+from mcd.stages.base import Batch, Context, Outputs, TrainingStage
+from mcd.stages.residual import residual_motion
+from mcd.visualize import colour_depth, colour_flow
+
+
+class SceneStage(TrainingStage):
+    name = "scene"
+    schedule: Scene
+
+    def __init__(self, context: Context):
+        self.schedule = self._schedule(context)
+        self.roles = ("depth", "pose", "motion") if self.schedule.motion_from is not None else ("depth", "pose")
+        super().__init__(context)
+
+    def _schedule(self, context: Context) -> Scene:
+        return context.config.scene
+
+    def initialise(self) -> None:
+        if self.config.init is not None:
+            self.load(self.config.init)
+
+    def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
+        return self.frames(split, augment)
+
+    def phase(self, step: int) -> int:
+        """0: depth and pose; 1: the motion net alone; 2: all together."""
+        first, joint = self.schedule.motion_from, self.schedule.joint_from
+        starts = [start for start in (first, first if joint is None else joint) if start is not None]
+        return sum(step >= self.schedule.in_steps(start, self.steps_per_epoch) for start in starts)
+
+    def active(self, step: int) -> Sequence[str]:
+        if self.schedule.motion_from is None:
+            return self.roles
+        return (("depth", "pose"), ("motion",), self.roles)[self.phase(step)]
+
+    def forward(self, batch: Batch, step: int) -> Outputs:
+        active = self.active(step)
+        # Networks that are not optimised cost no graph.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "depth" in active):
+            with self.context.networks():
+                depths = self.nets["depth"](batch["reference"])
+            depths = [depth.float() for depth in depths[: self.config.loss.scales]]
+            T_src_ref = predict_poses(self.context, self.nets["pose"], batch["reference"], batch["sources"])
+        outputs: Outputs = {"depths": depths, "T_src_ref": T_src_ref}
+        if self.phase(step) > 0:
+            outputs["motion"] = residual_motion(
+                self.context,
+                self.nets["motion"],
+                batch["reference"],
+                batch["sources"],
+                depths[0],
+                batch["K"],
+                T_src_ref,
+                filtered=self.phase(step) > 1,
+                floor=self.schedule.motion_floor,
+            )
+        return outputs
+
+    def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
+        weights = self.config.loss
+        depths, motion = outputs["depths"], outputs.get("motion")
+        photometric, _, _ = ops.view_synthesis_loss(
+            batch["reference"],
+            batch["sources"],
+            depths,
+            batch["K"],
+            outputs["T_src_ref"],
+            motion,
+            mask_invalid=weights.mask_invalid,
+            ssim_weight=weights.ssim,
+            l1_weight=weights.l1,
+            c1=weights.c1,
+            c2=weights.c2,
+        )
+        terms = {"photometric": photometric}
+        if "depth" in self.active(step):
+            images = image_pyramid(batch["reference"], depths)
+            terms["smoothness"] = weights.smoothness * ops.smoothness_loss([1 / depth for depth in depths], images)
+        if motion is not None and self.phase(step) > 1:
+            terms["sparsity"] = weights.sparsity * ops.motion_sparsity(motion)
+        return {"total": torch.stack(list(terms.values())).sum(), **terms}
+
+    def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
+        shown = {"image": batch["reference"][0], "depth": colour_depth(outputs["depths"][0][0, 0])}
+        if "motion" in outputs:
+            shown["motion"] = colour_flow(outputs["motion"][0, -1])
+        return shown
+
+
+def predict_poses(context: Context, net: torch.nn.Module, reference: Tensor, sources: Tensor) -> Tensor:
+    """T_src_ref [B,2,4,4] towards the previous and the next frame.
+
+    The net sees two frames in temporal order and predicts the motion from the earlier to the later one; towards the
+    previous frame that motion is inverted.
+    """
+    previous, following = sources.unbind(1)
+    with context.networks():
+        angles, translation = net(torch.cat((previous, reference)), torch.cat((reference, following)))
+    T = pose_matrix(angles.float(), translation.float())
+    T_ref_previous, T_next_ref = T.chunk(2)
+    return torch.stack((invert_rigid(T_ref_previous), T_next_ref), dim=1)
+
+
+def image_pyramid(image: Tensor, depths: Sequence[Tensor]) -> list[Tensor]:
+    """The image at the size of every depth map."""
+    return [
+        image if depth.shape[-2:] == image.shape[-2:] else F.interpolate(image, depth.shape[-2:], mode="area")
+        for depth in depths
+    ]

@@ -1,0 +1,372 @@
+"""``python -m mcd.train [CONFIG] [--set a.b=c …]``: train every stage of a config, evaluate, report.
+
+A run that was killed goes on where it was: finished stages are skipped, an unfinished one continues from its last
+checkpoint, bit for bit the same run (with the same thread count).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import mcd
+from mcd.checkpoint import CheckpointError, load_state, save_state
+from mcd.config import Config, ConfigError, known_keys, load_config
+from mcd.data import DataError, StepSampler, build_loader, fixed_batches, prefetch
+from mcd.data.synthetic import generate
+from mcd.evaluate import evaluate_stage, write_metrics
+from mcd.profiling import StepTimer
+from mcd.report import write_report
+from mcd.run import Run, RunError, StageLog
+from mcd.stages import STAGES, Context, Preparation, TrainingStage
+from mcd.stages.object import NothingToTrain
+
+DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C: what had to be saved is saved."""
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient is not finite; the message names the batch."""
+
+
+# What goes wrong without being a bug: told in one line. FileExistsError: another's folder stands where data should.
+EXPECTED = (
+    ConfigError, RunError, DataError, CheckpointError, TrainingDiverged, NothingToTrain, FileExistsError, BlockingIOError,
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        config = load_config(options.config, options.set)
+        with StopSignal() as stop:
+            train_run(config, stop)
+    except Interrupted:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except EXPECTED as error:
+        print(f"mcd.train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train_run(config: Config, stop: StopSignal) -> Path:
+    """Train, evaluate and report every stage of ``config``; returns the run folder."""
+    device = set_up(config)
+    run = Run(config)
+    make_data(config)
+    context = Context(config, run, device)
+    for name in config.stages:
+        if run.finished(name) is not None:
+            continue
+        kind = STAGES[name]
+        if issubclass(kind, Preparation):
+            begin = time.perf_counter()
+            try:
+                facts = kind(context).prepare(stop)
+            except KeyboardInterrupt:
+                raise Interrupted from None
+            facts["seconds"] = time.perf_counter() - begin
+        else:
+            assert issubclass(kind, TrainingStage)
+            facts = train(kind(context), context, stop)
+        facts["metrics"] = evaluate_stage(config, run.path, name, device)
+        run.finish(name, **facts)
+        write_metrics(run.path)
+    write_metrics(run.path, show=True)
+    print(f"report: {write_report(run.path)}")
+    return run.path
+
+
+def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str, Any]:
+    """Train one stage to its end, or to a stop; returns facts for ``done.json``."""
+    config, schedule, device = context.config, stage.schedule, context.device
+    dataset = stage.dataset("train", config.augment)
+    validation = Validation(stage, context)
+    stage.steps_per_epoch = max(len(dataset) // schedule.batch, 1)
+    steps = schedule.length(stage.steps_per_epoch)
+    last = stage.folder / "last" / "state.pt"
+    state = load_state(last)
+    if state is None:
+        stage.initialise()
+        start, phase, best, seconds = 0, -1, math.inf, 0.0
+        optimizer = None
+    else:
+        start, phase, best, seconds = state["step"], state["phase"], state["best"], state["seconds"]
+        for role, net in stage.nets.items():
+            net.load_state_dict(state["nets"][role])
+        optimizer = make_optimizer(stage, start - 1, device)
+        optimizer.load_state_dict(state["optimizer"])
+
+    sampler = StepSampler(len(dataset), schedule.batch, config.seed, start, steps)
+    batches = prefetch(build_loader(dataset, sampler, config.data.workers, device), device, config.channels_last)
+    log, timer, guard = StageLog(context.run, stage.name, start), StepTimer(device), NanGuard(config.on_nan, device)
+    bar = tqdm(total=steps, initial=start, desc=stage.name, unit="step", dynamic_ncols=True)
+    begin = time.perf_counter() - seconds
+    for step in range(start, steps):
+        with timer("data"):
+            batch = next(batches)
+        if stage.phase(step) != phase or optimizer is None:
+            phase, best = stage.phase(step), math.inf
+            optimizer = make_optimizer(stage, step, device)
+        stage.set_mode(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(stage, step)
+        guard.remember(stage.nets)
+
+        with timer("forward"):
+            outputs = stage.forward(batch, step)
+        with timer("loss"):
+            leaves, cut = cut_graph(outputs)
+            terms = stage.loss(batch, leaves, step)
+        with timer("loss_backward"):
+            terms["total"].backward()
+        with timer("backward"):
+            used = [(tensor, leaf.grad) for tensor, leaf in cut if leaf.grad is not None]
+            torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
+        with timer("optimizer"):
+            norms = [clip_gradient(stage.nets[role], schedule.clip) for role in stage.active(step)]
+            optimizer.found_inf = guard.check(step, batch["frame"], terms["total"], norms, stage.nets)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        timer.step()
+        bar.update()
+
+        done = step + 1
+        if done % config.log_every == 0 or done == steps:
+            guard.report()
+            scalars = {name: term.item() for name, term in terms.items()}
+            milliseconds = timer.report()
+            rate = 1e3 * schedule.batch / max(sum(milliseconds.values()), 1e-9)
+            log.scalars(done, scalars | {"lr": learning_rate(stage, step), "images_per_s": rate} | milliseconds)
+            bar.set_postfix_str(f"loss {scalars['total']:.4f}, {rate:.0f} images/s")
+        if done % config.picture_every == 0:
+            for name, picture in stage.pictures(batch, leaves).items():
+                log.image(done, name, picture.detach())
+        if (done % schedule.validate_every == 0 or done == steps) and phase == stage.last_phase:
+            score = validation.score(step)
+            log.scalars(done, {"validation": score})
+            if score <= best or schedule.select == "last":
+                best = score
+                stage.save_weights(done, score)
+        if done % schedule.checkpoint_every == 0 or done == steps or stop():
+            guard.report()
+            save_state(last, {
+                "step": done,
+                "phase": phase,
+                "best": best,
+                "seconds": time.perf_counter() - begin,
+                "nets": {role: net.state_dict() for role, net in stage.nets.items()},
+                "optimizer": optimizer.state_dict(),
+            })  # fmt: skip
+            if stop() and done < steps:
+                bar.close()
+                log.close()
+                raise Interrupted
+    bar.close()
+    log.close()
+    return {"steps": steps, "seconds": time.perf_counter() - begin, "best": best, "skipped": guard.skipped}
+
+
+def set_up(config: Config) -> torch.device:
+    """Device, threads, seed and backend of a run."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"'device': {name} cannot be used: {str(error).splitlines()[0]}") from None
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    mcd.set_backend(config.backend)
+    return device
+
+
+def make_data(config: Config) -> None:
+    """Render the synthetic scenes that a config asks for; scenes that are there already are kept."""
+    wanted = config.data.synthetic
+    if wanted is not None:
+        generate(
+            config.data.root,
+            train=wanted.frames,
+            val=wanted.val_frames,
+            size=config.data.size,
+            seed=wanted.seed,
+            workers=max(config.data.workers, 1),
+            progress=True,
+        )
+
+
+def make_optimizer(stage: TrainingStage, step: int, device: torch.device) -> torch.optim.Optimizer:
+    """Adam over the nets that are optimised at ``step``, one group each."""
+    groups = [{"params": list(stage.nets[role].parameters())} for role in stage.active(step)]
+    return torch.optim.Adam(groups, lr=stage.schedule.lr, fused=True)
+
+
+def learning_rate(stage: TrainingStage, step: int) -> float:
+    """Learning rate of a step: linear warm-up, then the schedule's drops."""
+    schedule = stage.schedule
+    rate = schedule.lr * min(1.0, (step + 1) / max(schedule.warmup, 1))
+    for when, factor in schedule.drops:
+        if step >= schedule.in_steps(when, stage.steps_per_epoch):
+            rate *= factor
+    return rate
+
+
+def cut_graph(outputs: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]:
+    """The outputs as leaves, and every (output, leaf) that carries a gradient.
+
+    The loss is then differentiated apart from the networks, so that both can be timed, and what the loss saved is
+    free before the networks' backward begins.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, list):
+            return [leaf(item) for item in value]
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return value
+        pairs.append((value, value.detach().requires_grad_()))
+        return pairs[-1][1]
+
+    return {name: leaf(value) for name, value in outputs.items()}, pairs
+
+
+def clip_gradient(net: nn.Module, largest: float | None) -> Tensor:
+    """Clip a net's gradient to a norm; returns the norm before, without waiting for the device."""
+    return torch.nn.utils.clip_grad_norm_(net.parameters(), math.inf if largest is None else largest)
+
+
+class NanGuard:
+    """Keeps a step whose loss or gradient is not finite from reaching the weights, and names its batch.
+
+    The decision is taken on the device (the fused optimiser skips the update); the host looks only in
+    :meth:`report`. Buffers such as batch-norm statistics are put back as they were.
+    """
+
+    def __init__(self, action: str, device: torch.device):
+        self.skipped = 0
+        self._action = action
+        self._fine = torch.zeros((), device=device)
+        self._seen: list[tuple[int, list[str], Tensor]] = []
+        self._buffers: list[Tensor] = []
+
+    def remember(self, nets: dict[str, nn.Module]) -> None:
+        self._buffers = [buffer.clone() for buffer in _float_buffers(nets)]
+
+    def check(
+        self, step: int, frames: list[str], loss: Tensor, norms: list[Tensor], nets: dict[str, nn.Module]
+    ) -> Tensor:
+        """1 where the step must be skipped, else 0, as the fused optimiser wants it."""
+        values = torch.stack([loss.detach(), *norms])
+        bad = (~torch.isfinite(values)).any().to(self._fine.dtype)
+        for buffer, before in zip(_float_buffers(nets), self._buffers, strict=True):
+            buffer.copy_(torch.where(bad > 0, before, buffer))
+        self._seen.append((step, frames, bad))
+        return bad
+
+    def report(self) -> None:
+        """Look at the steps since the last call.
+
+        Raises:
+            TrainingDiverged: a step was not finite and the action is "stop".
+        """
+        flags = torch.stack([bad for _, _, bad in self._seen]).tolist() if self._seen else []
+        for (step, frames, _), bad in zip(self._seen, flags, strict=True):
+            if bad:
+                what = f"loss or gradient of step {step + 1} is not finite; batch: {', '.join(frames)}"
+                if self._action == "stop":
+                    raise TrainingDiverged(f"{what}. The weights are as they were before it; on_nan=skip leaves it out")
+                tqdm.write(f"skipped: {what}")
+                self.skipped += 1
+        self._seen = []
+
+
+def _float_buffers(nets: dict[str, nn.Module]) -> Iterator[Tensor]:
+    return (buffer for net in nets.values() for buffer in net.buffers() if buffer.is_floating_point())
+
+
+class Validation:
+    """Mean validation loss over a fixed set of batches, or (published option) abs_rel on ground truth."""
+
+    def __init__(self, stage: TrainingStage, context: Context):
+        self._stage, self._context = stage, context
+        self._dataset = stage.dataset("val", None)
+
+    def score(self, step: int) -> float:
+        stage, config = self._stage, self._context.config
+        for net in stage.nets.values():
+            net.eval()
+        if stage.schedule.select == "ground_truth":
+            stage.save_weights(step + 1, None)
+        schedule, device = stage.schedule, self._context.device
+        loader = fixed_batches(
+            self._dataset, schedule.batch, config.data.workers, device, limit=schedule.validate_batches
+        )
+        totals: list[Tensor] = []
+        with torch.no_grad():
+            for batch in prefetch(loader, device, config.channels_last):
+                totals.append(stage.loss(batch, stage.forward(batch, step), step)["total"])
+        return float(torch.stack(totals).mean()) if totals else math.inf
+
+
+class StopSignal:
+    """Turns SIGTERM and Ctrl-C into a flag that the loop reads; a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return self._stopped
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, _: object) -> None:
+        if self._stopped and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._stopped = True
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    lines = [f"  {name:34} {str(default):24} {text}" for name, default, text in known_keys()]
+    parser = argparse.ArgumentParser(
+        prog="python -m mcd.train",
+        description="Train every stage of a config, evaluate, report.",
+        epilog="keys, defaults:\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="?", default=DEFAULT_CONFIG, help="YAML file (default: configs/synthetic.yaml)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay a value over the config")
+    parser.add_argument("--backend", help="reference, native, triton or auto; short for --set backend=")
+    options = parser.parse_args(arguments)
+    if options.backend:
+        options.set.append(f"backend={options.backend}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

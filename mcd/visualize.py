@@ -1,0 +1,175 @@
+"""Pictures of depth, error and motion, and panels of them.
+
+A picture is a tensor [3, H, W] in [0, 1], like the images of a data set; :func:`to_bytes` ends it. The report, the
+predictions and TensorBoard draw with these functions, so a colour means the same everywhere: bright is near and dark
+is far; in an error map blue is predicted too near and red too far; dark grey is unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+# Colours between which is interpolated. The first map rises steadily in lightness, so it survives a grey print and
+# colour blindness; the second runs blue, white, red.
+_DEPTH_COLOURS = "000004 180f3d 440f76 721f81 9e2f7f cd4071 f1605d fd9668 feca8d fcfdbf"
+_ERROR_COLOURS = "0b3c8c 3f7fd0 9cc4ea f4f4f4 f2b79c d5563f 8c0b1d"
+_UNKNOWN = (0.13, 0.13, 0.15)
+# Percentiles of a huge map are those of every n-th of its pixels.
+_ENOUGH = 1_000_000
+
+
+def depth_range(depth: Tensor, low: float = 0.02, high: float = 0.98) -> tuple[float, float]:
+    """Nearest and farthest depth worth a colour: quantiles of the inverse depth over the positive, finite pixels.
+
+    Returns:
+        (near, far) in the unit of ``depth``; (1, 2) where no pixel is valid.
+    """
+    inverse = 1 / depth[_known(depth)].detach().double()
+    if not inverse.numel():
+        return 1.0, 2.0
+    inverse = inverse[:: math.ceil(inverse.numel() / _ENOUGH)]
+    far, near = torch.quantile(inverse, torch.tensor([low, high], dtype=torch.float64, device=depth.device)).tolist()
+    return 1 / near, 1 / far
+
+
+def colour_depth(depth: Tensor, limits: tuple[float, float] | None = None) -> Tensor:
+    """Colour a depth map by its inverse depth.
+
+    Args:
+        depth: [H, W]; zero, negative and non-finite pixels are unknown.
+        limits: depths of the brightest and the darkest colour; None takes :func:`depth_range`.
+
+    Returns:
+        Picture [3, H, W].
+
+    Raises:
+        ValueError: ``depth`` is not two-dimensional.
+    """
+    _check_map("depth", depth)
+    near, far = limits or depth_range(depth)
+    known = _known(depth)
+    inverse = 1 / torch.where(known, depth.detach(), 1).double()
+    return _paint((inverse - 1 / far) / max(1 / near - 1 / far, 1e-12), known, _DEPTH_COLOURS)
+
+
+def colour_error(depth: Tensor, truth: Tensor, limit: float = 2.0) -> Tensor:
+    """Colour the ratio of predicted to true depth: blue too near, white right, red too far.
+
+    Args:
+        depth, truth: [H, W] in one unit; known where both are positive and finite.
+        limit: the ratio (and its inverse) that gets the last colour.
+
+    Raises:
+        ValueError: the maps are not two-dimensional or differ in size.
+    """
+    _check_map("depth", depth)
+    if depth.shape != truth.shape:
+        raise ValueError(f"depth is {list(depth.shape)} but truth is {list(truth.shape)}; they must have one size")
+    known = _known(depth) & _known(truth)
+    ratio = torch.where(known, depth.detach(), 1).double() / torch.where(known, truth, 1)
+    return _paint(0.5 + 0.5 * ratio.log() / math.log(limit), known, _ERROR_COLOURS)
+
+
+def colour_flow(flow: Tensor) -> Tensor:
+    """Colour a field of arrows [2, H, W]: hue is direction, saturation is length (full at the 99 % quantile)."""
+    if flow.ndim != 3 or flow.shape[0] != 2:
+        raise ValueError(f"flow must be [2, H, W], got {list(flow.shape)}")
+    flow = torch.nan_to_num(flow.detach().float())
+    length = flow.norm(dim=0)
+    longest = torch.quantile(length.flatten()[:: math.ceil(length.numel() / _ENOUGH)], 0.99).clamp(min=1e-12)
+    angle = torch.atan2(flow[1], flow[0])
+    # Three cosines a third of a turn apart run round the hues; white stands for no motion.
+    thirds = torch.tensor([0.0, 2.0, 4.0], device=flow.device)[:, None, None] * (math.pi / 3)
+    return 1 - (length / longest).clamp(max=1) * (0.5 - 0.5 * torch.cos(angle - thirds))
+
+
+def outline(picture: Tensor, mask: Tensor, colour: tuple[float, float, float] = (0.0, 0.9, 0.46)) -> Tensor:
+    """A copy of ``picture`` with the inner border of ``mask`` (bool [H, W]) drawn in ``colour``.
+
+    Raises:
+        ValueError: ``mask`` has another size than the picture.
+    """
+    if mask.shape != picture.shape[1:]:
+        raise ValueError(f"mask is {list(mask.shape)} but the picture is {list(picture.shape[1:])}")
+    around = F.pad(mask, (1, 1, 1, 1))
+    inside = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    return torch.where(mask & ~inside, picture.new_tensor(colour)[:, None, None], picture)
+
+
+def gather_points(sparse: Tensor, size: tuple[int, int]) -> Tensor:
+    """Sparse depth [H, W] (LiDAR) at a smaller size, for looking at: each cell its nearest point, 0 without any."""
+    _check_map("sparse", sparse)
+    inverse = torch.where(_known(sparse), 1 / sparse, 0)
+    nearest = F.adaptive_max_pool2d(inverse[None, None], size)[0, 0]
+    return torch.where(nearest > 0, 1 / nearest, 0)
+
+
+def resize_picture(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """The picture at another size (height, width)."""
+    return F.interpolate(picture[None], size, mode="bilinear", align_corners=False, antialias=True)[0].clamp(0, 1)
+
+
+def panel(rows: Sequence[Sequence[Tensor | None]], titles: Sequence[str] = (), gap: int = 4) -> Tensor:
+    """Lay pictures out in rows on white, with a title above each column.
+
+    Every cell has the size of the first picture; others are resized, None stays empty.
+
+    Raises:
+        ValueError: there is no picture, or a row is longer than the titles.
+    """
+    pictures = [picture for row in rows for picture in row if picture is not None]
+    if not pictures:
+        raise ValueError("a panel needs at least one picture")
+    columns = max(len(row) for row in rows)
+    if titles and len(titles) < columns:
+        raise ValueError(f"a row has {columns} pictures but there are {len(titles)} titles")
+    height, width = pictures[0].shape[1:]
+    top = 16 if titles else 0
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, top + len(rows) * (height + gap) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default()
+    for column, title in enumerate(titles):
+        draw.text((gap + column * (width + gap), 3), title, fill=(40, 40, 40), font=font)
+    for line, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            if picture is not None:
+                fitted = picture if picture.shape[1:] == (height, width) else resize_picture(picture, (height, width))
+                place = (gap + column * (width + gap), top + gap + line * (height + gap))
+                sheet.paste(Image.fromarray(to_bytes(fitted)), place)
+    return from_bytes(np.asarray(sheet))
+
+
+def to_bytes(picture: Tensor) -> NDArray[np.uint8]:
+    """The picture as uint8 [H, W, 3]."""
+    return (picture.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def from_bytes(image: NDArray[np.uint8]) -> Tensor:
+    """An image uint8 [H, W, 3] as a picture."""
+    return torch.tensor(image).permute(2, 0, 1).float() / 255
+
+
+def _known(depth: Tensor) -> Tensor:
+    return torch.isfinite(depth) & (depth > 0)
+
+
+def _check_map(name: str, values: Tensor) -> None:
+    if values.ndim != 2:
+        raise ValueError(f"{name} must be [H, W], got {list(values.shape)}")
+
+
+def _paint(share: Tensor, known: Tensor, colours: str) -> Tensor:
+    anchors = torch.tensor([list(bytes.fromhex(colour)) for colour in colours.split()], device=share.device) / 255
+    place = share.clamp(0, 1).float() * (len(anchors) - 1)
+    lower = place.floor().long().clamp(max=len(anchors) - 2)
+    part = (place - lower)[..., None]
+    painted = anchors[lower] * (1 - part) + anchors[lower + 1] * part
+    return torch.where(known[..., None], painted, painted.new_tensor(_UNKNOWN)).permute(2, 0, 1)

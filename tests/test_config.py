@@ -1,0 +1,76 @@
+"""Config: what is accepted, what is refused, and by which words."""
+
+from pathlib import Path
+
+import pytest
+
+from mcd.config import ConfigError, known_keys, load_config, parse_config
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path):
+    assert load_config(path).run == path.stem
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"scen": {}}, "unknown key 'scen'; did you mean 'scene'"),
+        ({"scene": {"steps": 1, "lrr": 1}}, "unknown key 'scene.lrr'; did you mean 'scene.lr'"),
+        ({"scene": {"steps": "many"}}, "'scene.steps'"),
+        ({"scene": {"steps": 1, "epochs": 1}}, "exactly one of 'steps' and 'epochs'"),
+        ({"scene": {"steps": 1, "motion_from": 5, "joint_from": 4}}, "'joint_from' must not lie before"),
+        ({"data": {"size": [64]}}, "'data.size"),
+        ({"stages": ["scene", "ground_truth"]}, "'stages.1'"),
+        ({"augment": {"flip": 1.5}}, "'augment.flip'"),
+    ],
+)
+def test_a_bad_key_is_named(document, message):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        parse_config(document)
+
+
+def test_assignments_lie_over_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("scene: {epochs: 3, lr: 2e-4}\n")
+    config = load_config(path, ["scene.steps=7", "data.root=/elsewhere", "scene.clip=1e-2", "backend={fuse_depth: reference}"])
+    assert (config.scene.steps, config.scene.epochs, config.scene.lr) == (7, None, 2e-4)
+    assert config.data.root == Path("/elsewhere")
+    assert config.scene.clip == 0.01
+    assert config.backend == {"fuse_depth": "reference"}
+
+
+@pytest.mark.parametrize("assignment", ["scene.lr", "=3", "seed.deep=3", "scene.lr=[1"])
+def test_a_bad_assignment_is_refused(tmp_path, assignment):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(path, [assignment])
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "does not exist"), ("[1, 2]", "mapping"), ("a: [", "cannot be read")])
+def test_an_unreadable_file_is_named(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_the_digest_sees_what_decides_the_result_and_nothing_else():
+    base = parse_config({"scene": {"steps": 5}})
+    assert base.digest() == parse_config({"scene": {"steps": 5}, "run": "other", "log_every": 3}).digest()
+    assert base.digest() != parse_config({"scene": {"steps": 6}}).digest()
+
+
+def test_help_knows_every_section():
+    names = {name for name, _, _ in known_keys()}
+    assert {"seed", "data.synthetic.frames", "scene.motion_from", "final.pseudo_weight", "evaluation.crop"} <= names
+
+
+def test_epochs_become_steps():
+    schedule = parse_config({"scene": {"epochs": 2, "motion_from": 0.5}}).scene
+    assert schedule.length(100) == 200
+    assert schedule.in_steps(0.5, 100) == 50

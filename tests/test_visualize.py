@@ -1,0 +1,104 @@
+"""Pictures: what a colour means, and what is left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mcd.visualize import (
+    colour_depth,
+    colour_error,
+    colour_flow,
+    depth_range,
+    from_bytes,
+    gather_points,
+    outline,
+    panel,
+    to_bytes,
+)
+
+
+def test_nearer_is_brighter() -> None:
+    depth = torch.linspace(1, 50, 200)[None]
+    lightness = colour_depth(depth).mean(0)[0]
+    assert (lightness.diff() <= 1e-6).all() and lightness[0] > 0.7 and lightness[-1] < 0.05
+
+
+def test_colours_do_not_depend_on_the_unit_of_depth() -> None:
+    depth = torch.rand(8, 9, generator=torch.Generator().manual_seed(0)) + 0.1
+    assert torch.allclose(colour_depth(depth), colour_depth(1000 * depth), atol=1e-5)
+
+
+@pytest.mark.parametrize("unknown", [0.0, -1.0, float("nan"), float("inf")])
+def test_pixels_without_depth_are_grey_and_change_no_other(unknown: float) -> None:
+    depth = torch.rand(8, 9, generator=torch.Generator().manual_seed(0)) + 0.1
+    holed = torch.cat([depth, torch.full((8, 1), unknown)], dim=1)
+    picture = colour_depth(holed)
+    assert torch.equal(picture[:, :, :9], colour_depth(depth))
+    assert torch.equal(picture[:, 0, 9], picture[:, 7, 9]) and picture[:, 0, 9].std() < 0.02
+
+
+def test_a_map_without_any_depth_can_be_drawn() -> None:
+    assert colour_depth(torch.zeros(2, 3)).shape == (3, 2, 3)
+
+
+def test_the_range_of_a_constant_depth_can_be_drawn() -> None:
+    assert torch.isfinite(colour_depth(torch.full((2, 3), 5.0))).all()
+
+
+def test_the_range_ignores_a_few_outliers() -> None:
+    depth = torch.cat([torch.linspace(10, 20, 1000), torch.tensor([1e-3, 1e6])])
+    near, far = depth_range(depth[None])
+    assert near == pytest.approx(10, rel=0.03) and far == pytest.approx(20, rel=0.03)
+
+
+def test_too_near_is_blue_and_too_far_red() -> None:
+    near, right, far = colour_error(torch.tensor([[1.0, 2.0, 4.0]]), torch.full((1, 3), 2.0))[:, 0].T
+    assert near[2] > 2 * near[0] and far[0] > 2 * far[2] and right.min() > 0.9
+
+
+def test_flow_is_white_where_nothing_moves_and_opposite_ways_differ() -> None:
+    flow = torch.zeros(2, 1, 3)
+    flow[0, 0, 0], flow[0, 0, 2] = -1.0, 1.0
+    left, still, right = colour_flow(flow)[:, 0].T
+    assert torch.equal(still, torch.ones(3)) and (left - right).abs().max() > 0.5
+
+
+def test_an_outline_leaves_the_inside_and_the_outside_alone() -> None:
+    picture = torch.zeros(3, 6, 7)
+    mask = torch.zeros(6, 7, dtype=torch.bool)
+    mask[1:5, 1:6] = True
+    drawn = outline(picture, mask).amax(0) > 0
+    border = mask.clone()
+    border[2:4, 2:5] = False
+    assert torch.equal(drawn, border)
+
+
+def test_gathered_points_are_the_nearest_of_their_cell() -> None:
+    sparse = torch.zeros(4, 6)
+    sparse[0, 0], sparse[1, 1], sparse[3, 5] = 7.0, 3.0, 9.0
+    assert gather_points(sparse, (2, 3)).tolist() == [[3.0, 0.0, 0.0], [0.0, 0.0, 9.0]]
+
+
+def test_a_panel_puts_pictures_in_their_places() -> None:
+    red = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 4, 5)
+    blue = torch.tensor([0, 0, 1.0])[:, None, None].expand(3, 8, 10)  # twice as large: shrunk to the first
+    sheet = panel([[red, None], [None, blue]], gap=1)
+    assert sheet.shape == (3, 1 + 2 * 5, 1 + 2 * 6)
+    assert torch.equal(sheet[:, 1:5, 1:6], red) and torch.equal(sheet[:, 6:10, 7:12], blue[:, :4, :5])
+    assert (sheet[:, 1:5, 7:12] == 1).all()
+
+
+def test_bytes_survive_the_way_to_a_picture_and_back() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    assert np.array_equal(to_bytes(from_bytes(image)), image)
+
+
+def test_maps_of_the_wrong_shape_are_named() -> None:
+    with pytest.raises(ValueError, match=r"depth must be \[H, W\], got \[1, 2, 3\]"):
+        colour_depth(torch.ones(1, 2, 3))
+    with pytest.raises(ValueError, match="one size"):
+        colour_error(torch.ones(2, 3), torch.ones(3, 2))
+    with pytest.raises(ValueError, match="at least one picture"):
+        panel([[None]])
