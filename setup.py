@@ -25,6 +25,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 SOURCES = ROOT / "csrc"
 ARCHITECTURES = "8.0;9.0+PTX"
+# bindings.cpp asks the processor for these features before it offers a target.
+X86_TARGETS = {
+    "baseline": "",
+    "avx2": "-mavx2 -mfma",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma",
+}
 
 
 def cuda_home() -> Path | None:
@@ -48,7 +54,7 @@ def cuda_home() -> Path | None:
     return None
 
 
-def gencode() -> list[str]:
+def gencode() -> str:
     """nvcc's flags for TORCH_CUDA_ARCH_LIST."""
     flags = []
     for architecture in re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHITECTURES):
@@ -59,52 +65,51 @@ def gencode() -> list[str]:
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if match[4]:
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
+    return " ".join(flags)
 
 
 def ninja_file(cuda: Path | None) -> str:
-    """What ninja is to do: compile each file of csrc/, link _C.so."""
+    """What ninja is to do: compile csrc/ for each target, link _C.so."""
     import pybind11
 
-    sanitize = ["-fsanitize=address,undefined", "-g", "-O1"] if os.environ.get("MCD_SANITIZE") == "1" else ["-O3"]
-    common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *(["-DMCD_WITH_CUDA"] if cuda else [])]
-    # Neither flag touches a result: they let loops vectorise that choose between values.
-    vectorise = ["-fno-math-errno", "-fno-trapping-math"]
-    cxx = [*common, *vectorise, *sanitize, "-fopenmp", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-    python = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
-    link = ["-shared", "-fopenmp", *sanitize, "-Wl,--exclude-libs,ALL"]
     compiler = os.environ.get("CXX") or "c++"
+    machine = subprocess.run([compiler, "-dumpmachine"], check=True, capture_output=True, text=True).stdout
+    targets = X86_TARGETS if machine.startswith("x86_64") else {"baseline": ""}
+    optimize = "-fsanitize=address,undefined -g -O1" if os.environ.get("MCD_SANITIZE") == "1" else "-O3"
+    # No errno, no trap: neither changes a result.
+    cxxflags = f"-std=c++17 -fPIC -fvisibility=hidden -fopenmp {optimize} -fno-math-errno -fno-trapping-math"
+    python = f"-isystem{pybind11.get_include()} -isystem{sysconfig.get_path('include')}"
+    python += " -DMCD_WITH_X86" * ("avx2" in targets) + " -DMCD_WITH_CUDA" * (cuda is not None)
+    ldflags = f"-shared -fopenmp {optimize} -Wl,--exclude-libs,ALL"
+    if cuda:
+        # Linked statically, the runtime need not be the version that torch brings; both use the primary context.
+        library = next(path for path in (cuda / "lib64", cuda / "lib") if (path / "libcudart_static.a").exists())
+        ldflags += f" -L{library} -lcudart_static -ldl -lrt -lpthread"
     lines = [
-        f"cxx = {compiler}",
-        f"cxxflags = {' '.join(cxx)}",
         "rule cxx",
-        "  command = $cxx -MD -MF $out.d $cxxflags $extra -c $in -o $out",
+        f"  command = {compiler} -MD -MF $out.d {cxxflags} -Wall -Wextra -Wno-psabi $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule nvcc",
+        f"  command = {cuda}/bin/nvcc -ccbin {compiler} -MD -MF $out.d -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden"
+        f" --expt-relaxed-constexpr {gencode()} -I{cuda}/include -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        "  command = $cxx $in -o $out $ldflags",
+        f"  command = {compiler} $in -o $out {ldflags}",
     ]
-    if cuda:
-        # Linked statically, the runtime is not another version than torch's shared one; both use the primary context.
-        library = next(path for path in (cuda / "lib64", cuda / "lib") if (path / "libcudart_static.a").exists())
-        link += [f"-L{library}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
-        nvcc = ["-O3", *common[:1], *common[3:], "-Xcompiler", "-fPIC,-fvisibility=hidden", *gencode(), f"-I{cuda / 'include'}"]
-        lines += [
-            f"nvcc = {cuda / 'bin' / 'nvcc'}",
-            f"nvccflags = {' '.join(nvcc)}",
-            "rule nvcc",
-            f"  command = $nvcc -ccbin {compiler} -MD -MF $out.d $nvccflags -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-        ]
-    lines.append(f"ldflags = {' '.join(link)}")
     objects = []
-    for source in sorted([*SOURCES.rglob("*.cpp"), *(SOURCES.rglob("*.cu") if cuda else ())]):
-        target = f"{source.relative_to(SOURCES)}.o"
-        lines.append(f"build {target}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
-        if source.name == "bindings.cpp":
-            lines.append(f"  extra = {' '.join(python)}")
-        objects.append(target)
+
+    def compile_file(source: Path, rule: str, target: str, flags: str = "") -> None:
+        objects.append(f"{source.relative_to(SOURCES)}.{target}.o")
+        lines.extend([f"build {objects[-1]}: {rule} {source}", f"  flags = {flags}"])
+
+    compile_file(SOURCES / "bindings.cpp", "cxx", "python", python)
+    for source in sorted(SOURCES.glob("*/*.cpp")):
+        for target, flags in targets.items():
+            compile_file(source, "cxx", target, f"-DMCD_TARGET={target} {flags}")
+    for source in sorted(SOURCES.glob("*/*.cu") if cuda else ()):
+        compile_file(source, "nvcc", "cuda")
     lines += [f"build _C.so: link {' '.join(objects)}", "default _C.so"]
     return "\n".join(lines) + "\n"
 

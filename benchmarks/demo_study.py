@@ -19,6 +19,7 @@ from mcd.train import DEFAULT_CONFIG
 from mcd.train import main as train
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
+COLUMNS = [("static", "abs_rel"), ("static", "a1"), ("dynamic", "abs_rel"), ("dynamic", "a1"), ("all", "abs_rel")]
 BEGIN, END = "<!-- demo-study begin -->", "<!-- demo-study end -->"
 STAGES = "[scene, instances, object, scale, pseudo, final, control]"
 
@@ -45,13 +46,7 @@ def table(results: dict[int, dict]) -> str:
     for seed, metrics in results.items():
         for stage in ("scene", "pseudo", "final", "control"):
             regions = metrics["stages"][stage]
-            figures = [
-                regions[region][metric]
-                for region, metric in (
-                    ("static", "abs_rel"), ("static", "a1"), ("dynamic", "abs_rel"), ("dynamic", "a1"), ("all", "abs_rel")
-                )
-            ]  # fmt: skip
-            cells = " | ".join(f"{figure:.3f}" for figure in figures)
+            cells = " | ".join(f"{regions[region][metric]:.3f}" for region, metric in COLUMNS)
             lines.append(f"| {seed} | {stage} | {cells} | {metrics['seconds'].get(stage, 0):.0f} |")
     lines += ["", "| seed | final / scene, dynamic | final / control, dynamic | final / scene, static | seconds, all |"]
     lines += ["|---|---|---|---|---|"]

@@ -1,7 +1,22 @@
 // The one file that knows Python. A torch.Tensor becomes an mcd::Tensor through its attributes, without torch's headers.
 #include <pybind11/pybind11.h>
 
+#define MCD_TARGET baseline
 #include "operators.h"
+#undef MCD_TARGET
+#ifdef MCD_WITH_X86
+#define MCD_TARGET avx2
+#include "operators.h"
+#undef MCD_TARGET
+#define MCD_TARGET avx512
+#include "operators.h"
+#undef MCD_TARGET
+#endif
+#ifdef MCD_WITH_CUDA
+#define MCD_TARGET cuda
+#include "operators.h"
+#undef MCD_TARGET
+#endif
 
 namespace py = pybind11;
 
@@ -38,24 +53,37 @@ template <> struct type_caster<mcd::Tensor> {
 };
 
 template <> struct type_caster<mcd::Where> {
-  PYBIND11_TYPE_CASTER(mcd::Where, const_name("tuple[int, int, int]"));
+  PYBIND11_TYPE_CASTER(mcd::Where, const_name("tuple[int, int]"));
 
   bool load(handle from, bool) {
     const auto where = from.cast<tuple>();
-    value.device = where[0].cast<int>();
+    value.threads = where[0].cast<int>();
     value.stream = reinterpret_cast<void*>(where[1].cast<uintptr_t>());
-    value.threads = where[2].cast<int>();
     return true;
   }
 };
 
 }  // namespace pybind11::detail
 
+// The operators compiled for one target, as a submodule of its name. The GIL is given back while they run.
+#define MCD_DEFINE(module, target, name) module.def(#name, &mcd::target::name, py::call_guard<py::gil_scoped_release>())
+#define MCD_DEFINE_ALL(parent, target)                  \
+  do {                                                  \
+    py::module_ module = parent.def_submodule(#target); \
+    MCD_DEFINE(module, target, backward_warp_fwd);      \
+    MCD_DEFINE(module, target, backward_warp_bwd);      \
+  } while (false)
+
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "Compiled operators; call them through mcd.ops.";
-  module.attr("with_cuda") = mcd::with_cuda;
-  // The GIL is given back while they run.
-  const auto release = py::call_guard<py::gil_scoped_release>();
-  module.def("backward_warp_fwd", &mcd::backward_warp_fwd, release);
-  module.def("backward_warp_bwd", &mcd::backward_warp_bwd, release);
+  module.doc() = "Compiled operators: a submodule for each target that this machine may have. mcd.ops.native calls them.";
+  MCD_DEFINE_ALL(module, baseline);
+#ifdef MCD_WITH_X86
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) MCD_DEFINE_ALL(module, avx2);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    MCD_DEFINE_ALL(module, avx512);
+#endif
+#ifdef MCD_WITH_CUDA
+  MCD_DEFINE_ALL(module, cuda);
+#endif
 }

@@ -1,10 +1,9 @@
-// The compiled operators. Parameters: inputs in the order of the registered schema, then outputs, then workspace, then
-// where to run. mcd/ops/native.py calls them and has checked everything.
-#pragma once
-
+// The compiled operators, declared for the target MCD_TARGET; bindings.cpp includes this once for each (no #pragma once).
+// Parameters: inputs in the order of the registered schema, then outputs, then workspace, then where to run.
+// mcd/ops/native.py calls them and has checked everything.
 #include "common/tensor.h"
 
-namespace mcd {
+namespace mcd::MCD_TARGET {
 
 void backward_warp_fwd(
     const Tensor& source, const Tensor& depth, const Tensor& K, const Tensor& T_src_ref, const Tensor& motion,
@@ -15,4 +14,4 @@ void backward_warp_bwd(
     const Tensor& grad_K, const Tensor& grad_T, const Tensor& grad_motion, const Tensor& sums,
     const Tensor& large_grad_depth, const Tensor& fixed_point, const Where& where);
 
-}  // namespace mcd
+}  // namespace mcd::MCD_TARGET

@@ -6,6 +6,7 @@ schedule says about time (phases, drops) is in the same unit.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -47,7 +48,7 @@ class Data(Section):
     synthetic: Synthetic | None = None
     masks: Path = Field(Path("masks"), description="triplets: instance masks, below root")
     road_masks: Path = Field(Path("road_masks"), description="triplets: road masks, below root")
-    images: Path = Field(Path("."), description="sequence: folder of the frames, below root")
+    images: Path = Field(Path(), description="sequence: folder of the frames, below root")
     depth: Path | None = Field(None, description="sequence: folder of 16-bit PNG depth (metres * 256), below root")
     calibration: Path | None = Field(None, description="sequence: KITTI calib_cam_to_cam.txt, below root")
     intrinsics: tuple[Positive, Positive, float, float] | None = Field(
@@ -273,7 +274,9 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 def _explain(item: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        names = [name for name, _, _ in known_keys()] + sorted({n.split(".")[0] for n, _, _ in known_keys() if "." in n})
+        names = [name for name, _, _ in known_keys()] + sorted(
+            {n.split(".")[0] for n, _, _ in known_keys() if "." in n}
+        )
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
         return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
     value = item.get("input")
@@ -299,10 +302,8 @@ def _assign(document: dict[str, Any], assignment: str) -> None:
         raise ConfigError(f"--set {assignment}: {error}") from error
     # YAML reads 1e-3 as text; a number is meant.
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     if last in ("steps", "epochs") and value is not None:
         document.pop("epochs" if last == "steps" else "steps", None)
     document[last] = value

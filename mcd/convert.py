@@ -3,7 +3,8 @@
     python -m mcd.convert FOLDER -o OUT
 
 FOLDER is a published checkpoint folder (``…/models/weights``) with any of depth_net.pth, pose_net.pth, raft.pth and
-depth_scale_alignment.pth. OUT becomes a stage folder: one weights file that ``init``, mcd.evaluate and mcd.predict take.
+depth_scale_alignment.pth. OUT becomes a stage folder: one weights file, which ``init``, mcd.evaluate and
+mcd.predict take.
 """
 
 from __future__ import annotations

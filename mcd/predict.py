@@ -85,7 +85,8 @@ def find_inputs(names: Sequence[str]) -> list[Path]:
             continue
         if not path.exists() and not glob.has_magic(name):
             raise InputError(f"input {path} does not exist")
-        inside = path.iterdir() if path.is_dir() else (Path(match) for match in glob.glob(name, recursive=True))
+        # Path.glob takes no absolute pattern.
+        inside = path.iterdir() if path.is_dir() else map(Path, glob.glob(name, recursive=True))  # noqa: PTH207
         files = sorted(file for file in inside if file.is_file() and file.suffix.lower() in known)
         # Results of an earlier call in the same folder are no inputs.
         files = [file for file in files if not file.stem.endswith(("_depth", "_depth16"))]
@@ -96,7 +97,7 @@ def find_inputs(names: Sequence[str]) -> list[Path]:
 
 
 def plan(sources: Sequence[Path], out: Path, formats: Sequence[str], force: bool) -> list[Job]:
-    """One job per file; several folders keep their structure below the one they share.
+    """One job per file, all in one folder; files of one name keep the folders that they do not share.
 
     Raises:
         InputError: two inputs would be written to one file, or outputs exist and ``force`` is off.
@@ -105,11 +106,12 @@ def plan(sources: Sequence[Path], out: Path, formats: Sequence[str], force: bool
         raise InputError(f"output {out} is a file; -o names a folder")
     if not sources:
         return []
-    absolute = [source.absolute() for source in sources]
-    top = Path(os.path.commonpath([path.parent for path in absolute]))
-    jobs = [
-        Job(source, out / path.relative_to(top).with_suffix("")) for source, path in zip(sources, absolute, strict=True)
-    ]
+    names = [Path(source.stem) for source in sources]
+    if len(set(names)) < len(names):
+        absolute = [source.absolute().with_suffix("") for source in sources]
+        top = os.path.commonpath([path.parent for path in absolute])
+        names = [path.relative_to(top) for path in absolute]
+    jobs = [Job(source, out / name) for source, name in zip(sources, names, strict=True)]
     writers: dict[Path, Path] = {}
     for job in jobs:
         for output in job.outputs(formats):
@@ -301,14 +303,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work: list[tuple[str, int | None, Iterator[str | None]]] = []
     if images:
         work.append(("images", len(images), predict_images(predictor, images, options)))
-    for job in jobs:
-        if job.is_video:
-            work.append((job.source.name, frame_count(job.source), predict_video(predictor, job, options)))
+    work += [
+        (job.source.name, frame_count(job.source), predict_video(predictor, job, options))
+        for job in jobs
+        if job.is_video
+    ]
     problems: list[str] = []
     for title, total, results in work:
-        for problem in tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True):
-            if problem:
-                problems.append(problem)
+        bar = tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True)
+        problems += [problem for problem in bar if problem]
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0

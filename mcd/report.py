@@ -6,9 +6,7 @@ Figures, pictures of held-out frames, loss curves, times, config and environment
 from __future__ import annotations
 
 import argparse
-import base64
 import csv
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,36 +15,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from mcd.charts import COLOURS, line_chart
 from mcd.checkpoint import CheckpointError, write_text
 from mcd.config import STAGES, Config, ConfigError, load_config
-from mcd.data import DataError, EvaluationSet, collate, open_reader, to_device
-from mcd.data.files import resize_image
-from mcd.evaluate import EVALUATED, REGIONS, ROW_MEDIAN, align, has_ground_truth, stage_predictor
+from mcd.data import DataError
+from mcd.evaluate import EVALUATED, REGIONS, ROW_MEDIAN
 from mcd.metrics import METRICS
-from mcd.predictor import choose_device, resize_depth
+from mcd.pictures import frame_pictures
 from mcd.profiling import PHASES
-from mcd.visualize import (
-    colour_depth,
-    colour_error,
-    depth_range,
-    from_bytes,
-    gather_points,
-    outline,
-    resize_picture,
-    to_bytes,
-)
-
-FRAMES = 6
-WIDEST = 480
-# Frames are chosen among so many, spread over the split: looking at all masks of a big one would take minutes.
-CANDIDATES = 60
-SHOWN = {"scene": "first", "pseudo": "pseudo", "final": "final"}
-"""Stages in the pictures, and what they are called there."""
 
 Logs = Mapping[str, Sequence[Mapping[str, float]]]
 """Rows of the log of each stage; a row holds what was written at its step."""
@@ -132,104 +108,11 @@ def _metric_table(
 
 
 def _pictures(config: Config, run_folder: Path) -> str:
-    title = "Held-out frames"
     try:
-        device = choose_device(config.device)
-        predictors = {stage: stage_predictor(config, run_folder, stage, device) for stage in SHOWN}
-        predictors = {stage: predict for stage, predict in predictors.items() if predict is not None}
-        if not predictors:
-            return ""
-        batch, chosen = _choose_frames(config)
-        batch = to_device(batch, device)
-        with torch.no_grad():
-            depths = {stage: predict(batch).cpu() for stage, predict in predictors.items() if predict is not None}
+        pictures = frame_pictures(config, run_folder)
     except (CheckpointError, DataError, ValueError, OSError) as error:
-        return _section(title, f"<p class=muted>No pictures: {escape(str(error))}</p>")
-    blocks = []
-    for index, frame in enumerate(batch["frame"]):
-        of_frame = {stage: depth[index : index + 1] for stage, depth in depths.items()}
-        gt, valid, dynamic = (
-            torch.from_numpy(batch[name][index]) if batch.get(name) and batch[name][index] is not None else None
-            for name in ("depth_gt", "valid", "dynamic_mask")
-        )
-        blocks.append(_frame_block(config, frame, batch["image"][index].cpu(), of_frame, gt, valid, dynamic))
-    key = (
-        "<p class=muted>Depth: bright is near; all maps of a frame share their colours. Error: "
-        "<span class=near>blue</span> is predicted too near, <span class=far>red</span> too far, full colour at a "
-        "factor of 2; the number is abs_rel. Moving objects are outlined. First: the net of the scene stage.</p>"
-        if has_ground_truth(config)
-        else "<p class=muted>Bright is near.</p>"
-    )
-    return _section(title, f"<p class=muted>{escape(chosen)}</p>{key}{''.join(blocks)}")
-
-
-def _choose_frames(config: Config) -> tuple[dict[str, Any], str]:
-    """A batch of frames for the pictures, and how they were chosen."""
-    if not has_ground_truth(config):
-        reader = open_reader(config.data, "val")
-        frames = [reader.frames[index] for index in _spread(len(reader.frames), FRAMES)]
-        images = [resize_image(reader.read(frame).images[1], config.data.size) for frame in frames]
-        return {"image": torch.stack([from_bytes(image) for image in images]), "frame": frames}, "Spread evenly."
-    dataset = EvaluationSet(config)
-    items = [dataset[index] for index in _spread(len(dataset), CANDIDATES)]
-    if all(item["dynamic_mask"] is None for item in items):
-        return collate([items[index] for index in _spread(len(items), FRAMES)]), "Spread evenly."
-    parts = min(FRAMES, len(items))
-    chosen = []
-    for part in range(parts):
-        group = items[part * len(items) // parts : (part + 1) * len(items) // parts]
-        chosen.append(max(group, key=lambda item: int((item["dynamic_mask"] & item["valid"]).sum())))
-    return collate(chosen), "Of each part of the split, the frame with the most moving pixels."
-
-
-def _spread(length: int, wanted: int) -> list[int]:
-    """At most ``wanted`` positions spread evenly over ``length``."""
-    count = min(length, wanted)
-    return [(2 * index + 1) * length // (2 * count) for index in range(count)]
-
-
-def _frame_block(
-    config: Config,
-    frame: str,
-    image: Tensor,
-    depths: Mapping[str, Tensor],
-    gt: Tensor | None,
-    valid: Tensor | None,
-    dynamic: Tensor | None,
-) -> str:
-    """Image and truth, then the depth of each stage with its error below it."""
-    height, width = gt.shape if gt is not None else image.shape[1:]
-    size = (round(height * min(1, WIDEST / width)), min(width, WIDEST))
-    picture = resize_picture(image, size)
-    if dynamic is not None:
-        picture = outline(picture, gather_points(dynamic.float(), size) > 0)
-    if gt is None or valid is None or not valid.any():
-        tiles = [_tile(picture, "image")]
-        tiles += [
-            _tile(resize_picture(colour_depth(d[0, 0]), size), f"{SHOWN[stage]} depth") for stage, d in depths.items()
-        ]
-        return f"<h3>{escape(frame)}</h3><div class='tiles one'>{''.join(tiles)}</div>"
-    truth = gather_points(gt, size)
-    limits = depth_range(gt[valid])
-    tiles = [_tile(picture, "image"), _tile(colour_depth(truth, limits), "ground truth")]
-    for stage, depth in depths.items():
-        aligned = align(depth, gt, valid, config.evaluation)
-        shown = resize_depth(aligned[None, None], size)[0, 0]
-        relative = (aligned - gt).abs() / gt
-        error = f"error {relative[valid].mean():.2f}"
-        if dynamic is not None and (dynamic & valid).any():
-            error += f", moving {relative[dynamic & valid].mean():.2f}"
-        tiles += [_tile(colour_depth(shown, limits), f"{SHOWN[stage]} depth"), _tile(colour_error(shown, truth), error)]
-    return f"<h3>{escape(frame)}</h3><div class=tiles>{''.join(tiles)}</div>"
-
-
-def _tile(picture: Tensor, caption: str) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(to_bytes(picture)).save(buffer, "JPEG", quality=90, subsampling=0)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    caption = escape(caption)
-    source = f"data:image/jpeg;base64,{data}"
-    return f"<figure><img alt='{caption}' src='{source}'><figcaption>{caption}</figcaption></figure>"
+        pictures = f"<p class=muted>No pictures: {escape(str(error))}</p>"
+    return _section("Held-out frames", pictures) if pictures else ""
 
 
 def _curves(logs: Logs) -> str:
@@ -303,7 +186,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_log(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
+    with path.open(newline="") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
@@ -330,9 +213,8 @@ p { margin: .5rem 0; } .muted { color: #666; font-size: .88rem; } .headline { fo
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .22rem .6rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
 th { font-weight: 500; color: #555; } th:first-child { text-align: left; } th[colspan] { text-align: center; }
-.tiles { display: grid; gap: .4rem; grid-auto-flow: column; grid-template-rows: auto auto;
-  grid-auto-columns: minmax(0, 1fr); }
-.tiles.one { grid-template-rows: auto; }
+.tiles { display: grid; gap: .4rem; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); }
+.rows1 { grid-template-rows: auto; } .rows2 { grid-template-rows: auto auto; }
 figure { margin: 0; } img { width: 100%; display: block; border-radius: 3px; }
 figcaption { font-size: .78rem; color: #555; }
 .near { color: #0b3c8c; } .far { color: #8c0b1d; }
@@ -345,8 +227,9 @@ summary { cursor: pointer; color: #333; margin-top: .6rem; }
 .section { margin-top: 1.6rem; } .section summary { font-size: 1.1rem; }
 pre { overflow-x: auto; font-size: .8rem; background: #f7f7f7; padding: .8rem; border-radius: 3px; }
 @media (max-width: 640px) {
-  body { padding: .7rem; } td.bar div { min-width: 6rem; } table { font-size: .78rem; } th, td { padding: .22rem .3rem; }
-  .tiles, .tiles.one { grid-auto-flow: row; grid-template-rows: none; grid-template-columns: 1fr 1fr; }
+  body { padding: .7rem; } td.bar div { min-width: 6rem; }
+  table { font-size: .78rem; } th, td { padding: .22rem .3rem; }
+  .tiles { grid-auto-flow: row; grid-template-rows: none; grid-template-columns: 1fr 1fr; }
 }
 """
 

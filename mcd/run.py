@@ -1,7 +1,7 @@
 """The run folder: resolved config, environment, logs, metrics, and a place for every stage.
 
-    runs/NAME/{config.yaml, env.json, metrics.json, report.html, log/}
-    runs/NAME/STAGE/{weights.safetensors, last/state.pt, done.json}
+runs/NAME/{config.yaml, env.json, metrics.json, report.html, log/}
+runs/NAME/STAGE/{weights.safetensors, last/state.pt, done.json}
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class StageLog:
     def _read(self) -> list[dict[str, str]]:
         if not self._file.is_file():
             return []
-        with open(self._file, newline="") as file:
+        with self._file.open(newline="") as file:
             return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 

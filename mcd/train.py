@@ -11,7 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,30 @@ from mcd.profiling import StepTimer
 from mcd.report import write_report
 from mcd.run import Run, RunError, StageLog
 from mcd.stages import STAGES, Context, Preparation, TrainingStage
-from mcd.stages.object import NothingToTrain
+from mcd.stages.object import NothingToTrainError
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
 
 
-class Interrupted(Exception):
+class InterruptedRun(Exception):  # noqa: N818 - not an error
     """SIGTERM or Ctrl-C: what had to be saved is saved."""
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """A loss or gradient is not finite; the message names the batch."""
 
 
 # What goes wrong without being a bug: told in one line. FileExistsError: another's folder stands where data should.
 EXPECTED = (
-    ConfigError, RunError, DataError, CheckpointError, TrainingDiverged, NothingToTrain, FileExistsError, BlockingIOError,
-)  # fmt: skip
+    ConfigError,
+    RunError,
+    DataError,
+    CheckpointError,
+    TrainingDivergedError,
+    NothingToTrainError,
+    FileExistsError,
+    BlockingIOError,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.set)
         with StopSignal() as stop:
             train_run(config, stop)
-    except Interrupted:
+    except InterruptedRun:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except EXPECTED as error:
@@ -78,7 +85,7 @@ def train_run(config: Config, stop: StopSignal) -> Path:
             try:
                 facts = kind(context).prepare(stop)
             except KeyboardInterrupt:
-                raise Interrupted from None
+                raise InterruptedRun from None
             facts["seconds"] = time.perf_counter() - begin
         else:
             assert issubclass(kind, TrainingStage)
@@ -139,7 +146,9 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str,
             torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
         with timer("optimizer"):
             norms = [clip_gradient(stage.nets[role], schedule.clip) for role in stage.active(step)]
-            optimizer.found_inf = guard.check(step, batch["frame"], terms["total"], norms, stage.nets)
+            optimizer.found_inf = guard.check(  # type: ignore[attr-defined]
+                step, batch["frame"], terms["total"], norms, stage.nets
+            )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         timer.step()
@@ -175,7 +184,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str,
             if stop() and done < steps:
                 bar.close()
                 log.close()
-                raise Interrupted
+                raise InterruptedRun
     bar.close()
     log.close()
     return {"steps": steps, "seconds": time.perf_counter() - begin, "best": best, "skipped": guard.skipped}
@@ -285,14 +294,16 @@ class NanGuard:
         """Look at the steps since the last call.
 
         Raises:
-            TrainingDiverged: a step was not finite and the action is "stop".
+            TrainingDivergedError: a step was not finite and the action is "stop".
         """
         flags = torch.stack([bad for _, _, bad in self._seen]).tolist() if self._seen else []
         for (step, frames, _), bad in zip(self._seen, flags, strict=True):
             if bad:
                 what = f"loss or gradient of step {step + 1} is not finite; batch: {', '.join(frames)}"
                 if self._action == "stop":
-                    raise TrainingDiverged(f"{what}. The weights are as they were before it; on_nan=skip leaves it out")
+                    raise TrainingDivergedError(
+                        f"{what}. The weights are as they were before it; on_nan=skip leaves it out"
+                    )
                 tqdm.write(f"skipped: {what}")
                 self.skipped += 1
         self._seen = []
@@ -321,8 +332,10 @@ class Validation:
         )
         totals: list[Tensor] = []
         with torch.no_grad():
-            for batch in prefetch(loader, device, config.channels_last):
-                totals.append(stage.loss(batch, stage.forward(batch, step), step)["total"])
+            totals.extend(
+                stage.loss(batch, stage.forward(batch, step), step)["total"]
+                for batch in prefetch(loader, device, config.channels_last)
+            )
         return float(torch.stack(totals).mean()) if totals else math.inf
 
 
@@ -352,7 +365,7 @@ class StopSignal:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    lines = [f"  {name:34} {str(default):24} {text}" for name, default, text in known_keys()]
+    lines = [f"  {name:34} {default!s:24} {text}" for name, default, text in known_keys()]
     parser = argparse.ArgumentParser(
         prog="python -m mcd.train",
         description="Train every stage of a config, evaluate, report.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ _DEPTH_COLOURS = "000004 180f3d 440f76 721f81 9e2f7f cd4071 f1605d fd9668 feca8d
 _ERROR_COLOURS = "0b3c8c 3f7fd0 9cc4ea f4f4f4 f2b79c d5563f 8c0b1d"
 _UNKNOWN = (0.13, 0.13, 0.15)
 # Percentiles of a huge map are those of every n-th of its pixels.
-_ENOUGH = 1_000_000
+_ENOUGH = 100_000
 
 
 def depth_range(depth: Tensor, low: float = 0.02, high: float = 0.98) -> tuple[float, float]:
@@ -32,10 +33,10 @@ def depth_range(depth: Tensor, low: float = 0.02, high: float = 0.98) -> tuple[f
     Returns:
         (near, far) in the unit of ``depth``; (1, 2) where no pixel is valid.
     """
-    inverse = 1 / depth[_known(depth)].detach().double()
-    if not inverse.numel():
+    known = depth.detach()[_known(depth)]
+    if not known.numel():
         return 1.0, 2.0
-    inverse = inverse[:: math.ceil(inverse.numel() / _ENOUGH)]
+    inverse = 1 / known[:: math.ceil(known.numel() / _ENOUGH)].double()
     far, near = torch.quantile(inverse, torch.tensor([low, high], dtype=torch.float64, device=depth.device)).tolist()
     return 1 / near, 1 / far
 
@@ -56,7 +57,7 @@ def colour_depth(depth: Tensor, limits: tuple[float, float] | None = None) -> Te
     _check_map("depth", depth)
     near, far = limits or depth_range(depth)
     known = _known(depth)
-    inverse = 1 / torch.where(known, depth.detach(), 1).double()
+    inverse = 1 / torch.where(known, depth.detach(), 1).float()
     return _paint((inverse - 1 / far) / max(1 / near - 1 / far, 1e-12), known, _DEPTH_COLOURS)
 
 
@@ -74,7 +75,7 @@ def colour_error(depth: Tensor, truth: Tensor, limit: float = 2.0) -> Tensor:
     if depth.shape != truth.shape:
         raise ValueError(f"depth is {list(depth.shape)} but truth is {list(truth.shape)}; they must have one size")
     known = _known(depth) & _known(truth)
-    ratio = torch.where(known, depth.detach(), 1).double() / torch.where(known, truth, 1)
+    ratio = (torch.where(known, depth.detach(), 1) / torch.where(known, truth, 1)).float()
     return _paint(0.5 + 0.5 * ratio.log() / math.log(limit), known, _ERROR_COLOURS)
 
 
@@ -167,9 +168,14 @@ def _check_map(name: str, values: Tensor) -> None:
 
 
 def _paint(share: Tensor, known: Tensor, colours: str) -> Tensor:
-    anchors = torch.tensor([list(bytes.fromhex(colour)) for colour in colours.split()], device=share.device) / 255
-    place = share.clamp(0, 1).float() * (len(anchors) - 1)
-    lower = place.floor().long().clamp(max=len(anchors) - 2)
-    part = (place - lower)[..., None]
-    painted = anchors[lower] * (1 - part) + anchors[lower + 1] * part
-    return torch.where(known[..., None], painted, painted.new_tensor(_UNKNOWN)).permute(2, 0, 1)
+    table = _table(colours).to(share.device)
+    level = (share.clamp(0, 1) * (len(table) - 1)).round().long()
+    painted = table[level].permute(2, 0, 1)
+    return torch.where(known, painted, painted.new_tensor(_UNKNOWN)[:, None, None])
+
+
+@cache
+def _table(colours: str) -> Tensor:
+    """256 colours [256, 3] between the given ones."""
+    anchors = torch.tensor([list(bytes.fromhex(colour)) for colour in colours.split()]) / 255
+    return F.interpolate(anchors.T[None], 256, mode="linear", align_corners=True)[0].T

@@ -35,7 +35,9 @@ def test_a_bad_key_is_named(document, message):
 def test_assignments_lie_over_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("scene: {epochs: 3, lr: 2e-4}\n")
-    config = load_config(path, ["scene.steps=7", "data.root=/elsewhere", "scene.clip=1e-2", "backend={fuse_depth: reference}"])
+    config = load_config(
+        path, ["scene.steps=7", "data.root=/elsewhere", "scene.clip=1e-2", "backend={fuse_depth: reference}"]
+    )
     assert (config.scene.steps, config.scene.epochs, config.scene.lr) == (7, None, 2e-4)
     assert config.data.root == Path("/elsewhere")
     assert config.scene.clip == 0.01
@@ -50,7 +52,9 @@ def test_a_bad_assignment_is_refused(tmp_path, assignment):
         load_config(path, [assignment])
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "does not exist"), ("[1, 2]", "mapping"), ("a: [", "cannot be read")])
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "does not exist"), ("[1, 2]", "mapping"), ("a: [", "cannot be read")]
+)
 def test_an_unreadable_file_is_named(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
     if text is not None:

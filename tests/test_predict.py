@@ -53,7 +53,8 @@ def test_every_format_has_the_resolution_of_the_input(run_folder: Path, tmp_path
         depth = np.load(tmp_path / "out" / f"{name}_depth.npy")
         coloured = Image.open(tmp_path / "out" / f"{name}_depth.png")
         levels = Image.open(tmp_path / "out" / f"{name}_depth16.png")
-        assert depth.shape == size and depth.dtype == np.float32
+        assert depth.shape == size
+        assert depth.dtype == np.float32
         assert (coloured.height, coloured.width, coloured.mode) == (*size, "RGB")
         factor = float(levels.text["depth_factor"])
         # Rounding to a level is half a level off at most.
@@ -106,17 +107,18 @@ def test_a_video_becomes_a_video_of_the_same_length_and_rate(run_folder: Path, t
     assert predict(run_folder, tmp_path / "clip.mp4", "-o", out, "--format", "png", "npy", "--batch", 2) == 0
     result = VideoReader(out / "clip_depth.mp4")
     frames = list(result)
-    assert result.rate == 12 and len(frames) == 5 and frames[0].shape == (50, 70, 3)
+    assert result.rate == 12
+    assert len(frames) == 5
+    assert frames[0].shape == (50, 70, 3)
     assert sorted(path.name for path in (out / "clip").iterdir()) == [f"{i:06d}_depth.npy" for i in range(5)]
 
 
-def test_folders_keep_their_structure(run_folder: Path, tmp_path: Path) -> None:
+def test_files_of_one_name_keep_their_folders(run_folder: Path, tmp_path: Path) -> None:
     for camera in ("left", "right"):
         write_image(tmp_path / "in" / camera / "0.png", SIZE)
     assert predict(run_folder, tmp_path / "in" / "*" / "*.png", "-o", tmp_path / "out") == 0
-    assert (tmp_path / "out" / "left" / "0_depth.png").is_file() and (
-        tmp_path / "out" / "right" / "0_depth.png"
-    ).is_file()
+    assert (tmp_path / "out" / "left" / "0_depth.png").is_file()
+    assert (tmp_path / "out" / "right" / "0_depth.png").is_file()
 
 
 def test_an_unreadable_image_is_named_and_the_others_are_done(
@@ -144,7 +146,8 @@ def test_results_are_overwritten_only_by_force(
     out.mkdir()
     (out / "a_depth.png").write_text("kept")
     assert predict(run_folder, image, "-o", out) == 2
-    assert "--force" in capsys.readouterr().err and (out / "a_depth.png").read_text() == "kept"
+    assert "--force" in capsys.readouterr().err
+    assert (out / "a_depth.png").read_text() == "kept"
     assert predict(run_folder, image, "-o", out, "--force") == 0
     assert Image.open(out / "a_depth.png").size == (SIZE[1], SIZE[0])
 

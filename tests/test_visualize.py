@@ -22,7 +22,9 @@ from mcd.visualize import (
 def test_nearer_is_brighter() -> None:
     depth = torch.linspace(1, 50, 200)[None]
     lightness = colour_depth(depth).mean(0)[0]
-    assert (lightness.diff() <= 1e-6).all() and lightness[0] > 0.7 and lightness[-1] < 0.05
+    assert (lightness.diff() <= 1e-6).all()
+    assert lightness[0] > 0.7
+    assert lightness[-1] < 0.05
 
 
 def test_colours_do_not_depend_on_the_unit_of_depth() -> None:
@@ -36,7 +38,8 @@ def test_pixels_without_depth_are_grey_and_change_no_other(unknown: float) -> No
     holed = torch.cat([depth, torch.full((8, 1), unknown)], dim=1)
     picture = colour_depth(holed)
     assert torch.equal(picture[:, :, :9], colour_depth(depth))
-    assert torch.equal(picture[:, 0, 9], picture[:, 7, 9]) and picture[:, 0, 9].std() < 0.02
+    assert torch.equal(picture[:, 0, 9], picture[:, 7, 9])
+    assert picture[:, 0, 9].std() < 0.02
 
 
 def test_a_map_without_any_depth_can_be_drawn() -> None:
@@ -50,19 +53,23 @@ def test_the_range_of_a_constant_depth_can_be_drawn() -> None:
 def test_the_range_ignores_a_few_outliers() -> None:
     depth = torch.cat([torch.linspace(10, 20, 1000), torch.tensor([1e-3, 1e6])])
     near, far = depth_range(depth[None])
-    assert near == pytest.approx(10, rel=0.03) and far == pytest.approx(20, rel=0.03)
+    assert near == pytest.approx(10, rel=0.03)
+    assert far == pytest.approx(20, rel=0.03)
 
 
 def test_too_near_is_blue_and_too_far_red() -> None:
     near, right, far = colour_error(torch.tensor([[1.0, 2.0, 4.0]]), torch.full((1, 3), 2.0))[:, 0].T
-    assert near[2] > 2 * near[0] and far[0] > 2 * far[2] and right.min() > 0.9
+    assert near[2] > 2 * near[0]
+    assert far[0] > 2 * far[2]
+    assert right.min() > 0.9
 
 
 def test_flow_is_white_where_nothing_moves_and_opposite_ways_differ() -> None:
     flow = torch.zeros(2, 1, 3)
     flow[0, 0, 0], flow[0, 0, 2] = -1.0, 1.0
     left, still, right = colour_flow(flow)[:, 0].T
-    assert torch.equal(still, torch.ones(3)) and (left - right).abs().max() > 0.5
+    assert torch.equal(still, torch.ones(3))
+    assert (left - right).abs().max() > 0.5
 
 
 def test_an_outline_leaves_the_inside_and_the_outside_alone() -> None:
@@ -86,7 +93,8 @@ def test_a_panel_puts_pictures_in_their_places() -> None:
     blue = torch.tensor([0, 0, 1.0])[:, None, None].expand(3, 8, 10)  # twice as large: shrunk to the first
     sheet = panel([[red, None], [None, blue]], gap=1)
     assert sheet.shape == (3, 1 + 2 * 5, 1 + 2 * 6)
-    assert torch.equal(sheet[:, 1:5, 1:6], red) and torch.equal(sheet[:, 6:10, 7:12], blue[:, :4, :5])
+    assert torch.equal(sheet[:, 1:5, 1:6], red)
+    assert torch.equal(sheet[:, 6:10, 7:12], blue[:, :4, :5])
     assert (sheet[:, 1:5, 7:12] == 1).all()
 
 

@@ -3,9 +3,9 @@
 
 #include "../common/bilinear.h"
 #include "../common/camera.h"
-#include "../common/tensor.h"
+#include "../common/dispatch.h"
 
-namespace mcd {
+namespace mcd::MCD_TARGET {
 
 // kMotion: 0 (none), 2 (pixel · depth) or 3 (translation in the source frame).
 template <typename scalar_t, typename image_t, int kMotion> struct BackwardWarpParams {
@@ -22,58 +22,82 @@ template <typename scalar_t, typename image_t, int kMotion> struct BackwardWarpP
   MCD_HD bool full_depth() const { return depth_height == height && depth_width == width; }
   MCD_HD Camera<scalar_t> camera(int64_t b) const { return make_camera(K + 9 * b, T_src_ref + 16 * b); }
 
-  MCD_HD scalar_t depth_at(int64_t b, int y, int x) const {
-    if (full_depth()) return depth[b * pixels() + int64_t(y) * width + x];
-    const auto row = between(y, scalar_t(depth_height) / height, depth_height);
-    const auto column = between(x, scalar_t(depth_width) / width, depth_width);
+  // Depth of the reference at `count` pixels from (x, y).
+  template <typename V> MCD_HD V depth_at(int64_t b, int y, int x, int count) const {
+    if (full_depth()) return load<V>(depth + b * pixels() + int64_t(y) * width + x, count);
+    const scalar_t ratio_y = scalar_t(depth_height) / height, ratio_x = scalar_t(depth_width) / width;
+    const auto row = between<scalar_t>(scalar_t(y), ratio_y, depth_height);
+    const auto column = between<V>(scalar_t(x) + iota<V>(), ratio_x, depth_width);
     const scalar_t* low = depth + (b * depth_height + row.low) * depth_width;
     const scalar_t* high = depth + (b * depth_height + row.high) * depth_width;
-    return mix(mix(low[column.low], low[column.high], column.weight),
-               mix(high[column.low], high[column.high], column.weight), row.weight);
+    return mix(mix(gather<V>(low, column.low), gather<V>(low, column.high), column.weight),
+               mix(gather<V>(high, column.low), gather<V>(high, column.high), column.weight), splat<V>(row.weight));
   }
 };
 
-// Where one reference pixel looks. An unusable pixel (depth or motion not finite, or 0/0) reads NaN without gradient.
-template <typename scalar_t> struct Look {
-  Projection<scalar_t> at;
-  scalar_t depth, motion[3];
-  bool usable;
+// Where reference pixels look. An unusable one (depth or motion not finite, or 0/0) reads NaN without gradient.
+template <typename V> struct Look {
+  Projection<V> at;
+  V depth, motion[3];
+  Mask<V> usable;
 };
-template <typename scalar_t, typename image_t, int kMotion>
-MCD_HD Look<scalar_t> look(
+template <typename V, typename scalar_t, typename image_t, int kMotion>
+MCD_HD Look<V> look(
     const BackwardWarpParams<scalar_t, image_t, kMotion>& p, const Camera<scalar_t>& camera, int64_t b, int y, int x,
-    scalar_t depth) {
-  Look<scalar_t> look = {};
-  look.usable = is_finite(depth);
-  const scalar_t* motion = p.motion + b * kMotion * p.pixels() + int64_t(y) * p.width + x;
-  for (int i = 0; i < kMotion; ++i) {
-    look.motion[i] = motion[i * p.pixels()];
-    look.usable = look.usable & is_finite(look.motion[i]);
+    int count) {
+  Look<V> look;
+  look.depth = p.template depth_at<V>(b, y, x, count);
+  look.usable = is_finite(look.depth);
+  const int64_t pixel = int64_t(y) * p.width + x;
+  V shift[3] = {};
+  if constexpr (kMotion > 0) {
+    look.motion[2] = V{};
+    for (int i = 0; i < kMotion; ++i) {
+      look.motion[i] = load<V>(p.motion + (b * kMotion + i) * p.pixels() + pixel, count);
+      look.usable = look.usable & is_finite(look.motion[i]);
+    }
+    for (int i = 0; i < kMotion; ++i) look.motion[i] = select<V>(look.usable, look.motion[i], V{});
+    if constexpr (kMotion == 3)
+      apply(camera.K, look.motion, shift);
+    else
+      shift[0] = look.motion[0], shift[1] = look.motion[1];
   }
-  for (int i = 0; i < kMotion; ++i) look.motion[i] = look.usable ? look.motion[i] : 0;
-  look.depth = look.usable ? depth : 1;
-  scalar_t shift[3] = {look.motion[0], look.motion[1], 0};
-  if constexpr (kMotion == 3) apply(camera.K, look.motion, shift);
-  look.at = project(camera, scalar_t(x), scalar_t(y), look.depth, shift);
-  look.usable = look.usable & !is_nan(look.at.u_x) & !is_nan(look.at.u_y);
+  look.depth = select<V>(look.usable, look.depth, splat<V>(1));
+  look.at = project<V>(camera, scalar_t(x) + iota<V>(), scalar_t(y), look.depth, shift);
+  look.usable = look.usable & (look.at.u_x == look.at.u_x) & (look.at.u_y == look.at.u_y);
   return look;
 }
 
+// Both directions work on `count` <= kLanes<V> pixels of row y from column x on.
 template <typename scalar_t, typename image_t, int kMotion> struct BackwardWarpFwd {
   BackwardWarpParams<scalar_t, image_t, kMotion> params;
   image_t* warped;   // [B, C, H, W]
   scalar_t* coords;  // [B, 2, H, W] or null
   bool* valid;       // [B, H, W] or null
 
-  MCD_HD void write_coords(int64_t b, int y, int x, const Look<scalar_t>& look) const {
+  template <typename V>
+  MCD_HD void pixels(const Camera<scalar_t>& camera, int64_t b, int y, int x, int count) const {
+    const auto& p = params;
+    const Look<V> seen = look<V>(p, camera, b, y, x, count);
+    const Corner<V> at = corner(seen.at.u_x, seen.at.u_y, p.height, p.width);
+    const int64_t pixel = int64_t(y) * p.width + x;
+    for (int c = 0; c < p.channels; ++c) {
+      const int64_t plane = (b * p.channels + c) * p.pixels();
+      const V value = bilinear(load_patch<V>(p.source + plane, at, p.height, p.width), at.w_x, at.w_y);
+      store(warped + plane + pixel, select<V>(seen.usable, value, nan<V>()), count);
+    }
+    if (coords) write_coords(b, pixel, seen, count);
+  }
+
+  template <typename V> MCD_HD void write_coords(int64_t b, int64_t pixel, const Look<V>& seen, int count) const {
     const scalar_t right = scalar_t(params.width - 1), bottom = scalar_t(params.height - 1);
-    const scalar_t u_x = look.at.u_x, u_y = look.at.u_y;
-    const int64_t pixel = int64_t(y) * params.width + x;
+    const V u_x = seen.at.u_x, u_y = seen.at.u_y;
     scalar_t* out = coords + 2 * b * params.pixels() + pixel;
-    out[0] = look.usable ? clamp_coord(u_x, right) : quiet_nan<scalar_t>();
-    out[params.pixels()] = look.usable ? clamp_coord(u_y, bottom) : quiet_nan<scalar_t>();
-    valid[b * params.pixels() + pixel] =
-        look.usable & (look.at.q_z > scalar_t(kNearest)) & (u_x >= 0) & (u_x <= right) & (u_y >= 0) & (u_y <= bottom);
+    store(out, select<V>(seen.usable, clamp_coord(u_x, right), nan<V>()), count);
+    store(out + params.pixels(), select<V>(seen.usable, clamp_coord(u_y, bottom), nan<V>()), count);
+    const Mask<V> inside = (u_x >= 0) & (u_x <= right) & (u_y >= 0) & (u_y <= bottom);
+    const Mask<V> is_valid = seen.usable & inside & (seen.at.q_z > scalar_t(kNearest));
+    store_mask<V>(valid + b * params.pixels() + pixel, is_valid, count);
   }
 };
 
@@ -88,31 +112,46 @@ template <typename scalar_t, typename image_t, int kMotion> struct BackwardWarpB
   scalar_t* grad_motion;       // [B, kMotion, H, W]
   scalar_t* sums;              // [B, H, kSums]
 
-  // From (grad_x, grad_y) to a pixel's look-up coordinates, writes its gradients and adds to the sums of its row.
-  MCD_HD void pixel(
-      const Camera<scalar_t>& camera, int64_t b, int y, int x, const Look<scalar_t>& look, scalar_t grad_x,
-      scalar_t grad_y, scalar_t* sums) const {
-    const bool moves_x = look.usable & moves_freely(look.at.u_x, scalar_t(params.width - 1));
-    const bool moves_y = look.usable & moves_freely(look.at.u_y, scalar_t(params.height - 1));
-    scalar_t grad_q[3], grad_m[3];
-    project_grad(look.at, moves_x ? grad_x : 0, moves_y ? grad_y : 0, grad_q);
+  // Writes the pixels' gradients and adds to the sums of their row.
+  template <typename V>
+  MCD_HD void pixels(const Camera<scalar_t>& camera, int64_t b, int y, int x, int count, V* sums) const {
+    const auto& p = params;
+    const Look<V> seen = look<V>(p, camera, b, y, x, count);
+    const Corner<V> at = corner(seen.at.u_x, seen.at.u_y, p.height, p.width);
+    const int64_t pixel = int64_t(y) * p.width + x;
+    V grad_x{}, grad_y{};
+    for (int c = 0; c < p.channels; ++c) {
+      const int64_t plane = (b * p.channels + c) * p.pixels();
+      V by_x, by_y;
+      bilinear_grad(load_patch<V>(p.source + plane, at, p.height, p.width), at.w_x, at.w_y, &by_x, &by_y);
+      const V upstream = load<V>(grad_warped + plane + pixel, count);
+      grad_x += upstream * by_x;
+      grad_y += upstream * by_y;
+    }
+    const Mask<V> moves_x = seen.usable & moves_freely(seen.at.u_x, scalar_t(p.width - 1));
+    const Mask<V> moves_y = seen.usable & moves_freely(seen.at.u_y, scalar_t(p.height - 1));
+    V grad_q[3];
+    project_grad(seen.at, select<V>(moves_x, grad_x, V{}), select<V>(moves_y, grad_y, V{}), grad_q);
     // A choice, not a product: u and its scale may be infinite where nothing moves.
-    for (int i = 0; i < 3; ++i) grad_q[i] = moves_x | moves_y ? grad_q[i] : 0;
+    for (int i = 0; i < 3; ++i) grad_q[i] = select<V>(moves_x | moves_y, grad_q[i], V{});
 
-    const int64_t at = int64_t(y) * params.width + x;
-    grad_depth[b * params.pixels() + at] =
-        grad_q[0] * look.at.ray[0] + grad_q[1] * look.at.ray[1] + grad_q[2] * look.at.ray[2];
-    if constexpr (kMotion == 2) grad_m[0] = grad_q[0], grad_m[1] = grad_q[1];
-    if constexpr (kMotion == 3) apply_transposed(camera.K, grad_q, grad_m);
-    for (int i = 0; i < kMotion; ++i) grad_motion[(b * kMotion + i) * params.pixels() + at] = grad_m[i];
-
+    const V* ray = seen.at.ray;
+    store(grad_depth + b * p.pixels() + pixel, grad_q[0] * ray[0] + grad_q[1] * ray[1] + grad_q[2] * ray[2], count);
+    if constexpr (kMotion > 0) {
+      V grad_m[3] = {grad_q[0], grad_q[1], grad_q[2]};
+      if constexpr (kMotion == 3) apply_transposed(camera.K, grad_q, grad_m);
+      for (int i = 0; i < kMotion; ++i)
+        store(grad_motion + (b * kMotion + i) * p.pixels() + pixel, grad_m[i], count);
+    }
+    const V columns = scalar_t(x) + iota<V>();
     for (int i = 0; i < 3; ++i) {
-      sums[kSumDepthX + i] += grad_q[i] * look.depth * x;
-      sums[kSumDepth + i] += grad_q[i] * look.depth;
+      const V by_depth = grad_q[i] * seen.depth;
+      sums[kSumDepthX + i] += by_depth * columns;
+      sums[kSumDepth + i] += by_depth;
       sums[kSum + i] += grad_q[i];
     }
     if constexpr (kMotion == 3)
-      for (int i = 0; i < 9; ++i) sums[kSumMotion + i] += grad_q[i / 3] * look.motion[i % 3];
+      for (int i = 0; i < 9; ++i) sums[kSumMotion + i] += grad_q[i / 3] * seen.motion[i % 3];
   }
 };
 
@@ -138,16 +177,18 @@ template <typename scalar_t> struct BackwardWarpCameraGrad {
   }
 };
 
-#ifdef MCD_WITH_CUDA
-template <typename scalar_t, typename image_t, int kMotion>
-void backward_warp_fwd_cuda(const BackwardWarpFwd<scalar_t, image_t, kMotion>& fwd, const Where& where);
-template <typename scalar_t, typename image_t, int kMotion>
-void backward_warp_bwd_cuda(
-    const BackwardWarpBwd<scalar_t, image_t, kMotion>& bwd, const BackwardWarpCameraGrad<scalar_t>& camera,
-    scalar_t* grad_depth, const Where& where);
-template <typename scalar_t, typename image_t, int kMotion>
-void backward_warp_source_grad_cuda(
-    const BackwardWarpBwd<scalar_t, image_t, kMotion>& bwd, image_t* grad_source, int64_t* fixed_point, const Where& where);
-#endif
+template <typename F> void dispatch_motion(const Tensor& motion, F f) {
+  if (!motion) return f(std::integral_constant<int, 0>{});
+  if (motion.size[1] == 2) return f(std::integral_constant<int, 2>{});
+  return f(std::integral_constant<int, 3>{});
+}
 
-}  // namespace mcd
+template <typename scalar_t, typename image_t, int kMotion>
+BackwardWarpParams<scalar_t, image_t, kMotion> make_params(
+    const Tensor& source, const Tensor& depth, const Tensor& K, const Tensor& T_src_ref, const Tensor& motion) {
+  return {source.as<image_t>(),    depth.as<scalar_t>(),    K.as<scalar_t>(),        T_src_ref.as<scalar_t>(),
+          motion.as<scalar_t>(),   source.size[0],          int(source.size[1]),     int(source.size[2]),
+          int(source.size[3]),     int(depth.size[2]),      int(depth.size[3])};
+}
+
+}  // namespace mcd::MCD_TARGET

@@ -1,58 +1,69 @@
 // Bilinear look-up in an image at clamped coordinates, and bilinear upsampling with its adjoint.
 #pragma once
 
-#include "host_device.h"
+#include "lanes.h"
 
-namespace mcd {
+namespace mcd::MCD_TARGET {
 
-// Clamped to [0, limit]; NaN becomes the limit. By comparisons, so that it vectorises and no NaN survives.
-template <typename T> MCD_HD T clamp_coord(T u, T limit) {
-  const T below = u < limit ? u : limit;
-  return below > 0 ? below : T(0);
+// Clamped to [0, limit]; NaN becomes the limit.
+template <typename V> MCD_HD V clamp_coord(V u, Scalar<V> limit) {
+  return max(select<V>(u < limit, u, splat<V>(limit)), V{});
 }
 // Whether a gradient passes the clamp.
-template <typename T> MCD_HD bool moves_freely(T u, T limit) { return u >= 0 && u < limit; }
+template <typename V> MCD_HD Mask<V> moves_freely(V u, Scalar<V> limit) { return (u >= 0) & (u < limit); }
 
-// The four pixels around a point: index of the first, steps to its right and lower neighbour (0 at the far border).
-template <typename T> struct Corners {
-  int32_t index, right, down;
-  T w_x, w_y;
+// A point among pixels: the one to its upper left, and the weights of the right and lower neighbours.
+template <typename V> struct Corner {
+  Int<V> column, row;
+  V w_x, w_y;
 };
-template <typename T> MCD_HD Corners<T> corners(T u_x, T u_y, int height, int width) {
-  const T x = clamp_coord(u_x, T(width - 1)), y = clamp_coord(u_y, T(height - 1));
-  const int32_t column = int32_t(x), row = int32_t(y);
-  return {row * width + column, column < width - 1 ? 1 : 0, row < height - 1 ? width : 0, x - T(column), y - T(row)};
+template <typename V> MCD_HD Corner<V> corner(V u_x, V u_y, int height, int width) {
+  const V x = clamp_coord(u_x, Scalar<V>(width - 1)), y = clamp_coord(u_y, Scalar<V>(height - 1));
+  const Int<V> column = convert<Int<V>>(x), row = convert<Int<V>>(y);
+  return {column, row, x - convert<V>(column), y - convert<V>(row)};
 }
 
-template <typename T> struct Patch {
-  T top_left, top_right, bottom_left, bottom_right;
+// The four pixels around a point; beyond the far borders stands the border.
+template <typename V> struct Patch {
+  Pair<V> top, bottom;
 };
-template <typename T, typename Image> MCD_HD Patch<T> load_patch(const Image* plane, const Corners<T>& at) {
-  return {load<T>(plane[at.index]), load<T>(plane[at.index + at.right]), load<T>(plane[at.index + at.down]),
-          load<T>(plane[at.index + at.down + at.right])};
+template <typename V, typename Image>
+MCD_HD Patch<V> load_patch(const Image* plane, const Corner<V>& at, int height, int width) {
+  const Int<V> top = at.row * width, bottom = min<Int<V>>(at.row + 1, splat<Int<V>>(height - 1)) * width;
+  if (width == 1) {
+    const V upper = gather<V>(plane, top), lower = gather<V>(plane, bottom);
+    return {{upper, upper}, {lower, lower}};
+  }
+  // Pairs never reach beyond the row: in its last column the pair before it is read.
+  const Int<V> left = min<Int<V>>(at.column, splat<Int<V>>(width - 2));
+  const Mask<V> last = as_mask<V>(at.column > left);
+  Patch<V> patch{gather_pair<V>(plane, top + left), gather_pair<V>(plane, bottom + left)};
+  patch.top.left = select<V>(last, patch.top.right, patch.top.left);
+  patch.bottom.left = select<V>(last, patch.bottom.right, patch.bottom.left);
+  return patch;
 }
-template <typename T> MCD_HD T bilinear(const Patch<T>& v, T w_x, T w_y) {
-  const T top = v.top_left + w_x * (v.top_right - v.top_left);
-  const T bottom = v.bottom_left + w_x * (v.bottom_right - v.bottom_left);
+template <typename V> MCD_HD V bilinear(const Patch<V>& v, V w_x, V w_y) {
+  const V top = v.top.left + w_x * (v.top.right - v.top.left);
+  const V bottom = v.bottom.left + w_x * (v.bottom.right - v.bottom.left);
   return top + w_y * (bottom - top);
 }
-template <typename T> MCD_HD void bilinear_grad(const Patch<T>& v, T w_x, T w_y, T* by_x, T* by_y) {
-  const T top = v.top_right - v.top_left, bottom = v.bottom_right - v.bottom_left;
+template <typename V> MCD_HD void bilinear_grad(const Patch<V>& v, V w_x, V w_y, V* by_x, V* by_y) {
+  const V top = v.top.right - v.top.left, bottom = v.bottom.right - v.bottom.left;
   *by_x = top + w_y * (bottom - top);
-  *by_y = (v.bottom_left - v.top_left) + w_x * (bottom - top);
+  *by_y = (v.bottom.left - v.top.left) + w_x * (bottom - top);
 }
 
 // Upsampling aligns pixel areas: pixel i of the large image reads (i + 1/2) · ratio - 1/2 of the small one.
-template <typename T> struct Between {
-  int low, high;
-  T weight;  // of `high`
+template <typename V> struct Between {
+  Int<V> low, high;
+  V weight;  // of `high`
 };
-template <typename T> MCD_HD Between<T> between(int i, T ratio, int size) {
-  const T at = max((T(i) + T(0.5)) * ratio - T(0.5), T(0));
-  const int low = min(int(at), size - 1);
-  return {low, low + (low < size - 1 ? 1 : 0), at - T(low)};
+template <typename V> MCD_HD Between<V> between(V i, Scalar<V> ratio, int size) {
+  const V at = max((i + Scalar<V>(0.5)) * ratio - Scalar<V>(0.5), V{});
+  const Int<V> last = splat<Int<V>>(size - 1), low = min<Int<V>>(convert<Int<V>>(at), last);
+  return {low, min<Int<V>>(low + 1, last), at - convert<V>(low)};
 }
-template <typename T> MCD_HD T mix(T low, T high, T weight) { return (1 - weight) * low + weight * high; }
+template <typename V> MCD_HD V mix(V low, V high, V weight) { return (1 - weight) * low + weight * high; }
 
 // Small image pixel j is read by large pixels in [first, last): a superset, whose outsiders have weight 0.
 template <typename T> MCD_HD void readers(int j, T ratio, int size, int* first, int* last) {
@@ -63,4 +74,4 @@ template <typename T> MCD_HD T weight_of(int j, const Between<T>& tap) {
   return (tap.low == j ? 1 - tap.weight : T(0)) + (tap.high == j ? tap.weight : T(0));
 }
 
-}  // namespace mcd
+}  // namespace mcd::MCD_TARGET

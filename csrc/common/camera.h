@@ -6,17 +6,17 @@
 // A motion is added to q: (m_x, m_y, 0) for a 2-D one, K m for a 3-D one.
 #pragma once
 
-#include "host_device.h"
+#include "lanes.h"
 
-namespace mcd {
+namespace mcd::MCD_TARGET {
 
 constexpr double kEpsilon = 1e-5;  // of the divisor
 constexpr double kNearest = 1e-3;  // q_z beyond which a pixel is valid
 
-template <typename T> MCD_HD void apply(const T* a, const T* v, T* out) {
+template <typename T, typename V> MCD_HD void apply(const T* a, const V* v, V* out) {
   for (int i = 0; i < 3; ++i) out[i] = a[3 * i] * v[0] + a[3 * i + 1] * v[1] + a[3 * i + 2] * v[2];
 }
-template <typename T> MCD_HD void apply_transposed(const T* a, const T* v, T* out) {
+template <typename T, typename V> MCD_HD void apply_transposed(const T* a, const V* v, V* out) {
   for (int i = 0; i < 3; ++i) out[i] = a[i] * v[0] + a[3 + i] * v[1] + a[6 + i] * v[2];
 }
 MCD_HD void matmul3(const double* a, const double* b, double* out) {
@@ -63,23 +63,23 @@ template <typename T> MCD_HD Camera<T> make_camera(const T* K, const T* T_src_re
   return camera;
 }
 
-// One pixel on its way: ray = A p, u (not clamped), q_z, and 1 / (q_z + 1e-5).
-template <typename T> struct Projection {
-  T ray[3], u_x, u_y, q_z, scale;
+// Pixels on their way: ray = A p, u (not clamped), q_z, and 1 / (q_z + 1e-5).
+template <typename V> struct Projection {
+  V ray[3], u_x, u_y, q_z, scale;
 };
 // `shift` is the motion in the units of q, or zeros.
-template <typename T>
-MCD_HD Projection<T> project(const Camera<T>& camera, T x, T y, T depth, const T* shift) {
-  Projection<T> p;
+template <typename V>
+MCD_HD Projection<V> project(const Camera<Scalar<V>>& camera, V x, Scalar<V> y, V depth, const V* shift) {
+  Projection<V> p;
   for (int i = 0; i < 3; ++i) p.ray[i] = camera.A[3 * i] * x + (camera.A[3 * i + 1] * y + camera.A[3 * i + 2]);
   p.q_z = depth * p.ray[2] + (camera.b[2] + shift[2]);
-  p.scale = 1 / (p.q_z + T(kEpsilon));
+  p.scale = 1 / (p.q_z + Scalar<V>(kEpsilon));
   p.u_x = (depth * p.ray[0] + (camera.b[0] + shift[0])) * p.scale;
   p.u_y = (depth * p.ray[1] + (camera.b[1] + shift[1])) * p.scale;
   return p;
 }
 // Gradient to q from one to u.
-template <typename T> MCD_HD void project_grad(const Projection<T>& p, T grad_x, T grad_y, T* grad_q) {
+template <typename V> MCD_HD void project_grad(const Projection<V>& p, V grad_x, V grad_y, V* grad_q) {
   grad_q[0] = grad_x * p.scale;
   grad_q[1] = grad_y * p.scale;
   grad_q[2] = -(grad_q[0] * p.u_x + grad_q[1] * p.u_y);
@@ -117,4 +117,4 @@ MCD_HD void camera_grad(
           T(direct[3 * i + j] - through_inverse[3 * i + j] + grad_b[i] * pose.t[j] + grad_motion_K[3 * i + j]);
 }
 
-}  // namespace mcd
+}  // namespace mcd::MCD_TARGET

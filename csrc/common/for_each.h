@@ -1,7 +1,6 @@
 // The loops around operators: over OpenMP threads on CPU, over a grid on CUDA.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "host_device.h"
@@ -13,42 +12,18 @@
 #include <string>
 #endif
 
-namespace mcd {
+namespace mcd::MCD_TARGET {
 
-#if defined(__x86_64__) && !defined(__CUDACC__) && !defined(MCD_BASELINE_ONLY)
-#define MCD_X86 1
-#define MCD_TARGET_AVX2 __attribute__((target("avx2,fma")))
-#define MCD_TARGET_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-
-template <typename Body> MCD_TARGET_AVX2 void loop_avx2(const Body& body, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) body(i);
-}
-template <typename Body> MCD_TARGET_AVX512 void loop_avx512(const Body& body, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) body(i);
-}
-#endif
-
-template <typename Body> void loop_baseline(const Body& body, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) body(i);
-}
-
-// body(i) for i in [0, count): a contiguous share for each thread, compiled for what the processor has. `body` is a
-// functor whose operator() is MCD_HD. Where it may run beside itself, what it writes must depend on i alone: then results
-// are the same bit for bit whatever the number of threads.
+#ifndef __CUDACC__
+// body(i) for i in [0, count): a contiguous share for each thread. What `body` writes for i must depend on i alone; then
+// results are the same bit for bit whatever the number of threads.
 template <typename Body> void for_each_cpu(int64_t count, int threads, const Body& body) {
-  auto* loop = &loop_baseline<Body>;
-#ifdef MCD_X86
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) loop = &loop_avx2<Body>;
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    loop = &loop_avx512<Body>;
-#endif
-  const int64_t shares = std::min<int64_t>(std::max(threads, 1), count);
-  if (shares <= 1) return loop(body, 0, count);
-#pragma omp parallel for num_threads(int(shares)) schedule(static, 1)
+  const int64_t shares = threads < count ? threads : count;
+#pragma omp parallel for num_threads(int(shares)) schedule(static, 1) if (shares > 1)
   for (int64_t share = 0; share < shares; ++share)
-    loop(body, count * share / shares, count * (share + 1) / shares);
+    for (int64_t i = count * share / shares; i < count * (share + 1) / shares; ++i) body(i);
 }
+#endif
 
 #ifdef __CUDACC__
 inline void check_launch(const char* operator_name) {
@@ -87,4 +62,4 @@ template <int kThreads, int kCount, typename T> __device__ void block_sum(T (&va
 }
 #endif
 
-}  // namespace mcd
+}  // namespace mcd::MCD_TARGET

@@ -10,6 +10,7 @@ The Cityscapes layout keeps whole images and cuts the ego car off here:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from mcd.config import Config
-from mcd.data.dataset import Key, WholeFrame, network_intrinsics
+from mcd.data.dataset import Key, WholeFrame, WorkItem, network_intrinsics
 from mcd.data.files import (
     DataError,
     Picture,
@@ -46,9 +47,9 @@ CROPS = {
 class EvaluationSet(Dataset[dict[str, Any]]):
     """The evaluated frames of a config: all that have ground truth (triplets), or ``data.eval_frames`` (a sequence).
 
-    Items are dicts: ``image`` [3,H,W] uint8 and ``K`` [3,3] at the networks' size, ``frame``, ``index``, and at the size
-    of the ground truth ``depth_gt`` [h,w] float32 in metres (0 = none), ``valid`` [h,w] bool (inside the crop, depth
-    strictly between the limits) and ``dynamic_mask`` [h,w] bool, or None where moving objects are not known.
+    Items are dicts: ``image`` [3,H,W] uint8 and ``K`` [3,3] at the networks' size, ``frame``, ``index``, and at the
+    size of the ground truth ``depth_gt`` [h,w] float32 in metres (0 = none), ``valid`` [h,w] bool (inside the crop,
+    depth strictly between the limits) and ``dynamic_mask`` [h,w] bool, or None where moving objects are not known.
     With the loaders of :mod:`mcd.data` the last three become lists of arrays, for sizes may differ.
 
     Raises:
@@ -58,7 +59,7 @@ class EvaluationSet(Dataset[dict[str, Any]]):
     def __init__(self, config: Config):
         self._config = config
         self._source = _Cityscapes(config) if config.data.kind == "triplets" else _Sequence(config)
-        self.items = [WholeFrame(frame) for frame in self._source.frames]
+        self.items: Sequence[WorkItem] = [WholeFrame(frame) for frame in self._source.frames]
 
     def __len__(self) -> int:
         return len(self.items)

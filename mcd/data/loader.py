@@ -183,19 +183,20 @@ def _unit_range(images: Tensor, channels_last: bool) -> Tensor:
 
 def _announced(loader: Iterable[Batch]) -> Iterator[Batch]:
     iterator, known = iter(loader), set()
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except DataError as error:
-            # From a worker process the message arrives at the end of its traceback.
-            raise DataError(str(error).rsplit(f"{DataError.__name__}: ", 1)[-1].strip()) from None
-        for problem in batch.get("skipped", ()):
-            if problem not in known:
-                known.add(problem)
-                warnings.warn(f"left out: {problem}", stacklevel=2)
-        yield batch
+    try:
+        while (batch := next(iterator, None)) is not None:
+            for problem in batch.get("skipped", ()):
+                if problem not in known:
+                    known.add(problem)
+                    warnings.warn(f"left out: {problem}", stacklevel=2)
+            yield batch
+    except DataError as error:
+        # From a worker process the message arrives at the end of its traceback.
+        raise DataError(str(error).rsplit(f"{DataError.__name__}: ", 1)[-1].strip()) from None
+    finally:
+        # An exception keeps the loader's iterator alive in a reference cycle, and its processes with it, until some
+        # later garbage collection ends them in the wrong place.
+        getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 def _outlive_signals(worker: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -185,7 +184,7 @@ def _extract(video: Path) -> Path:
             raise DataError(f"video {video} has no frames")
         partial.chmod(0o755)
         try:
-            os.rename(partial, folder)
+            partial.rename(folder)
         except OSError:
             # Another process was faster.
             if not folder.is_dir():

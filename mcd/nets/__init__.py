@@ -1,14 +1,14 @@
 """Networks: depth, pose, residual motion and object scale, each built by name."""
 
 from mcd.nets.depth import DEPTH_NETS, build_depth_net
-from mcd.nets.layers import PretrainedUnavailable
+from mcd.nets.layers import PretrainedError
 from mcd.nets.motion import build_motion_net
 from mcd.nets.pose import build_pose_net
 from mcd.nets.scale import build_scale_net
 
 __all__ = [
     "DEPTH_NETS",
-    "PretrainedUnavailable",
+    "PretrainedError",
     "build_depth_net",
     "build_motion_net",
     "build_pose_net",

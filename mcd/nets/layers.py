@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -15,7 +16,7 @@ from mcd.geometry import sigmoid_to_depth
 STRIDE = 32
 
 
-class PretrainedUnavailable(RuntimeError):
+class PretrainedError(RuntimeError):
     """ImageNet weights were asked for and could not be had."""
 
 
@@ -120,7 +121,7 @@ def one_group(channels: int) -> nn.GroupNorm:
 
 
 def initialise_convolutions(module: nn.Module) -> None:
-    """He initialisation of every convolution below ``module`` that a normalisation and a ReLU follow."""
+    """He initialisation of every convolution below ``module``: the one for layers that a ReLU follows."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
             nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
@@ -128,23 +129,23 @@ def initialise_convolutions(module: nn.Module) -> None:
                 nn.init.zeros_(child.bias)
 
 
-def resnet18_backbone(*, pretrained: bool, **options: object) -> nn.Module:
+def resnet18_backbone(*, pretrained: bool, **options: Any) -> nn.Module:
     """ResNet-18 with torchvision's ImageNet weights, or its initialisation: no residual branch starts switched off."""
     return timm_backbone("resnet18.tv_in1k", pretrained=pretrained, zero_init_last=False, **options)
 
 
-def timm_backbone(name: str, *, pretrained: bool, **options: object) -> nn.Module:
+def timm_backbone(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
     """A feature backbone of timm; ``pretrained`` takes ImageNet weights from timm's cache or over the network.
 
     Raises:
-        PretrainedUnavailable: the weights are not in the cache and cannot be downloaded.
+        PretrainedError: the weights are not in the cache and cannot be downloaded.
     """
     if not pretrained:
         return timm.create_model(name, pretrained=False, features_only=True, **options)
     try:
         return timm.create_model(name, pretrained=True, features_only=True, **options)
     except Exception as error:  # the hub, its HTTP client and the socket each raise their own
-        raise PretrainedUnavailable(
+        raise PretrainedError(
             f"no ImageNet weights for {name}: {type(error).__name__}: {error}. Connect to the network once, or "
             "start from scratch with pretrained=False (config: nets.pretrained: false)"
         ) from error

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcd.nets.layers import ResNet18, check_images, in_float32, standardise, resnet18_backbone
+from mcd.nets.layers import ResNet18, check_images, in_float32, resnet18_backbone, standardise
 
 UNIT = 0.01
 
@@ -60,7 +60,7 @@ def build_pose_net(name: str, *, pretrained: bool = False) -> nn.Module:
 
     Raises:
         ValueError: there is no such network, or it has no ImageNet weights.
-        PretrainedUnavailable: the weights cannot be had.
+        PretrainedError: the weights cannot be had.
     """
     if name == "resnet18":
         return ResNet18PoseNet(pretrained=pretrained)

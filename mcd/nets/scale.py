@@ -54,7 +54,7 @@ def build_scale_net(name: str, *, positive: bool = True, pretrained: bool = Fals
 
     Raises:
         ValueError: there is no such network, or it has no ImageNet weights.
-        PretrainedUnavailable: the weights cannot be had.
+        PretrainedError: the weights cannot be had.
     """
     if name == "resnet18":
         return ScaleNet(name, _group_normalised_resnet18(pretrained), (512, 256, 128), positive=positive)

@@ -12,6 +12,7 @@ a `torch.autograd.Function` around them does.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ def why_not(device_type: str) -> str | None:
     """None if compiled operators run on this kind of device, else the reason."""
     if _C is None:
         return _why_no_module
-    if device_type == "cuda" and not _C.with_cuda:
+    if device_type == "cuda" and not hasattr(_C, "cuda"):
         return "mcd._C was built without CUDA: no nvcc was found"
     if device_type not in ("cpu", "cuda"):
         return f"mcd._C runs on cpu and cuda, not on {device_type}"
@@ -69,11 +70,18 @@ def define(
     return getattr(torch.ops.mcd, name).default
 
 
+def cpu_targets() -> list[str]:
+    """The instruction sets that `_C` has been compiled for and this processor has, the best one last."""
+    return [name for name in ("baseline", "avx2", "avx512") if hasattr(_C, name)]
+
+
+_cpu = getattr(_C, os.environ.get("MCD_CPU") or cpu_targets()[-1]) if _C is not None else None
+
+
 def _launch(name: str, *arguments: Any) -> None:
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
-    function = getattr(_C, name)
     if device.type == "cpu":
-        function(*arguments, (-1, 0, torch.get_num_threads()))
+        getattr(_cpu, name)(*arguments, (torch.get_num_threads(), 0))
         return
     with torch.cuda.device(device):
-        function(*arguments, (device.index, torch.cuda.current_stream().cuda_stream, 0))
+        getattr(_C.cuda, name)(*arguments, (0, torch.cuda.current_stream().cuda_stream))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mcd.checkpoint import WEIGHTS, find_weights, load_weights, save_weights
 from mcd.config import Augment, Config, Schedule
 from mcd.data import FrameDataset, fixed_batches, open_reader, prefetch
+from mcd.losses import SmoothnessLoss, ViewSynthesisLoss
 from mcd.nets import build_depth_net, build_motion_net, build_pose_net, build_scale_net
 from mcd.run import Run
 
@@ -73,6 +74,10 @@ class Stage(ABC):
         self.config = context.config
         self.folder = context.run.stage(self.name)
 
+    def frames(self, split: str, augment: Augment | None, **options: Any) -> FrameDataset:
+        reader = open_reader(self.config.data, split)
+        return FrameDataset(reader, self.config.data, augment=augment, seed=self.config.seed, **options)
+
 
 class Preparation(Stage):
     """A stage without training: it writes files for every frame of every split."""
@@ -116,6 +121,11 @@ class TrainingStage(Stage):
         torch.manual_seed(self.config.seed)
         self.nets: dict[str, nn.Module] = {role: context.build(role) for role in self.roles}
         self.steps_per_epoch = 1
+        loss = self.config.loss
+        self.view_synthesis = ViewSynthesisLoss(
+            mask_invalid=loss.mask_invalid, ssim_weight=loss.ssim, l1_weight=loss.l1, c1=loss.c1, c2=loss.c2
+        )
+        self.smoothness = SmoothnessLoss()
 
     @abstractmethod
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset: ...
@@ -152,10 +162,6 @@ class TrainingStage(Stage):
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
         """Pictures of the first sample, [3,H,W] in [0,1], by name."""
         return {}
-
-    def frames(self, split: str, augment: Augment | None, **options: Any) -> FrameDataset:
-        reader = open_reader(self.config.data, split)
-        return FrameDataset(reader, self.config.data, augment=augment, seed=self.config.seed, **options)
 
     def load(self, place: Path | str, roles: Sequence[str] | None = None, stage: str | None = None) -> None:
         """Load ``roles`` (default: those that the file holds) from a run, a stage folder or a weights file."""

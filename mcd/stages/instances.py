@@ -75,7 +75,7 @@ class InstanceRow:
 
 def read_rows(folder: Path, split: str) -> list[InstanceRow]:
     """All instances of a split, in the order of frames."""
-    with open(folder / f"{split}.csv", newline="") as file:
+    with (folder / f"{split}.csv").open(newline="") as file:
         return [
             InstanceRow(
                 line["frame"],
@@ -162,9 +162,7 @@ class InstancesPreparation(Preparation):
             ).save(frame_path(self.folder, split, frame))
             start += count
 
-    def _follow(
-        self, masks: list[Tensor], depth: Tensor, K: Tensor, T_src_ref: Tensor, motion: Tensor
-    ) -> list[Tensor]:
+    def _follow(self, masks: list[Tensor], depth: Tensor, K: Tensor, T_src_ref: Tensor, motion: Tensor) -> list[Tensor]:
         """Masks [n,3,H,W] of every frame in its previous, own and next image: all masks of a frame in one splat."""
         count = T_src_ref.shape[1]
         most = max((len(mask) for mask in masks), default=0)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcd import ops
 from mcd.config import Augment, Object
 from mcd.data import FrameDataset
 from mcd.stages.base import Batch, Context, Outputs, TrainingStage
@@ -22,7 +21,7 @@ from mcd.stages.scene import predict_poses
 from mcd.visualize import colour_depth
 
 
-class NothingToTrain(RuntimeError):
+class NothingToTrainError(RuntimeError):
     """A stage without a single item."""
 
 
@@ -63,23 +62,12 @@ class ObjectStage(TrainingStage):
         return {"depth": depth.float(), "T_src_ref": T_src_ref}
 
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
-        weights = self.config.loss
         reference, sources = masked_images(batch)
         mask = batch["object_masks"][:, 1:2]
-        depth = outputs["depth"] * mask
-        photometric, _, _ = ops.view_synthesis_loss(
-            reference,
-            sources,
-            [depth],
-            batch["K"],
-            outputs["T_src_ref"],
-            mask_invalid=weights.mask_invalid,
-            ssim_weight=weights.ssim,
-            l1_weight=weights.l1,
-            c1=weights.c1,
-            c2=weights.c2,
+        photometric, _, _ = self.view_synthesis(
+            reference, sources, [outputs["depth"] * mask], batch["K"], outputs["T_src_ref"]
         )
-        smoothness = self.schedule.smoothness * ops.smoothness_loss([1 / outputs["depth"]], masks=[mask])
+        smoothness = self.schedule.smoothness * self.smoothness([1 / outputs["depth"]], masks=[mask])
         return {"total": photometric + smoothness, "photometric": photometric, "smoothness": smoothness}
 
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
@@ -100,5 +88,7 @@ def object_items(stage: TrainingStage, split: str, wanted: Any) -> list[ObjectIt
     rows: list[InstanceRow] = read_rows(stage.context.run.stage("instances"), split)
     items = [ObjectItem(row.frame, row.row) for row in rows if wanted(row)]
     if not items and split == "train":
-        raise NothingToTrain(f"stage {stage.name}: none of the {len(rows)} instances of split '{split}' can be used")
+        raise NothingToTrainError(
+            f"stage {stage.name}: none of the {len(rows)} instances of split '{split}' can be used"
+        )
     return items

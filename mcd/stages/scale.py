@@ -1,4 +1,4 @@
-"""Scale stage, depth-scale alignment (DSA): the scale that puts an object's depth into the scene (Nguyen et al., CVPR 2024).
+"""Scale stage, depth-scale alignment (DSA): what puts an object's depth into the scene (Nguyen et al., CVPR 2024).
 
 Learned on static objects, where the scene's depth is right, from the image, the depth of the ground around the object
 and the object's own mean-normalised depth. Leaves ``scale/weights.safetensors``.
@@ -145,7 +145,7 @@ def predict_scale(context: Context, net: nn.Module, inputs: ScaleInputs) -> Tens
 
 def surrounding_box(config: Config, mask: Tensor) -> Tensor:
     """Filled bounding boxes [N,1,H,W] of the masks, grown by the configured margin, more for objects straight ahead."""
-    height, width = mask.shape[-2:]
+    width = mask.shape[-1]
     rows, columns = mask.any(dim=-1, keepdim=True), mask.any(dim=-2, keepdim=True)
     rows, columns = _between(rows, -2), _between(columns, -1)
     begin, end = middle_band(width, config.instances.middle or 20)

@@ -77,23 +77,13 @@ class SceneStage(TrainingStage):
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         weights = self.config.loss
         depths, motion = outputs["depths"], outputs.get("motion")
-        photometric, _, _ = ops.view_synthesis_loss(
-            batch["reference"],
-            batch["sources"],
-            depths,
-            batch["K"],
-            outputs["T_src_ref"],
-            motion,
-            mask_invalid=weights.mask_invalid,
-            ssim_weight=weights.ssim,
-            l1_weight=weights.l1,
-            c1=weights.c1,
-            c2=weights.c2,
+        photometric, _, _ = self.view_synthesis(
+            batch["reference"], batch["sources"], depths, batch["K"], outputs["T_src_ref"], motion
         )
         terms = {"photometric": photometric}
         if "depth" in self.active(step):
             images = image_pyramid(batch["reference"], depths)
-            terms["smoothness"] = weights.smoothness * ops.smoothness_loss([1 / depth for depth in depths], images)
+            terms["smoothness"] = weights.smoothness * self.smoothness([1 / depth for depth in depths], images)
         if motion is not None and self.phase(step) > 1:
             terms["sparsity"] = weights.sparsity * ops.motion_sparsity(motion)
         return {"total": torch.stack(list(terms.values())).sum(), **terms}

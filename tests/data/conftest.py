@@ -43,7 +43,7 @@ def files() -> type[Files]:
 
 @pytest.fixture
 def triplets(tmp_path: Path) -> Data:
-    """Four training triplets of two cities in the Cityscapes layout, with masks and roads; networks see the native size."""
+    """Four training triplets of two cities in the Cityscapes layout, with masks and roads, at the networks' size."""
     frames = ["b/b_000000_000001", "a/a_000000_000010", "a/a_000000_000009", "a/a_000001_000000"]
     (tmp_path / "splits").mkdir()
     lines = [" ".join(frame.split("/")) for frame in frames]

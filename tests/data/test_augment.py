@@ -49,7 +49,8 @@ def test_all_frames_of_an_item_change_alike() -> None:
     images = np.stack([picture()] * 3)
     for seed in range(4):
         jittered = augment.jitter(images, STRONG, np.random.default_rng(seed))
-        assert np.array_equal(jittered[0], jittered[1]) and np.array_equal(jittered[0], jittered[2])
+        assert np.array_equal(jittered[0], jittered[1])
+        assert np.array_equal(jittered[0], jittered[2])
         assert not np.array_equal(jittered, images)
 
 

@@ -44,7 +44,8 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 def test_an_item_holds_the_triplet_and_its_camera(triplets: Data, files: Files) -> None:
     item = FrameDataset(open_reader(triplets, "train"), triplets)[0]
     whole = torch.from_numpy(files.noise(HEIGHT, 3 * WIDTH, seed=2)).permute(2, 0, 1)
-    assert item["frame"] == "a/a_000000_000009" and item["index"] == 0
+    assert item["frame"] == "a/a_000000_000009"
+    assert item["index"] == 0
     assert torch.equal(item["reference"], whole[..., WIDTH : 2 * WIDTH])
     assert torch.equal(item["sources"], torch.stack((whole[..., :WIDTH], whole[..., 2 * WIDTH :])))
     assert item["K"].dtype == torch.float32
@@ -66,7 +67,8 @@ def test_an_item_depends_on_seed_draw_and_index_alone(triplets: Data) -> None:
 def test_draws_of_the_stage_are_spread_over_the_unit_interval(triplets: Data) -> None:
     items = FrameDataset(open_reader(triplets, "train"), triplets)
     draws = [float(items[index, draw]["draw"]) for index in range(4) for draw in range(50)]
-    assert 0 <= min(draws) < 0.05 and 0.95 < max(draws) < 1
+    assert 0 <= min(draws) < 0.05
+    assert 0.95 < max(draws) < 1
 
 
 def test_a_flip_takes_labels_and_camera_with_it() -> None:
@@ -92,7 +94,8 @@ def test_a_flip_takes_labels_and_camera_with_it() -> None:
         assert torch.equal(flipped[name], plain[name].flip(-1)), name
         assert flipped[name].dtype == plain[name].dtype
     assert flipped["reference"][0, row, column] == 200
-    assert flipped["object_masks"][0, row, column] and flipped["pseudo_depth"][0, row, column] == 7
+    assert flipped["object_masks"][0, row, column]
+    assert flipped["pseudo_depth"][0, row, column] == 7
     assert flipped["ids"] == [4, 5, 9]
     ray, mirrored = (
         np.linalg.solve(item["K"].double().numpy(), [x, row, 1]) for item, x in ((plain, 5), (flipped, column))
@@ -144,8 +147,10 @@ def test_labels_of_another_size_are_resized_without_blending(files: Files) -> No
     item = FrameDataset(reader, Data(size=(HEIGHT, WIDTH)), labels=lambda item: {"depth": values, "mask": values > 0.5})
     # A pixel of half the size has its centre on the corner of four; the rule takes the lower right one.
     expected = torch.from_numpy(values[:, 1::2, 1::2].astype(np.float32))
-    assert item[0]["depth"].dtype == torch.float32 and torch.equal(item[0]["depth"], expected)
-    assert item[0]["mask"].dtype == torch.bool and torch.equal(item[0]["mask"], expected > 0.5)
+    assert item[0]["depth"].dtype == torch.float32
+    assert torch.equal(item[0]["depth"], expected)
+    assert item[0]["mask"].dtype == torch.bool
+    assert torch.equal(item[0]["mask"], expected > 0.5)
 
 
 def test_a_label_that_is_not_finite_names_itself_and_the_frame(triplets: Data) -> None:
@@ -213,7 +218,8 @@ def test_a_broken_item_gives_way_to_the_next_that_can_be_read(triplets: Data, fi
     files.truncate(config.root / "triplets" / "a" / "a_000000_000010.png")
     (config.root / "triplets" / "a" / "a_000001_000000_cam.txt").unlink()
     replaced = items[1, 5]
-    assert len(replaced["skipped"]) == 2 and "a_000000_000010.png" in replaced["skipped"][0]
+    assert len(replaced["skipped"]) == 2
+    assert "a_000000_000010.png" in replaced["skipped"][0]
     assert same(replaced | {"skipped": []}, whole)
     for path in (config.root / "triplets").glob("*/*.png"):
         path.unlink()

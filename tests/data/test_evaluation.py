@@ -47,10 +47,12 @@ def test_the_ego_car_is_cut_off_image_and_truth_alike(ground_truth: Data, files:
     np.save(root / "val_gt_depths" / "b_000000_000001.npy", gt)
     items = EvaluationSet(config(ground_truth, crop=(0, 1, 0, 1)))
     item = items[0]
-    assert len(items) == 1 and item["frame"] == FRAME
+    assert len(items) == 1
+    assert item["frame"] == FRAME
     assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), files.noise(FULL, WIDTH, 7)[:HEIGHT])
     assert np.array_equal(item["depth_gt"], gt[:HEIGHT])
-    assert item["valid"].all() and not item["dynamic_mask"].any()
+    assert item["valid"].all()
+    assert not item["dynamic_mask"].any()
     assert item["K"].tolist() == [[12.5, 0, 8.25], [0, 11.5, 4.5], [0, 0, 1]]
 
 
@@ -144,7 +146,9 @@ def test_a_sequence_is_evaluated_on_its_depth_maps(sequence: Callable[..., Data]
     items = EvaluationSet(config(sequence(eval_frames=(6, 7)), protocol="kitti"))
     assert [items[index]["frame"] for index in range(len(items))] == ["0006", "0007"]
     item = items[1]
-    assert (item["depth_gt"] == 7).all() and (item["image"] == 70).all() and item["dynamic_mask"] is None
+    assert (item["depth_gt"] == 7).all()
+    assert (item["image"] == 70).all()
+    assert item["dynamic_mask"] is None
     # Garg's window of 10x17 is rows 4 to 9 and columns 0 to 16.
     assert item["valid"].sum() == 5 * 16
     with pytest.raises(DataError, match=r"data\.depth"):
@@ -155,5 +159,6 @@ def test_truth_of_a_batch_is_a_list(sequence: Callable[..., Data]) -> None:
     items = EvaluationSet(config(sequence(), protocol="kitti"))
     batches = list(prefetch(fixed_batches(items, 5, 1)))
     assert [batch["image"].shape[0] for batch in batches] == [5, 3]
-    assert batches[1]["depth_gt"][2].shape == (HEIGHT, WIDTH) and batches[1]["dynamic_mask"] == [None] * 3
+    assert batches[1]["depth_gt"][2].shape == (HEIGHT, WIDTH)
+    assert batches[1]["dynamic_mask"] == [None] * 3
     assert float(batches[1]["image"][2].max()) == pytest.approx(70 / 255)

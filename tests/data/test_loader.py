@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ def test_an_epoch_sees_every_item_once_and_drops_the_rest() -> None:
     assert [{draw for _, draw in batch} for batch in batches] == [{0}] * 3 + [{1}] * 3
     for epoch in (batches[:3], batches[3:]):
         seen = [index for batch in epoch for index, _ in batch]
-        assert len(seen) == len(set(seen)) == 9 and set(seen) < set(range(11))
+        assert len(seen) == len(set(seen)) == 9
+        assert set(seen) < set(range(11))
     assert [i for b in batches[:3] for i, _ in b] != [i for b in batches[3:] for i, _ in b], "epochs differ"
 
 
@@ -56,12 +58,13 @@ def test_a_sampler_that_starts_late_goes_on_where_the_other_would_be() -> None:
     whole = list(StepSampler(11, 3, seed=5, start=0, steps=20))
     for start in (0, 1, 3, 7, 20):
         late = StepSampler(11, 3, seed=5, start=start, steps=20)
-        assert list(late) == whole[start:] and len(late) == 20 - start
+        assert list(late) == whole[start:]
+        assert len(late) == 20 - start
     assert list(StepSampler(11, 3, seed=6, start=0, steps=20)) != whole
 
 
 def test_a_data_set_smaller_than_the_batch_is_an_error_with_both_numbers() -> None:
-    with pytest.raises(ValueError, match="batch of 8 .* data set of 3 items"):
+    with pytest.raises(ValueError, match=r"batch of 8 .* data set of 3 items"):
         StepSampler(3, 8, seed=0, start=0, steps=1)
 
 
@@ -103,7 +106,8 @@ def test_collation_stacks_joins_and_lists() -> None:
     batch = to_device(collate(items), "cpu")
     assert batch["K"].shape == (3, 3, 3)
     assert [mask.shape for mask in batch["instances"]] == [(2, 2, 3), (0, 2, 3), (1, 2, 3)]
-    assert batch["frame"] == ["a", "b", "c"] and batch["ids"] == [[1, 1], [], [1]]
+    assert batch["frame"] == ["a", "b", "c"]
+    assert batch["ids"] == [[1, 1], [], [1]]
     assert batch["skipped"] == ["x", "y", "z"]
 
 
@@ -111,7 +115,8 @@ def test_collation_stacks_joins_and_lists() -> None:
 def test_images_arrive_in_the_unit_interval_and_in_the_layout_asked_for(triplets: Data, channels_last: bool) -> None:
     items = [train_set(triplets)[index, 0] for index in range(3)]
     batch = to_device(collate(items), "cpu", channels_last)
-    assert batch["reference"].shape == (3, 3, *triplets.size) and batch["sources"].shape == (3, 2, 3, *triplets.size)
+    assert batch["reference"].shape == (3, 3, *triplets.size)
+    assert batch["sources"].shape == (3, 2, 3, *triplets.size)
     for name in ("reference", "sources"):
         assert batch[name].dtype == torch.float32
         # Division is correctly rounded, so the truth is exact.
@@ -129,7 +134,8 @@ def test_a_broken_file_reaches_the_user_in_one_line(triplets: Data, files: Files
     with pytest.raises(DataError) as error:
         list(prefetch(fixed_batches(train_set(triplets), 2, workers)))
     assert str(error.value).startswith(f"image {path} cannot be read: ")
-    assert "Traceback" not in str(error.value) and "\n" not in str(error.value)
+    assert "Traceback" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_bug_in_a_worker_keeps_its_traceback(triplets: Data) -> None:
@@ -150,7 +156,8 @@ def test_skipped_items_are_counted_in_their_batch_and_warned_of_once(
     loader = build_loader(train_set(config), StepSampler(4, 2, 0, 0, 6), workers)
     with pytest.warns(UserWarning, match=r"left out: image .*a_000000_000010\.png") as warnings:
         counts = [len(batch["skipped"]) for batch in prefetch(loader)]
-    assert sum(counts) == 3 and len(counts) == 6, "once in each of three epochs"
+    assert len(counts) == 6
+    assert sum(counts) == 3, "once in each of three epochs"
     assert len(warnings) == 1
 
 
@@ -161,9 +168,32 @@ def test_workers_outlive_signals_that_are_meant_for_the_main_process() -> None:
     seen = [next(batches) for _ in range(2)]
     for process in {batch["process"][0] for batch in seen}:
         assert process != os.getpid()
-        os.kill(process, signal.SIGINT)
-        os.kill(process, signal.SIGTERM)
+        # The parent may end its workers, so somebody else has to send.
+        for name in ("-INT", "-TERM"):
+            subprocess.run(["kill", name, str(process)], check=True)
     assert len(list(batches)) == 38
+
+
+def test_no_worker_is_left_when_its_user_is_gone() -> None:
+    """Whether the user goes away in the middle, or an exception that is kept holds on to the loader."""
+    batches = prefetch(build_loader(Numbers(), [[(0, 0)]] * 40, workers=2))
+    next(batches)
+    del batches
+    assert multiprocessing.active_children() == []
+    with pytest.raises(TypeError) as kept:
+        list(prefetch(build_loader(Numbers(), [["no key"]] * 40, workers=2)))  # type: ignore[list-item]
+    assert kept.value.__traceback__ is not None
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_ends_when_its_parent_says_so() -> None:
+    """At the end of the interpreter, daemon processes get SIGTERM and are waited for without limit."""
+    iterator = iter(build_loader(Numbers(), [[(0, 0)]] * 40, workers=1))
+    next(iterator)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(timeout=10)
+    assert worker.exitcode == 0
 
 
 def test_workers_use_one_thread_and_no_more_workers_start_than_batches() -> None:
@@ -172,6 +202,7 @@ def test_workers_use_one_thread_and_no_more_workers_start_than_batches() -> None
     assert fixed_batches(Numbers(2), 1, workers=8).num_workers == 2
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_batches_prefetched_to_cuda_are_those_of_the_cpu(triplets: Data) -> None:
     def run(device: str) -> list[dict[str, Any]]:
@@ -181,7 +212,8 @@ def test_batches_prefetched_to_cuda_are_those_of_the_cpu(triplets: Data) -> None
         return list(prefetch(loader, device, channels_last=True))
 
     for batch, expected in zip(run("cuda"), run("cpu"), strict=True):
-        assert batch["reference"].is_cuda and len(batch["instances"]) == 2
+        assert batch["reference"].is_cuda
+        assert len(batch["instances"]) == 2
         # CUDA multiplies by the reciprocal of 255: one unit in the last place of values up to 1.
         assert torch.allclose(batch["reference"].cpu(), expected["reference"], rtol=0, atol=1.2e-7)
         assert torch.equal(batch["instances"][1].cpu(), expected["instances"][1])

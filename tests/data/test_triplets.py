@@ -92,7 +92,8 @@ def test_masks_come_in_the_order_of_their_numbers_and_stray_files_are_left_alone
         (folder / name).write_text("stray")
     masks, ids = instance_masks(triplets, "train", FRAME)
     assert ids == [0, 1, 9, 10]
-    assert masks.dtype == bool and masks.shape == (4, HEIGHT, WIDTH)
+    assert masks.dtype == bool
+    assert masks.shape == (4, HEIGHT, WIDTH)
     assert np.argwhere(masks[:2]).tolist() == [[0, 1, 3], [1, 3, 3]]
 
 

@@ -19,7 +19,8 @@ data: {root: ROOT/data, size: [64, 96], synthetic: {frames: 48, val_frames: 6, s
 loss: {scales: 2}
 threads: 1
 stages: [scene, instances, object, scale, pseudo, final]
-scene: {steps: STEPS, batch: 4, motion_from: 6, joint_from: 9, validate_every: 5, validate_batches: 1, checkpoint_every: 4}
+scene:
+  {steps: STEPS, batch: 4, motion_from: 6, joint_from: 9, validate_every: 5, validate_batches: 1, checkpoint_every: 4}
 instances: {coverage: 0.2, flow_threshold: 0.1, min_area: 0.004}
 object: {steps: 10, batch: 4, validate_every: 5, validate_batches: 1, checkpoint_every: 4}
 scale: {steps: 10, batch: 4, validate_every: 5, validate_batches: 1, checkpoint_every: 4}
@@ -36,7 +37,9 @@ def write_config(folder: Path, steps: int) -> Path:
 
 def start(config: Path, runs: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "mcd.train", str(config), "--set", f"runs={config.parent / runs}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def finish(config: Path, runs: str) -> dict:
@@ -82,7 +85,14 @@ def test_all_stages_run_and_are_evaluated(undisturbed):
     for regions in metrics["stages"].values():
         assert 0 < regions["all"]["abs_rel"] < 10
     run = config.parent / "undisturbed" / "tiny"
-    for name in ("config.yaml", "env.json", "metrics.json", "report.html", "log/scene.csv", "scale/weights.safetensors"):
+    for name in (
+        "config.yaml",
+        "env.json",
+        "metrics.json",
+        "report.html",
+        "log/scene.csv",
+        "scale/weights.safetensors",
+    ):
         assert (run / name).is_file(), name
 
 

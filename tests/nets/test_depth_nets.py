@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mcd.nets import DEPTH_NETS, PretrainedUnavailable, build_depth_net, build_pose_net, build_scale_net
+from mcd.nets import DEPTH_NETS, PretrainedError, build_depth_net, build_pose_net, build_scale_net
 
 
 @pytest.fixture(scope="module", params=DEPTH_NETS)
@@ -139,7 +139,7 @@ def test_missing_imagenet_weights_name_the_option(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(timm, "create_model", offline)
     for build, name in ((build_depth_net, "diffnet"), (build_pose_net, "resnet18"), (build_scale_net, "resnet18")):
-        with pytest.raises(PretrainedUnavailable, match=r"Name or service.*nets\.pretrained: false"):
+        with pytest.raises(PretrainedError, match=r"Name or service.*nets\.pretrained: false"):
             build(name, pretrained=True)
 
 

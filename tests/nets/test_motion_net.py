@@ -67,7 +67,7 @@ def test_correlation_equals_the_lookup_of_torchvision() -> None:
 def test_correlation_gradient() -> None:
     # Two levels at an odd width: the interpolated and the plain one.
     first, second = (random(1, 2, 4, 5, seed=seed).requires_grad_() for seed in (0, 1))
-    assert torch.autograd.gradcheck(lambda a, b: correlation_pyramid(a, b, 1, 2), (first, second))
+    assert torch.autograd.gradcheck(lambda a, b: correlation_pyramid(a, b, 1, 2), (first, second), fast_mode=True)
 
 
 def test_convex_upsampling_equals_that_of_torchvision() -> None:
@@ -113,25 +113,22 @@ def test_motion_is_contiguous_float32_under_autocast(net: nn.Module) -> None:
 def test_light_net_learns_a_shift() -> None:
     torch.manual_seed(0)
     net = build_motion_net("light")
-    optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
-    errors = []
-    for _ in range(40):
-        # Textures of 4-pixel grain; the second image is the first moved by up to 4 pixels.
-        texture = F.interpolate(torch.rand(4, 3, 24, 24, generator=generator), scale_factor=4.0, mode="bilinear")
-        shifts = torch.randint(-4, 5, (4, 2), generator=generator)
+    losses = []
+    for _ in range(60):
+        # Textures of 4-pixel grain; the second image is the first moved by up to 4 pixels, 2.2 in the mean.
+        texture = F.interpolate(torch.rand(6, 3, 24, 24, generator=generator), scale_factor=4.0, mode="bilinear")
+        shifts = torch.randint(-4, 5, (6, 2), generator=generator)
         first = texture[:, :, 16:80, 16:80]
-        second = torch.stack(
-            [t[:, 16 - y : 80 - y, 16 - x : 80 - x] for t, (x, y) in zip(texture, shifts.tolist(), strict=True)]
-        )
-        target = shifts.float()[:, :, None, None]
-        loss = (net(first, second) - target).abs().mean()
+        moved = [t[:, 16 - y : 80 - y, 16 - x : 80 - x] for t, (x, y) in zip(texture, shifts.tolist(), strict=True)]
+        loss = (net(first, torch.stack(moved)) - shifts[:, :, None, None]).abs().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        errors.append((loss / target.abs().mean()).item())
-    # Without looking at the images the best that can be done is 1.
-    assert sum(errors[-5:]) / 5 < 0.7
+        losses.append(loss.item())
+    # A net that ignores the images cannot be better than 2.2.
+    assert sum(losses[-10:]) / 10 < 1.3
 
 
 def test_parameter_counts() -> None:
@@ -141,7 +138,7 @@ def test_parameter_counts() -> None:
 
 
 def test_images_too_small_for_the_coarsest_level_are_rejected() -> None:
-    with pytest.raises(ValueError, match="'raft' takes .* at least 64; this image is 32x64"):
+    with pytest.raises(ValueError, match=r"'raft' takes .* at least 64; this image is 32x64"):
         build_motion_net("raft")(*torch.zeros(2, 1, 3, 32, 64))
 
 

@@ -39,7 +39,14 @@ def test_the_mean_motion_is_taken_over_seen_pixels_only():
     motion = torch.zeros(1, 2, 1, 6)
     motion[0, 0, 0] = torch.tensor([1.0, 0.5, 9.0, 9.0, 9.0, 9.0])
     depth = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]).view(1, 1, 1, 6)
-    assert keep(motion, depth, filtered=True, floor=1e-5).flatten().tolist() == [True, False, False, False, False, False]
+    assert keep(motion, depth, filtered=True, floor=1e-5).flatten().tolist() == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+    ]
     assert keep(motion, depth, filtered=False, floor=1e-5).flatten().tolist() == [True, True] + [False] * 4
 
 

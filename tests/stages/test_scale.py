@@ -32,7 +32,9 @@ def test_the_box_spans_separate_parts_and_nothing_for_nothing():
 def test_a_shift_moves_everything_and_brings_in_nothing():
     torch.manual_seed(0)
     mask = torch.rand(2, 1, 4, 6) > 0.5
-    inputs = ScaleInputs(torch.rand(2, 3, 4, 6), mask, torch.rand(2, 1, 4, 6), torch.rand(2, 1, 4, 6), torch.rand(2, 1, 4, 6))
+    inputs = ScaleInputs(
+        torch.rand(2, 3, 4, 6), mask, torch.rand(2, 1, 4, 6), torch.rand(2, 1, 4, 6), torch.rand(2, 1, 4, 6)
+    )
     moved = inputs.shifted(torch.tensor([2, -1]))
     for name in ("image", "mask", "scene_depth", "ground", "object_depth"):
         before, after = getattr(inputs, name), getattr(moved, name)

@@ -19,7 +19,7 @@ def build_depth_net(name: str, *, pretrained: bool = False) -> nn.Module:
 
     Raises:
         ValueError: there is no such network, or it has no ImageNet weights.
-        PretrainedUnavailable: the weights cannot be had.
+        PretrainedError: the weights cannot be had.
     """
     if name not in DEPTH_NETS:
         raise ValueError(f"no depth net '{name}'; there are {', '.join(DEPTH_NETS)}")

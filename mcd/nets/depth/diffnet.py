@@ -7,7 +7,7 @@ as Nguyen et al. (CVPR 2024) train it: no standardisation of the input, branches
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class HRNetEncoder(nn.Module):
                 module.mode, module.align_corners = "bilinear", True
 
     def forward(self, image: Tensor) -> Features:
-        net = self.hrnet
+        net: Any = self.hrnet
         half = net.act1(net.bn1(net.conv1(image)))
         quarter = net.act2(net.bn2(net.conv2(half)))
         x = net.layer1(quarter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mcd.nets.depth._decoder import UNetDecoder
-from mcd.nets.layers import check_images, standardise, resnet18_backbone
+from mcd.nets.layers import check_images, resnet18_backbone, standardise
 
 
 class ResNet18DepthNet(nn.Module):

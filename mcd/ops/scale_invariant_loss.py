@@ -1,0 +1,115 @@
+"""Scale-invariant depth loss: a prediction against a label that is right up to one factor per sample.
+
+Per sample, over the pixels whose target is positive and finite, with p the prediction and q the target:
+
+    r₁   = median(p / q)                                                     torch's median, the lower
+    gate = min(p) <= r₁ q <= 90th percentile of p                            NumPy's, interpolated
+    r₂   = median(p / q) over the gate
+    loss = Σ |p - r₂ q| / (Σ 1 + 1e-10)                                      over gate and mask, all samples together
+
+The factors are constants of the gradient. Pixels without a target take part in nothing; a sample without any adds 0.
+A NaN prediction where there is a target makes its sample's factor, and so the loss, NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.instance_stats import distinct
+from mcd.ops.registry import Operator, Sample, register
+
+
+def scale_invariant_loss_reference(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    batch = prediction.shape[0]
+    shape = (batch, prediction[:1].numel())
+    prediction, target, mask = (tensor.reshape(shape) for tensor in (prediction, target.detach(), mask))
+    counted = (target > 0) & target.isfinite()
+    target = torch.where(counted, target, 1.0)
+    with torch.no_grad():
+        ratio = prediction / target
+        rescaled = _quantile(ratio, counted, 0.5, "lower") * target
+        least = _quantile(prediction, counted, 0.0, "lower")
+        large = _quantile(prediction, counted, 0.9, "linear")
+        # Written so that a NaN factor passes, and the loss tells of it.
+        gate = counted & ~(rescaled < least) & ~(rescaled > large)
+        rescaled = _quantile(ratio, gate, 0.5, "lower") * target
+    chosen = gate & mask
+    error = torch.where(chosen, prediction - rescaled, 0.0).abs().sum()
+    return error / (chosen.sum() + 1e-10), gate
+
+
+def _quantile(values: Tensor, chosen: Tensor, quantile: float, interpolation: str) -> Tensor:
+    """Quantile [B,1] of the chosen values of each row of [B,P]; NaN if there is a NaN or nothing among them."""
+    count = chosen.sum(1, keepdim=True)
+    # Behind the chosen ones, and behind the infinite ones among those.
+    ordered = torch.where(chosen, values, torch.nan).sort(1).values
+    ordered = torch.cat((ordered, ordered.new_full((len(ordered), 1), torch.nan)), 1)
+    position = quantile * (count - 1).clamp(min=0).double()
+    low = position.floor()
+    result = ordered.gather(1, low.long())
+    if interpolation == "linear":
+        above = ordered.gather(1, position.ceil().long())
+        between = torch.lerp(result, above, (position - low).to(values.dtype))
+        result = torch.where((result == above) | (position == low), result, between)
+    return result.masked_fill((chosen & values.isnan()).any(1, keepdim=True), torch.nan)
+
+
+def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
+    for label, shape in {
+        "two samples": (2, 1, 5, 7),
+        "more pixels than a CUDA block": (2, 1, 33, 41),
+        "a single row": (3, 1, 1, 9),
+        "no sample": (0, 1, 4, 4),
+    }.items():
+        prediction = distinct(shape, generator)
+        # Between the pixels of a sample the rescaled target steps over the bounds of the gate, away from equality.
+        target = prediction * (0.5 + 0.1 * distinct(shape, generator)) + 0.01234
+        target[..., -1, -1] = 0
+        mask = torch.rand(shape, generator=generator) > 0.3
+        yield Sample((prediction.to(device, dtype), target.to(device, dtype), mask.to(device)), {}, label)
+
+
+def _bytes_moved(sample: Sample) -> int:
+    prediction, target, mask = sample.args
+    return sum(tensor.numel() * tensor.element_size() for tensor in (prediction, target, mask, mask))
+
+
+OP = register(
+    Operator(
+        "scale_invariant_loss",
+        reference=scale_invariant_loss_reference,
+        sample_inputs=_sample_inputs,
+        bytes_moved=_bytes_moved,
+    )
+)
+
+
+def scale_invariant_loss(
+    prediction: Tensor, target: Tensor, mask: Tensor, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """The scalar loss, and the gate [B,1,H,W] bool: the pixels that were compared, whether in the mask or not.
+
+    Args:
+        prediction: [B,1,H,W] depth.
+        target: [B,1,H,W] depth up to one factor per sample (no gradient); <= 0 or not finite where there is none.
+        mask: [B,1,H,W] bool, the pixels that the loss sums over; medians and gate look at all pixels.
+        backend: see `mcd.backend`.
+
+    The gradient reaches prediction. The loss over nothing is 0. Nguyen et al., CVPR 2024.
+
+    Raises:
+        TypeError, ValueError: an argument that is wrong, named.
+    """
+    prediction, target = upcast(prediction, target)
+    sizes = Shapes("scale_invariant_loss")
+    sizes.tensor("prediction", prediction, "B 1 H W")
+    sizes.tensor("target", target, "B 1 H W")
+    sizes.tensor("mask", mask, "B 1 H W", dtype=torch.bool)
+    implementation = OP.implementation(backend, prediction)
+    with no_autocast(prediction.device.type):
+        loss, gate = implementation(prediction, target, mask)
+    return loss, gate.reshape(prediction.shape)

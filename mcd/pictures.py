@@ -1,0 +1,145 @@
+"""Pictures of held-out frames for the report: image, truth, and depth and error of each stage, as HTML."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mcd.config import Config, Evaluation
+from mcd.data import EvaluationSet, collate, open_reader, to_device
+from mcd.data.files import resize_image
+from mcd.evaluate import align, has_ground_truth, stage_predictor
+from mcd.predictor import choose_device, resize_depth
+from mcd.visualize import (
+    colour_depth,
+    colour_error,
+    depth_range,
+    from_bytes,
+    gather_points,
+    outline,
+    resize_picture,
+    to_bytes,
+)
+
+FRAMES = 6
+WIDEST = 480
+# Frames are chosen among so many, spread over the split: looking at all masks of a big one would take minutes.
+CANDIDATES = 60
+SHOWN = {"scene": "first", "pseudo": "pseudo", "final": "final"}
+"""Stages in the pictures, and what they are called there."""
+
+
+def frame_pictures(config: Config, run_folder: Path) -> str:
+    """Pictures of a few frames with every stage that the run has; "" if it has none.
+
+    Raises:
+        DataError, CheckpointError, ValueError, OSError: frames or weights cannot be read.
+    """
+    device = choose_device(config.device)
+    predictors = {stage: stage_predictor(config, run_folder, stage, device) for stage in SHOWN}
+    if not any(predictors.values()):
+        return ""
+    batch, chosen = choose_frames(config)
+    batch = to_device(batch, device)
+    with torch.no_grad():
+        depths = {stage: predict(batch).cpu() for stage, predict in predictors.items() if predict is not None}
+    lines = [chosen, "Depth: bright is near."]
+    if len(depths) > 1:
+        lines.append("First is the net of the scene stage.")
+    if has_ground_truth(config):
+        lines.append(
+            "All maps of a frame share their scale and colours. Error: <span class=near>blue</span> is predicted too "
+            "near, <span class=far>red</span> too far, full colour at a factor of 2; the number is abs_rel."
+        )
+    blocks = ""
+    for index, frame in enumerate(batch["frame"]):
+        image = batch["image"][index].cpu()
+        names = {stage: f"{SHOWN[stage]} depth" if len(depths) > 1 else "depth" for stage in depths}
+        of_frame = {names[stage]: depth[index : index + 1] for stage, depth in depths.items()}
+        if "depth_gt" in batch:
+            gt, valid = (torch.from_numpy(batch[name][index]) for name in ("depth_gt", "valid"))
+            mask = batch["dynamic_mask"][index]
+            dynamic = torch.zeros_like(valid) if mask is None else torch.from_numpy(mask)
+            tiles = _compared(config.evaluation, image, of_frame, gt, valid, dynamic)
+        else:
+            size = _shown_size(batch["native"][index])
+            tiles = _tile(resize_picture(image, size), "image")
+            for name, depth in of_frame.items():
+                tiles += _tile(colour_depth(resize_depth(depth, size)[0, 0]), name)
+        rows = 2 if "depth_gt" in batch else 1
+        blocks += f"<h3>{escape(frame)}</h3><div class='tiles rows{rows}'>{tiles}</div>"
+    return f"<p class=muted>{' '.join(lines)}</p>{blocks}"
+
+
+def choose_frames(config: Config) -> tuple[dict[str, Any], str]:
+    """A batch of frames for the pictures, and how they were chosen."""
+    evenly = "Frames spread evenly over the split."
+    if not has_ground_truth(config):
+        reader = open_reader(config.data, "val")
+        frames = [reader.frames[index] for index in _spread(len(reader.frames), FRAMES)]
+        images = [reader.read(frame).images[1] for frame in frames]
+        small = torch.stack([from_bytes(resize_image(image, config.data.size)) for image in images])
+        return {"image": small, "frame": frames, "native": [image.shape[:2] for image in images]}, evenly
+    dataset = EvaluationSet(config)
+    items = [dataset[index] for index in _spread(len(dataset), CANDIDATES)]
+    if any(item["dynamic_mask"] is None for item in items):
+        return collate([items[index] for index in _spread(len(items), FRAMES)]), evenly
+    parts = min(FRAMES, len(items))
+    groups = [items[part * len(items) // parts : (part + 1) * len(items) // parts] for part in range(parts)]
+    most = [max(group, key=lambda item: int((item["dynamic_mask"] & item["valid"]).sum())) for group in groups]
+    return collate(most), "Of each part of the split, the frame with the most moving pixels; these are outlined."
+
+
+def _compared(
+    settings: Evaluation, image: Tensor, depths: Mapping[str, Tensor], gt: Tensor, valid: Tensor, dynamic: Tensor
+) -> str:
+    """Image above truth, then the depth of each stage above its error."""
+    size = _shown_size(gt.shape)
+    # Points of LiDAR would be too fine to see.
+    cell = 1 if (gt > 0).float().mean() > 0.5 else 2
+    grid = (size[0] // cell, size[1] // cell)
+    truth = gather_points(gt, grid)
+    limits = depth_range(gt[valid]) if valid.any() else None
+    picture = outline(resize_picture(image, size), gather_points(dynamic.float(), size) > 0)
+    tiles = _tile(picture, "image") + _tile(_enlarge(colour_depth(truth, limits), cell), "ground truth")
+    for name, depth in depths.items():
+        aligned = align(depth, gt, valid, settings)
+        relative = (aligned - gt).abs() / gt
+        error = f"error {relative[valid].mean():.2f}"
+        if (dynamic & valid).any():
+            error += f", moving {relative[dynamic & valid].mean():.2f}"
+        tiles += _tile(colour_depth(resize_depth(aligned[None, None], size)[0, 0], limits), name)
+        wrong = colour_error(resize_depth(aligned[None, None], grid)[0, 0], truth)
+        tiles += _tile(_enlarge(wrong, cell), error)
+    return tiles
+
+
+def _shown_size(native: tuple[int, ...]) -> tuple[int, int]:
+    height, width = native
+    return max(round(height * min(1, WIDEST / width)), 1), min(width, WIDEST)
+
+
+def _enlarge(picture: Tensor, times: int) -> Tensor:
+    return picture.repeat_interleave(times, 1).repeat_interleave(times, 2)
+
+
+def _spread(length: int, wanted: int) -> list[int]:
+    """At most ``wanted`` positions spread evenly over ``length``."""
+    count = min(length, wanted)
+    return [(2 * index + 1) * length // (2 * count) for index in range(count)]
+
+
+def _tile(picture: Tensor, caption: str) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(to_bytes(picture)).save(buffer, "JPEG", quality=90, subsampling=0)
+    source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    caption = escape(caption)
+    return f"<figure><img alt='{caption}' src='{source}'><figcaption>{caption}</figcaption></figure>"
