@@ -1,5 +1,6 @@
 // The one file that knows Python. A torch.Tensor becomes an mcd::Tensor through its attributes, without torch's headers.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #define MCD_TARGET baseline
 #include "operators.h"
@@ -66,24 +67,24 @@ template <> struct type_caster<mcd::Where> {
 }  // namespace pybind11::detail
 
 // The operators compiled for one target, as a submodule of its name. The GIL is given back while they run.
-#define MCD_DEFINE(module, target, name) module.def(#name, &mcd::target::name, py::call_guard<py::gil_scoped_release>())
-#define MCD_DEFINE_ALL(parent, target)                  \
-  do {                                                  \
-    py::module_ module = parent.def_submodule(#target); \
-    MCD_DEFINE(module, target, backward_warp_fwd);      \
-    MCD_DEFINE(module, target, backward_warp_bwd);      \
+#define MCD_DEFINE(target, name) target.def(#name, &mcd::target::name, py::call_guard<py::gil_scoped_release>())
+#define MCD_DEFINE_ALL(target)                         \
+  do {                                                 \
+    py::module_ target = module.def_submodule(#target); \
+    MCD_DEFINE(target, backward_warp_fwd);             \
+    MCD_DEFINE(target, backward_warp_bwd);             \
   } while (false)
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled operators: a submodule for each target that this machine may have. mcd.ops.native calls them.";
-  MCD_DEFINE_ALL(module, baseline);
+  MCD_DEFINE_ALL(baseline);
 #ifdef MCD_WITH_X86
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) MCD_DEFINE_ALL(module, avx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) MCD_DEFINE_ALL(avx2);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    MCD_DEFINE_ALL(module, avx512);
+    MCD_DEFINE_ALL(avx512);
 #endif
 #ifdef MCD_WITH_CUDA
-  MCD_DEFINE_ALL(module, cuda);
+  MCD_DEFINE_ALL(cuda);
 #endif
 }

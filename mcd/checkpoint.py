@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 WEIGHTS = "weights.safetensors"
+METADATA = "mcd"
 # Where the net that predicts depth of a whole image is looked for in a run, best first.
 DEPTH_STAGES = ("final", "scene", "control")
 
@@ -103,13 +104,14 @@ class Weights:
 def save_weights(
     path: Path | str, nets: Mapping[str, nn.Module], names: Mapping[str, str], metadata: Mapping[str, Any]
 ) -> None:
-    """Write the nets' tensors and metadata (``nets``, and ``metadata`` as JSON values) atomically."""
+    """Write the nets' tensors, and as metadata one JSON object of ``metadata`` and the nets' names, atomically."""
     tensors = {
         f"{role}.{key}": tensor.detach().cpu().contiguous()
         for role, net in nets.items()
         for key, tensor in net.state_dict().items()
     }
-    described = {"nets": json.dumps(dict(names))} | {key: json.dumps(value) for key, value in metadata.items()}
+    # One entry: safetensors writes several in any order, and equal weights should be equal files.
+    described = {METADATA: json.dumps({"nets": dict(names), **metadata})}
     # Serialised in memory: safetensors writes through a memory map, which on a full disk is a bus error.
     data = save(tensors, described)
     with atomic_path(path) as temporary:
@@ -128,14 +130,14 @@ def load_weights(path: Path | str) -> Weights:
     tensors: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 role, _, key = name.partition(".")
                 tensors.setdefault(role, {})[key] = file.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
-    size = json.loads(metadata["size"]) if "size" in metadata else None
-    return Weights(path, json.loads(metadata.get("nets", "{}")), (size[0], size[1]) if size else None, tensors)
+    size = metadata.get("size")
+    return Weights(path, metadata.get("nets", {}), (size[0], size[1]) if size else None, tensors)
 
 
 def find_weights(place: Path | str, stage: str | None = None) -> Path:

@@ -4,7 +4,7 @@ The protocol, image by image: the predicted inverse depth is resized bilinearly 
 inside the protocol's crop where the truth lies strictly between the limits; the prediction is multiplied by the ratio
 of the medians of all counted pixels (one ratio, whatever the region) and clamped to the limits. A region's figure is
 the mean over the images in which it has a pixel. Regions are ``all`` and, where moving objects are known, ``static``
-and ``dynamic``.
+and ``dynamic``; the net of single objects has ``objects``, where each has a ratio of its own.
 
 A run folder has each of its stages evaluated, and gets metrics.json and metrics.csv. With several places the table
 shows them side by side. With --config or --set, which ask another question than the run's own, the run's files stay
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -35,14 +36,16 @@ from torch import Tensor
 from mcd.checkpoint import DEPTH_STAGES, WEIGHTS, CheckpointError, find_weights, write_json, write_text
 from mcd.config import STAGES, Config, ConfigError, Evaluation, load_config
 from mcd.data import DataError, EvaluationSet, SequenceFolder, fixed_batches, prefetch
-from mcd.data.files import read_depth_array
+from mcd.data.evaluation import valid_pixels
+from mcd.data.files import read_depth_array, read_mask, resize_nearest
+from mcd.data.labels import numbered_masks
 from mcd.metrics import METRICS, depth_metrics, median_ratio
 from mcd.predictor import DepthPredictor, choose_device, resize_depth
 
-REGIONS = ("all", "static", "dynamic")
-EVALUATED = ("scene", "pseudo", "final", "control")
-"""Stages that leave a depth of the whole image, as they are shown."""
+REGIONS = ("all", "static", "dynamic", "objects")
 ROW_MEDIAN = "row_median"
+WHOLE = ("scene", "pseudo", "final", "control", ROW_MEDIAN)
+"""Whose depth of whole images is evaluated, as they are shown: stages, and a baseline."""
 
 Batch = dict[str, Any]
 Predict = Callable[[Batch], Tensor]
@@ -139,14 +142,48 @@ def row_median(config: Config) -> Tensor:
     """
     folder = SequenceFolder(config.data, "train")
     limits = config.evaluation
-    depths = np.stack([folder.read_depth(frame) for frame in folder.every_frame])
-    depths = np.where((depths > limits.min_depth) & (depths < limits.max_depth), depths, np.nan)
-    rows = np.flatnonzero(np.isfinite(depths).any(axis=(0, 2)))
+    found: list[list[NDArray[np.float32]]] = [[] for _ in range(folder.size[0])]
+    for frame in folder.every_frame:
+        for values, row in zip(found, folder.read_depth(frame), strict=True):
+            values.append(row[(row > limits.min_depth) & (row < limits.max_depth)])
+    measured = [np.concatenate(values) for values in found]
+    rows = np.flatnonzero([values.size for values in measured])
     if not rows.size:
         raise DataError(f"the training frames of {config.data.root} have no measured depth")
-    medians = np.nanmedian(depths[:, rows], axis=(0, 2))
-    nearest = np.abs(np.arange(depths.shape[1])[:, None] - rows).argmin(axis=1)
+    medians = np.array([np.median(measured[row]) for row in rows])
+    nearest = np.abs(np.arange(len(measured))[:, None] - rows).argmin(axis=1)
     return torch.from_numpy(medians[nearest]).float()[None, None, :, None]
+
+
+def evaluate_objects(net: DepthPredictor, config: Config) -> dict[str, float]:
+    """A depth net of single objects: each is shown alone on black, and evaluated inside its mask at its own scale.
+
+    Truth and masks have the net's size here. Masks are those of moving objects, as in the evaluation of whole images.
+
+    Returns:
+        Means over the objects with a valid pixel; empty if there is none.
+    """
+    settings, size = config.evaluation, net.size
+    masks_of_split = config.data.root / f"{settings.split}_mask_class"
+    dataset = EvaluationSet(config)
+    found = []
+    for item in (dataset[index] for index in range(len(dataset))):
+        kept = len(item["depth_gt"])
+        paths = numbered_masks(masks_of_split / item["frame"]).values()
+        masks = [torch.from_numpy(resize_nearest(read_mask(path)[:kept], size)) for path in paths]
+        masks = [mask for mask in masks if mask.float().mean() >= settings.min_mask_area]
+        if not masks:
+            continue
+        gt = torch.from_numpy(resize_nearest(item["depth_gt"], size)).double()
+        valid = torch.from_numpy(valid_pixels(config, gt.numpy()))
+        alone = torch.stack([item["image"].float() / 255 * mask for mask in masks])
+        for mask, depth in zip(masks, net(alone).cpu().double()[:, 0], strict=True):
+            inside = mask & valid
+            if inside.any():
+                scaled = depth[inside] * median_ratio(depth[inside], gt[inside])
+                metrics = depth_metrics(scaled.clamp(settings.min_depth, settings.max_depth), gt[inside])
+                found.append(torch.stack([metrics[name] for name in METRICS]))
+    return dict(zip(METRICS, torch.stack(found).mean(0).tolist(), strict=True)) if found else {}
 
 
 def has_ground_truth(config: Config) -> bool:
@@ -157,9 +194,18 @@ def has_ground_truth(config: Config) -> bool:
 
 
 def evaluate_stage(config: Config, run_folder: Path, stage: str, device: torch.device | str) -> Regions:
-    """Evaluate one stage of a run; empty where the stage leaves no depth of whole images, or there is no truth."""
+    """Evaluate one stage of a run; empty where the stage leaves no depth, or there is no ground truth.
+
+    The object stage has one region, ``objects``: see :func:`evaluate_objects`.
+    """
     if not has_ground_truth(config):
         return {}
+    if stage == "object":
+        if config.data.kind == "sequence" or not (run_folder / stage / WEIGHTS).is_file():
+            return {}
+        net = DepthPredictor.load(run_folder, stage, device=device, size=config.data.size)
+        metrics = evaluate_objects(net, config)
+        return {"objects": metrics} if metrics else {}
     predict = stage_predictor(config, run_folder, stage, device)
     if predict is None:
         return {}
@@ -177,8 +223,9 @@ def write_metrics(
     """
     path = run_folder / "metrics.json"
     before = json.loads(path.read_text()) if path.is_file() else {}
-    stages: dict[str, Regions] = dict(before.get("stages", {}))
-    seconds: dict[str, float] = dict(before.get("seconds", {}))
+    stages: dict[str, Regions] = before.get("stages", {})
+    stages["object"] = {region: before[region] for region in ("objects",) if region in before}
+    seconds: dict[str, float] = before.get("seconds", {})
     for stage in STAGES:
         done = run_folder / stage / "done.json"
         facts = json.loads(done.read_text()) if done.is_file() else {}
@@ -187,13 +234,18 @@ def write_metrics(
         if "seconds" in facts:
             seconds[stage] = facts["seconds"]
     stages |= evaluated or {}
+    objects = stages.pop("object")
     config = load_config(run_folder / "config.yaml")
     if stages and config.data.kind == "sequence" and ROW_MEDIAN not in stages:
         stages[ROW_MEDIAN] = evaluate_stage(config, run_folder, ROW_MEDIAN, "cpu")
-    stages = {stage: stages[stage] for stage in (*EVALUATED, ROW_MEDIAN) if stage in stages}
-    document = {"stages": stages, "seconds": {stage: seconds[stage] for stage in STAGES if stage in seconds}}
+    stages = {stage: stages[stage] for stage in WHOLE if stage in stages}
+    document = {
+        "stages": stages,
+        **objects,
+        "seconds": {stage: seconds[stage] for stage in STAGES if stage in seconds},
+    }
     write_json(path, document)
-    results = [Result(run_folder.name, stage, regions) for stage, regions in stages.items()]
+    results = [Result(run_folder.name, stage, regions) for stage, regions in (stages | {"object": objects}).items()]
     write_text(run_folder / "metrics.csv", to_csv(results))
     if show:
         Console().print(to_table(results) if results else "nothing was evaluated: the data have no ground truth")
@@ -263,7 +315,8 @@ def evaluate_place(place: Path, config_path: Path | None, overrides: Sequence[st
         raise DataError(f"{config.data.root} has no ground truth: data.depth names no folder")
     device = choose_device(config.device)
     if run_folder is not None:
-        stages = {stage: evaluate_stage(config, run_folder, stage, device) for stage in EVALUATED}
+        names = [stage for stage in (*WHOLE, "object") if stage != ROW_MEDIAN]
+        stages = {stage: evaluate_stage(config, run_folder, stage, device) for stage in names}
         stages = {stage: regions for stage, regions in stages.items() if regions}
         if not stages:
             raise CheckpointError(f"run {run_folder} has no finished stage with a depth net")

@@ -19,7 +19,7 @@ from mcd.charts import COLOURS, line_chart
 from mcd.checkpoint import CheckpointError, write_text
 from mcd.config import STAGES, Config, ConfigError, load_config
 from mcd.data import DataError
-from mcd.evaluate import EVALUATED, REGIONS, ROW_MEDIAN
+from mcd.evaluate import REGIONS, WHOLE
 from mcd.metrics import METRICS
 from mcd.pictures import frame_pictures
 from mcd.profiling import PHASES
@@ -41,7 +41,7 @@ def write_report(run_folder: Path | str) -> Path:
     logs = {stage: rows for stage, rows in logs.items() if rows}
     environment = _read_json(run_folder / "env.json")
     sections = [
-        _figures(metrics.get("stages", {})),
+        _figures(metrics),
         _pictures(config, run_folder),
         _curves(logs),
         _times(metrics.get("seconds", {}), logs),
@@ -62,18 +62,23 @@ def write_report(run_folder: Path | str) -> Path:
     return path
 
 
-def _figures(stages: Mapping[str, Any]) -> str:
+def _figures(metrics: Mapping[str, Any]) -> str:
+    stages = metrics.get("stages", {})
     if not stages:
         return _section("Depth against ground truth", "<p class=muted>Nothing was evaluated.</p>")
     regions = [region for region in REGIONS if any(region in stages[stage] for stage in stages)]
-    shown = [stage for stage in (*EVALUATED, ROW_MEDIAN) if stage in stages]
+    shown = [stage for stage in WHOLE if stage in stages]
     short = _metric_table(stages, shown, regions, ("abs_rel", "a1"))
     full = _metric_table(stages, shown, regions, METRICS)
+    objects = ""
+    if "objects" in metrics:
+        table = _metric_table({"object": {"objects": metrics["objects"]}}, ["object"], ["objects"], METRICS)
+        objects = f"<p class=muted>The net of the object stage, each object alone and at its own scale:</p>{table}"
     return _section(
         "Depth against ground truth",
         f"{_headline(stages)}{short}<p class=muted>abs_rel: mean relative error, lower is better. a1: share of pixels "
         f"within a factor of 1.25, higher is better. Best in bold.</p>"
-        f"<details><summary>All metrics</summary>{full}</details>",
+        f"<details><summary>All metrics</summary>{full}{objects}</details>",
     )
 
 

@@ -28,8 +28,7 @@ from mcd.evaluate import evaluate_stage, write_metrics
 from mcd.profiling import StepTimer
 from mcd.report import write_report
 from mcd.run import Run, RunError, StageLog
-from mcd.stages import STAGES, Context, Preparation, TrainingStage
-from mcd.stages.object import NothingToTrainError
+from mcd.stages import STAGES, Context, Preparation, StageError, TrainingStage
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
 
@@ -49,7 +48,7 @@ EXPECTED = (
     DataError,
     CheckpointError,
     TrainingDivergedError,
-    NothingToTrainError,
+    StageError,
     FileExistsError,
     BlockingIOError,
 )

@@ -19,8 +19,17 @@ from torch import Tensor
 from mcd.checkpoint import save_weights, write_json
 from mcd.config import Config, parse_config
 from mcd.data import EvaluationSet
-from mcd.evaluate import EvaluationError, evaluate_depth, evaluate_stage, main, row_median, write_metrics
+from mcd.evaluate import (
+    EvaluationError,
+    evaluate_depth,
+    evaluate_objects,
+    evaluate_stage,
+    main,
+    row_median,
+    write_metrics,
+)
 from mcd.nets import build_depth_net
+from mcd.predictor import DepthPredictor
 
 FULL = (64, 96)  # height and width of the images with ground truth; 48 rows of them are kept
 NET = (64, 64)  # the smallest size that the light net takes; another shape than the ground truth
@@ -272,28 +281,64 @@ def test_frames_without_a_pseudo_label_have_the_depth_of_the_scene(streets: Conf
     assert evaluate_stage(streets, run_folder, "pseudo", "cpu") == scene
 
 
-def test_stages_without_depth_of_the_whole_image_have_no_figures(streets: Config, run_folder: Path) -> None:
-    assert [evaluate_stage(streets, run_folder, stage, "cpu") for stage in ("instances", "object", "scale")] == [{}] * 3
-    assert evaluate_stage(streets, run_folder, "control", "cpu") == {}
+def test_stages_without_depth_have_no_figures(streets: Config, run_folder: Path) -> None:
+    # The object and control stages are not there yet.
+    for stage in ("instances", "object", "scale", "control"):
+        assert evaluate_stage(streets, run_folder, stage, "cpu") == {}
+
+
+class Wrong(torch.nn.Module):
+    """Right inside a mask up to a scale; elsewhere far off."""
+
+    def __init__(self, truth: Tensor, mask: Tensor):
+        super().__init__()
+        self.truth, self.mask = truth, mask
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        # What is outside the mask is black.
+        assert (images.amax(1) * ~self.mask == 0).all()
+        assert images.amax() > 0
+        return [torch.where(self.mask, 7 * self.truth, 1e4)[None, None].expand(len(images), 1, -1, -1)]
+
+
+def test_objects_have_a_scale_of_their_own(streets: Config) -> None:
+    # At the net's size the object of the second frame would be large enough too, for it is a larger share there.
+    evaluation = streets.evaluation.model_copy(update={"min_mask_area": 0.02})
+    config = streets.model_copy(update={"evaluation": evaluation})
+    item = EvaluationSet(config)[0]
+    rows = ((np.arange(64) + 0.5) * 48 / 64).astype(int)
+    columns = ((np.arange(64) + 0.5) * 96 / 64).astype(int)
+    gt = torch.from_numpy(item["depth_gt"][rows][:, columns])
+    mask = torch.from_numpy(item["dynamic_mask"][rows][:, columns])
+    net = DepthPredictor(Wrong(torch.where(gt > 0, gt, 1), mask), NET)
+    found = evaluate_objects(net, config)
+    assert found["abs_rel"] < 3e-7
+    assert found["a1"] == 1
 
 
 def test_metrics_of_a_run_are_gathered_from_its_stages(run_folder: Path) -> None:
     figures = {"all": dict.fromkeys(("abs_rel", "sq_rel", "rmse", "rmse_log", "a1", "a2", "a3"), 0.5)}
     write_json(run_folder / "final" / "done.json", {"metrics": figures, "seconds": 2.0})
     write_json(run_folder / "scene" / "done.json", {"metrics": figures, "seconds": 1.0})
-    write_json(run_folder / "object" / "done.json", {"metrics": {}, "seconds": 3.0})
+    write_json(run_folder / "object" / "done.json", {"metrics": {"objects": figures["all"]}, "seconds": 3.0})
+    write_json(run_folder / "scale" / "done.json", {"metrics": {}, "seconds": 4.0})
     write_metrics(run_folder)
     document = json.loads((run_folder / "metrics.json").read_text())
     assert document == {
         "stages": {"scene": figures, "final": figures},
-        "seconds": {"scene": 1, "object": 3, "final": 2},
+        "objects": figures["all"],
+        "seconds": {"scene": 1, "object": 3, "scale": 4, "final": 2},
     }
     assert list(document["stages"]) == ["scene", "final"]
     rows = list(csv.DictReader((run_folder / "metrics.csv").open()))
     assert [(row["place"], row["stage"], row["region"], row["a1"]) for row in rows] == [
         ("demo", "scene", "all", "0.5"),
         ("demo", "final", "all", "0.5"),
+        ("demo", "object", "objects", "0.5"),
     ]
+    before = (run_folder / "metrics.json").read_bytes()
+    write_metrics(run_folder)
+    assert (run_folder / "metrics.json").read_bytes() == before
 
 
 def test_the_command_evaluates_every_stage_and_keeps_the_seconds(

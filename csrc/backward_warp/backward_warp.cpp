@@ -8,8 +8,9 @@
 namespace mcd::MCD_TARGET {
 namespace {
 
-template <typename scalar_t, typename image_t, int kMotion> struct FwdRow {
-  BackwardWarpFwd<scalar_t, image_t, kMotion> fwd;
+template <typename Params> struct FwdRow {
+  using scalar_t = typename Params::scalar;
+  BackwardWarpFwd<Params> fwd;
 
   MCD_HD void operator()(int64_t row) const {
     using V = Pack<scalar_t>;
@@ -22,8 +23,9 @@ template <typename scalar_t, typename image_t, int kMotion> struct FwdRow {
   }
 };
 
-template <typename scalar_t, typename image_t, int kMotion> struct BwdRow {
-  BackwardWarpBwd<scalar_t, image_t, kMotion> bwd;
+template <typename Params> struct BwdRow {
+  using scalar_t = typename Params::scalar;
+  BackwardWarpBwd<Params> bwd;
 
   MCD_HD void operator()(int64_t row) const {
     using V = Pack<scalar_t>;
@@ -79,15 +81,16 @@ template <typename scalar_t> struct DepthGradRow {
 };
 
 // Scatters the gradient of one plane of the source: a single task a plane, so that the order of its sums is fixed.
-template <typename scalar_t, typename image_t, int kMotion> struct SourceGradPlane {
-  BackwardWarpBwd<scalar_t, image_t, kMotion> bwd;
-  image_t* grad_source;  // [B, C, H, W]
+template <typename Params> struct SourceGradPlane {
+  using scalar_t = typename Params::scalar;
+  BackwardWarpBwd<Params> bwd;
+  typename Params::image* grad_source;  // [B, C, H, W]
 
   MCD_HD void operator()(int64_t plane) const {
     const auto& p = bwd.params;
     const int64_t b = plane / p.channels;
     const Camera<scalar_t> camera = p.camera(b);
-    const image_t* grad = bwd.grad_warped + plane * p.pixels();
+    const auto* grad = bwd.grad_warped + plane * p.pixels();
     const std::unique_ptr<scalar_t[]> sum(new scalar_t[p.pixels()]());
     for (int y = 0; y < p.height; ++y)
       for (int x = 0; x < p.width; ++x) {
@@ -113,17 +116,12 @@ template <typename scalar_t, typename image_t, int kMotion> struct SourceGradPla
 void backward_warp_fwd(
     const Tensor& source, const Tensor& depth, const Tensor& K, const Tensor& T_src_ref, const Tensor& motion,
     bool return_coords, const Tensor& warped, const Tensor& coords, const Tensor& valid, const Where& where) {
-  dispatch(depth.dtype, source.dtype, [&](auto scalar, auto image) {
-    dispatch_motion(motion, [&](auto motion_channels) {
-      using scalar_t = decltype(scalar);
-      using image_t = decltype(image);
-      constexpr int kMotion = motion_channels;
-      const auto params = make_params<scalar_t, image_t, kMotion>(source, depth, K, T_src_ref, motion);
-      const BackwardWarpFwd<scalar_t, image_t, kMotion> fwd{
-          params, warped.as<image_t>(), return_coords ? coords.as<scalar_t>() : nullptr,
-          return_coords ? valid.as<bool>() : nullptr};
-      for_each_cpu(params.rows(), where.threads, FwdRow<scalar_t, image_t, kMotion>{fwd});
-    });
+  dispatch_warp(source, depth, K, T_src_ref, motion, [&](auto params) {
+    using Params = decltype(params);
+    const BackwardWarpFwd<Params> fwd{
+        params, warped.as<typename Params::image>(), return_coords ? coords.as<typename Params::scalar>() : nullptr,
+        return_coords ? valid.as<bool>() : nullptr};
+    for_each_cpu(params.rows(), where.threads, FwdRow<Params>{fwd});
   });
 }
 
@@ -132,32 +130,27 @@ void backward_warp_bwd(
     const Tensor& motion, bool need_source, bool need_geometry, const Tensor& grad_source, const Tensor& grad_depth,
     const Tensor& grad_K, const Tensor& grad_T, const Tensor& grad_motion, const Tensor& sums,
     const Tensor& large_grad_depth, const Tensor&, const Where& where) {
-  dispatch(depth.dtype, source.dtype, [&](auto scalar, auto image) {
-    dispatch_motion(motion, [&](auto motion_channels) {
-      using scalar_t = decltype(scalar);
-      using image_t = decltype(image);
-      constexpr int kMotion = motion_channels;
-      const auto params = make_params<scalar_t, image_t, kMotion>(source, depth, K, T_src_ref, motion);
-      const Tensor& pixel_grad_depth = params.full_depth() ? grad_depth : large_grad_depth;
-      const BackwardWarpBwd<scalar_t, image_t, kMotion> bwd{
-          params, grad_warped.as<image_t>(), pixel_grad_depth.as<scalar_t>(), grad_motion.as<scalar_t>(),
-          sums.as<scalar_t>()};
-      if (need_geometry) {
-        for_each_cpu(params.rows(), where.threads, BwdRow<scalar_t, image_t, kMotion>{bwd});
-        const BackwardWarpCameraGrad<scalar_t> camera{params.K,           params.T_src_ref,      bwd.sums,
-                                                      grad_K.as<scalar_t>(), grad_T.as<scalar_t>(), params.height};
-        for_each_cpu(params.batch, where.threads, CameraGrad<scalar_t>{camera});
-        if (!params.full_depth())
-          for_each_cpu(
-              params.batch * params.depth_height, where.threads,
-              DepthGradRow<scalar_t>{bwd.grad_depth, grad_depth.as<scalar_t>(), params.height, params.width,
-                                     params.depth_height, params.depth_width});
-      }
-      if (need_source)
+  dispatch_warp(source, depth, K, T_src_ref, motion, [&](auto params) {
+    using Params = decltype(params);
+    using scalar_t = typename Params::scalar;
+    using image_t = typename Params::image;
+    const Tensor& pixel_grad_depth = params.full_depth() ? grad_depth : large_grad_depth;
+    const BackwardWarpBwd<Params> bwd{params, grad_warped.as<image_t>(), pixel_grad_depth.as<scalar_t>(),
+                                      grad_motion.as<scalar_t>(), sums.as<scalar_t>()};
+    if (need_geometry) {
+      for_each_cpu(params.rows(), where.threads, BwdRow<Params>{bwd});
+      const BackwardWarpCameraGrad<scalar_t> camera{params.K,           params.T_src_ref,      bwd.sums,
+                                                    grad_K.as<scalar_t>(), grad_T.as<scalar_t>(), params.height};
+      for_each_cpu(params.batch, where.threads, CameraGrad<scalar_t>{camera});
+      if (!params.full_depth())
         for_each_cpu(
-            params.batch * params.channels, where.threads,
-            SourceGradPlane<scalar_t, image_t, kMotion>{bwd, grad_source.as<image_t>()});
-    });
+            params.batch * params.depth_height, where.threads,
+            DepthGradRow<scalar_t>{bwd.grad_depth, grad_depth.as<scalar_t>(), params.height, params.width,
+                                   params.depth_height, params.depth_width});
+    }
+    if (need_source)
+      for_each_cpu(
+          params.batch * params.channels, where.threads, SourceGradPlane<Params>{bwd, grad_source.as<image_t>()});
   });
 }
 

@@ -9,6 +9,10 @@ namespace mcd::MCD_TARGET {
 
 // kMotion: 0 (none), 2 (pixel · depth) or 3 (translation in the source frame).
 template <typename scalar_t, typename image_t, int kMotion> struct BackwardWarpParams {
+  using scalar = scalar_t;
+  using image = image_t;
+  static constexpr int motion_channels = kMotion;
+
   const image_t* source;      // [B, C, H, W]
   const scalar_t* depth;      // [B, h, w]
   const scalar_t* K;          // [B, 3, 3]
@@ -41,10 +45,10 @@ template <typename V> struct Look {
   V depth, motion[3];
   Mask<V> usable;
 };
-template <typename V, typename scalar_t, typename image_t, int kMotion>
-MCD_HD Look<V> look(
-    const BackwardWarpParams<scalar_t, image_t, kMotion>& p, const Camera<scalar_t>& camera, int64_t b, int y, int x,
-    int count) {
+template <typename V, typename Params>
+MCD_HD Look<V> look(const Params& p, const Camera<Scalar<V>>& camera, int64_t b, int y, int x, int count) {
+  using scalar_t = Scalar<V>;
+  constexpr int kMotion = Params::motion_channels;
   Look<V> look;
   look.depth = p.template depth_at<V>(b, y, x, count);
   look.usable = is_finite(look.depth);
@@ -69,8 +73,11 @@ MCD_HD Look<V> look(
 }
 
 // Both directions work on `count` <= kLanes<V> pixels of row y from column x on.
-template <typename scalar_t, typename image_t, int kMotion> struct BackwardWarpFwd {
-  BackwardWarpParams<scalar_t, image_t, kMotion> params;
+template <typename Params> struct BackwardWarpFwd {
+  using scalar_t = typename Params::scalar;
+  using image_t = typename Params::image;
+
+  Params params;
   image_t* warped;   // [B, C, H, W]
   scalar_t* coords;  // [B, 2, H, W] or null
   bool* valid;       // [B, H, W] or null
@@ -105,8 +112,12 @@ template <typename scalar_t, typename image_t, int kMotion> struct BackwardWarpF
 // grad_q · depth · x, grad_q · depth, grad_q, and grad_q · motionᵀ of a 3-D motion.
 enum { kSumDepthX = 0, kSumDepth = 3, kSum = 6, kSumMotion = 9, kSums = 18 };
 
-template <typename scalar_t, typename image_t, int kMotion> struct BackwardWarpBwd {
-  BackwardWarpParams<scalar_t, image_t, kMotion> params;
+template <typename Params> struct BackwardWarpBwd {
+  using scalar_t = typename Params::scalar;
+  using image_t = typename Params::image;
+  static constexpr int kMotion = Params::motion_channels;
+
+  Params params;
   const image_t* grad_warped;  // [B, C, H, W]
   scalar_t* grad_depth;        // [B, H, W], before the adjoint of upsampling
   scalar_t* grad_motion;       // [B, kMotion, H, W]
@@ -177,18 +188,23 @@ template <typename scalar_t> struct BackwardWarpCameraGrad {
   }
 };
 
-template <typename F> void dispatch_motion(const Tensor& motion, F f) {
-  if (!motion) return f(std::integral_constant<int, 0>{});
-  if (motion.size[1] == 2) return f(std::integral_constant<int, 2>{});
-  return f(std::integral_constant<int, 3>{});
-}
-
-template <typename scalar_t, typename image_t, int kMotion>
-BackwardWarpParams<scalar_t, image_t, kMotion> make_params(
-    const Tensor& source, const Tensor& depth, const Tensor& K, const Tensor& T_src_ref, const Tensor& motion) {
-  return {source.as<image_t>(),    depth.as<scalar_t>(),    K.as<scalar_t>(),        T_src_ref.as<scalar_t>(),
-          motion.as<scalar_t>(),   source.size[0],          int(source.size[1]),     int(source.size[2]),
-          int(source.size[3]),     int(depth.size[2]),      int(depth.size[3])};
+// Calls f(BackwardWarpParams<…>) with the types that the tensors have.
+template <typename F>
+void dispatch_warp(
+    const Tensor& source, const Tensor& depth, const Tensor& K, const Tensor& T_src_ref, const Tensor& motion, F f) {
+  dispatch(depth.dtype, source.dtype, [&](auto scalar, auto image) {
+    const auto call = [&](auto channels) {
+      using scalar_t = decltype(scalar);
+      using image_t = decltype(image);
+      f(BackwardWarpParams<scalar_t, image_t, channels>{
+          source.as<image_t>(), depth.as<scalar_t>(), K.as<scalar_t>(), T_src_ref.as<scalar_t>(),
+          motion.as<scalar_t>(), source.size[0], int(source.size[1]), int(source.size[2]), int(source.size[3]),
+          int(depth.size[2]), int(depth.size[3])});
+    };
+    if (!motion) return call(std::integral_constant<int, 0>{});
+    if (motion.size[1] == 2) return call(std::integral_constant<int, 2>{});
+    return call(std::integral_constant<int, 3>{});
+  });
 }
 
 }  // namespace mcd::MCD_TARGET

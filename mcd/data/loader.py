@@ -45,12 +45,12 @@ class StepSampler(Iterable[list[tuple[int, int]]], Sized):
     out.
 
     Raises:
-        ValueError: there are fewer than ``batch`` items.
+        DataError: there are fewer than ``batch`` items.
     """
 
     def __init__(self, length: int, batch: int, seed: int, start: int, steps: int):
         if length < batch:
-            raise ValueError(f"a batch of {batch} cannot be drawn from a data set of {length} items: lower the batch")
+            raise DataError(f"a batch of {batch} cannot be drawn from a data set of {length} items: lower the batch")
         self.steps_per_epoch = length // batch
         self._length, self._batch, self._seed, self._start, self._steps = length, batch, seed % 2**64, start, steps
 

@@ -22,7 +22,13 @@ from torch import Tensor
 
 from mcd.instances import Instances, check_instances
 from mcd.ops.contract import Shapes, no_autocast, upcast
-from mcd.ops.instance_stats import distinct, instance_stats_reference, random_instances
+from mcd.ops.instance_stats import (
+    distinct,
+    element_of_rank,
+    instance_stats_reference,
+    random_instances,
+    sorted_by_instance,
+)
 from mcd.ops.registry import Operator, Sample, register
 
 
@@ -54,13 +60,12 @@ def align_scale_reference(
 
 def _closed_form(object_depth: Tensor, mean: Tensor, target: Tensor, instances: Instances) -> Tensor:
     """Scale [N]; NaN without a pixel whose target is positive."""
-    compared = target > 0
-    instance = instances.instance[compared]
-    ratio = target[compared] / (object_depth[compared] / mean[instance])
-    counts = torch.bincount(instance, minlength=mean.shape[0])
-    offset = F.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
-    part = Instances(instances.pixel[compared], offset, instances.frame, instances.size)
-    return instance_stats_reference(ratio, part, (0.5,), "lower").quantiles[:, 0]
+    instance, compared = instances.instance, target > 0
+    # What is not compared is sorted to the end.
+    ratio = torch.where(compared, target / (object_depth / mean[instance]), torch.nan)
+    count = torch.zeros_like(instances.count).index_add(0, instance, compared.int())
+    rank = (count - 1).clamp(min=0) // 2
+    return element_of_rank(sorted_by_instance(ratio, instance), instances.offset, rank[:, None])[:, 0]
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:

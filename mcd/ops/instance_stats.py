@@ -9,7 +9,7 @@ Units are the values'. An empty instance has count 0 and NaN for the rest; a NaN
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,25 +51,25 @@ def instance_stats_reference(
         )
         positions = torch.tensor(tuple(quantiles), dtype=torch.float64, device=values.device) * (count[:, None] - 1)
         low = positions.floor()
-        ordered = _sorted_by_instance(values, instance)
-        at_low = _element(ordered, instances.offset, low)
+        ordered = sorted_by_instance(values, instance)
+        at_low = element_of_rank(ordered, instances.offset, low)
         if interpolation == "linear":
-            at_high = _element(ordered, instances.offset, positions.ceil())
+            at_high = element_of_rank(ordered, instances.offset, positions.ceil())
             between = torch.lerp(at_low, at_high, (positions - low).to(values.dtype))
             # Equal neighbours may be infinite, and an infinite one above must not reach a rank that is met exactly.
             at_low = torch.where((at_low == at_high) | (positions == low), at_low, between)
-        at_low = at_low.masked_fill(mean.isnan()[:, None], torch.nan)
+        at_low = at_low.masked_fill(largest.isnan()[:, None], torch.nan)
     return InstanceStats(count, mean, least, largest, at_low)
 
 
-def _sorted_by_instance(values: Tensor, instance: Tensor) -> Tensor:
+def sorted_by_instance(values: Tensor, instance: Tensor) -> Tensor:
     """Values ascending within each instance, instance after instance, and a NaN at the end."""
     order = values.argsort(stable=True)
     order = order[instance[order].argsort(stable=True)]
     return torch.cat((values[order], values.new_full((1,), torch.nan)))
 
 
-def _element(ordered: Tensor, offset: Tensor, rank: Tensor) -> Tensor:
+def element_of_rank(ordered: Tensor, offset: Tensor, rank: Tensor) -> Tensor:
     """[N,Q] elements of each instance by rank; an empty instance, whose ranks are below 0, gets the NaN at the end."""
     index = offset[:-1, None] + rank.long()
     return ordered[torch.where((offset[1:] > offset[:-1])[:, None], index, ordered.shape[0] - 1)]

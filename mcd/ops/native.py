@@ -55,8 +55,7 @@ def define(
 
     def run(*arguments: Any) -> Any:
         outputs = allocate(*arguments)
-        # Copies of strided arguments must outlive the call, so they are held here.
-        inputs = [argument.contiguous() if isinstance(argument, Tensor) else argument for argument in arguments]
+        inputs = [_dense(argument) for argument in arguments]  # held here: copies must outlive the call
         written = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         _launch(name, *inputs, *written, *workspace(*arguments))
         return outputs
@@ -68,6 +67,14 @@ def define(
     torch.library.register_fake(qualified, allocate)
     torch.library.register_autograd(qualified, refuse, setup_context=refuse)
     return getattr(torch.ops.mcd, name).default
+
+
+def _dense(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.contiguous()
+    if isinstance(argument, list | tuple):
+        return [_dense(item) for item in argument]
+    return argument
 
 
 def cpu_targets() -> list[str]:

@@ -39,7 +39,7 @@ def scale_invariant_loss_reference(prediction: Tensor, target: Tensor, mask: Ten
         rescaled = _quantile(ratio, gate, 0.5, "lower") * target
     chosen = gate & mask
     error = torch.where(chosen, prediction - rescaled, 0.0).abs().sum()
-    return error / (chosen.sum() + 1e-10), gate
+    return error / (chosen.sum().to(error.dtype) + 1e-10), gate
 
 
 def _quantile(values: Tensor, chosen: Tensor, quantile: float, interpolation: str) -> Tensor:

@@ -1,6 +1,6 @@
 """The stages of a run, in order (Nguyen et al., CVPR 2024). One file a stage."""
 
-from mcd.stages.base import Context, Preparation, Stage, TrainingStage
+from mcd.stages.base import Context, Preparation, Stage, StageError, TrainingStage
 from mcd.stages.final import ControlStage, FinalStage
 from mcd.stages.instances import InstancesPreparation
 from mcd.stages.object import ObjectStage
@@ -21,4 +21,4 @@ STAGES: dict[str, type[Stage]] = {
     )
 }
 
-__all__ = ["STAGES", "Context", "Preparation", "Stage", "TrainingStage"]
+__all__ = ["STAGES", "Context", "Preparation", "Stage", "StageError", "TrainingStage"]

@@ -25,6 +25,10 @@ Outputs = dict[str, Any]
 """What the networks of a stage return: tensors, or lists of tensors."""
 
 
+class StageError(RuntimeError):
+    """A stage that cannot do its work; the message says what it lacks."""
+
+
 @dataclass(frozen=True)
 class Context:
     """Where a stage runs."""

@@ -21,7 +21,7 @@ from mcd import Instances, ops
 from mcd.checkpoint import atomic_path, write_text
 from mcd.config import Config, InstancesStage
 from mcd.data import instance_masks, road_mask
-from mcd.stages.base import Batch, Preparation
+from mcd.stages.base import Batch, Preparation, StageError
 from mcd.stages.residual import fold, pixel_flow, residual_motion
 from mcd.stages.scene import predict_poses
 
@@ -74,7 +74,13 @@ class InstanceRow:
 
 
 def read_rows(folder: Path, split: str) -> list[InstanceRow]:
-    """All instances of a split, in the order of frames."""
+    """All instances of a split, in the order of frames.
+
+    Raises:
+        StageError: the instances stage has not left its list.
+    """
+    if not (folder / f"{split}.csv").is_file():
+        raise StageError(f"{folder / split}.csv does not exist: the stage 'instances' comes first")
     with (folder / f"{split}.csv").open(newline="") as file:
         return [
             InstanceRow(

@@ -15,14 +15,10 @@ from torch import Tensor
 
 from mcd.config import Augment, Object
 from mcd.data import FrameDataset
-from mcd.stages.base import Batch, Context, Outputs, TrainingStage
+from mcd.stages.base import Batch, Context, Outputs, StageError, TrainingStage
 from mcd.stages.instances import FrameInstances, InstanceRow, frame_path, read_rows
 from mcd.stages.scene import predict_poses
 from mcd.visualize import colour_depth
-
-
-class NothingToTrainError(RuntimeError):
-    """A stage without a single item."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ def object_items(stage: TrainingStage, split: str, wanted: Any) -> list[ObjectIt
     rows: list[InstanceRow] = read_rows(stage.context.run.stage("instances"), split)
     items = [ObjectItem(row.frame, row.row) for row in rows if wanted(row)]
     if not items and split == "train":
-        raise NothingToTrainError(
+        raise StageError(
             f"stage {stage.name}: none of the {len(rows)} instances of split '{split}' can be used"
         )
     return items
