@@ -19,7 +19,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -50,7 +50,7 @@ def cuda_home() -> Path | None:
         if (home / "bin" / "nvcc").exists() and (home / "include" / "cuda_runtime.h").exists():
             return home
     if choice != "auto":
-        raise SystemExit(f"MCD_CUDA={choice}, but no CUDA toolkit was found; CUDA_HOME names one, requirements-cuda.txt gets one")
+        raise SystemExit(f"MCD_CUDA={choice}: no CUDA toolkit found; CUDA_HOME names one, requirements-cuda.txt gets one")
     return None
 
 
@@ -119,11 +119,8 @@ class NinjaBuild(build_ext):
 
     def build_extension(self, extension: Extension) -> None:
         cuda = cuda_home()
-        if cuda is None:
-            print("mcd: building for CPU only (no CUDA toolkit found, or MCD_CUDA=0)", file=sys.stderr)
-        else:
-            print(f"mcd: building for CPU and CUDA with {cuda}", file=sys.stderr)
-        kind = ("sanitize" if os.environ.get("MCD_SANITIZE") == "1" else "cpu" if cuda is None else "cuda")
+        print(f"mcd: building for {f'CPU and CUDA, with {cuda}' if cuda else 'CPU only: no CUDA toolkit'}", file=sys.stderr)
+        kind = "sanitize" if os.environ.get("MCD_SANITIZE") == "1" else "cuda" if cuda else "cpu"
         folder = ROOT / "build" / f"{sysconfig.get_config_var('SOABI')}-{kind}"
         folder.mkdir(parents=True, exist_ok=True)
         script = folder / "build.ninja"
@@ -133,11 +130,14 @@ class NinjaBuild(build_ext):
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
         target = Path(self.get_ext_fullpath(extension.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Put in place at once: a process that has the old module open keeps it.
-        temporary = target.with_suffix(".new")
-        shutil.copyfile(folder / "_C.so", temporary)
-        temporary.replace(target)
+        self.mkpath(str(target.parent))
+        self.copy_file(str(folder / "_C.so"), str(target))
 
 
-setup(ext_modules=[Extension("mcd._C", sources=[])], cmdclass={"build_ext": NinjaBuild})
+setup(
+    packages=[*find_packages(include=["mcd*"]), "mcd.kernels"],
+    # The kernels stand beside the package and are installed inside it: `kernels` is another project's name.
+    package_dir={"mcd.kernels": "kernels"},
+    ext_modules=[Extension("mcd._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuild},
+)

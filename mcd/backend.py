@@ -88,15 +88,16 @@ def chosen(operator: str) -> tuple[str, bool]:
 
 def why_not(backend: str, device_type: str) -> str | None:
     """None if the backend can run on this kind of device, else the reason in words."""
-    if device_type == "cuda" and not torch.cuda.is_available():
-        return "torch sees no CUDA device"
+    reason = None
     if backend == "native":
         from mcd.ops import native
 
-        return native.why_not(device_type)
-    if backend == "triton":
-        return _why_no_triton(device_type)
-    return None
+        reason = native.why_not(device_type)
+    elif backend == "triton":
+        reason = _why_no_triton(device_type)
+    if reason is None and device_type == "cuda" and not torch.cuda.is_available():
+        reason = "torch sees no CUDA device"
+    return reason
 
 
 def _why_no_triton(device_type: str) -> str | None:

@@ -77,7 +77,7 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     return _section(
         "Depth against ground truth",
         f"{_headline(stages)}{short}<p class=muted>abs_rel: mean relative error, lower is better. a1: share of pixels "
-        f"within a factor of 1.25, higher is better. Best in bold.</p>"
+        f"within a factor of 1.25, higher is better.</p>"
         f"<details><summary>All metrics</summary>{full}{objects}</details>",
     )
 
@@ -107,7 +107,11 @@ def _metric_table(
             best = (max if metric in ("a1", "a2", "a3") else min)(values.values())
             for stage in shown:
                 text = f"{values[stage]:.3f}" if stage in values else "&ndash;"
-                rows[stage] += f"<td class=best>{text}</td>" if values.get(stage) == best else f"<td>{text}</td>"
+                rows[stage] += (
+                    f"<td class=best>{text}</td>"
+                    if values.get(stage) == best and len(shown) > 1
+                    else f"<td>{text}</td>"
+                )
     lines = "".join(f"<tr><th>{stage.replace('_', ' ')}</th>{cells}</tr>" for stage, cells in rows.items())
     return f"<div class=scroll><table><tr><th></th>{heads}</tr><tr><th></th>{names}</tr>{lines}</table></div>"
 

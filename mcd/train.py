@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import mcd
+from mcd import ops
 from mcd.checkpoint import CheckpointError, load_state, save_state
 from mcd.config import Config, ConfigError, known_keys, load_config
 from mcd.data import DataError, StepSampler, build_loader, fixed_batches, prefetch
 from mcd.data.synthetic import generate
-from mcd.evaluate import evaluate_stage, write_metrics
+from mcd.evaluate import EvaluationError, evaluate_stage, write_metrics
+from mcd.predictor import choose_device
 from mcd.profiling import StepTimer
 from mcd.report import write_report
 from mcd.run import Run, RunError, StageLog
@@ -49,6 +51,7 @@ EXPECTED = (
     CheckpointError,
     TrainingDivergedError,
     StageError,
+    EvaluationError,
     FileExistsError,
     BlockingIOError,
 )
@@ -191,18 +194,15 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str,
 
 def set_up(config: Config) -> torch.device:
     """Device, threads, seed and backend of a run."""
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"'device': {name} cannot be used: {str(error).splitlines()[0]}") from None
+        device = choose_device(config.device)
+    except ValueError as error:
+        raise ConfigError(f"'device': {error}") from None
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     mcd.set_backend(config.backend)
+    print(f"operators on {device}: {ops.backend_summary(device)}")
     return device
 
 

@@ -136,7 +136,7 @@ def test_a_small_run_ends_with_weights(config):
     [
         (["scene.stesp=3"], "did you mean 'scene.steps'"),
         (["data.root=/nowhere"], "/nowhere"),
-        (["device=tpu"], "'device': tpu cannot be used"),
+        (["device=tpu"], "'device': device 'tpu' cannot be used"),
         (["init=/nowhere"], "checkpoint /nowhere does not exist"),
         (["stages=[object]"], "the stage 'instances' comes first"),
         (["scene.batch=99"], "batch of 99"),

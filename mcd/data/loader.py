@@ -81,6 +81,8 @@ def build_loader(
         collate_fn=collate,
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=_outlive_signals,
+        # Otherwise every loader would take a number from torch's own stream, and a resumed run would fall out of step.
+        generator=torch.Generator(),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,13 @@ class Outcome:
 
 
 def prepare_cityscapes(
-    source: Path, out: Path, *, splits: Sequence[str] = ("train", "val"), gap: int = 2, workers: int = 1, skip: bool = False
+    source: Path,
+    out: Path,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+    gap: int = 2,
+    workers: int = 1,
+    skip: bool = False,
 ) -> list[str]:
     """Write triplets, intrinsics and split lists to ``out``.
 
@@ -73,7 +80,8 @@ def prepare_cityscapes(
     for split in splits:
         snippets = list(find_snippets(source, split))
         frames: list[str] = []
-        with ProcessPoolExecutor(workers) as pool:
+        # Ctrl-C is for the main process alone.
+        with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
             futures = [pool.submit(write_snippet, snippet, out / "triplets", gap, skip) for snippet in snippets]
             try:
                 for future in tqdm(as_completed(futures), total=len(futures), desc=f"cityscapes {split}"):
@@ -102,50 +110,38 @@ def find_snippets(source: Path, split: str) -> Iterator[Snippet]:
 
 
 def write_snippet(snippet: Snippet, folder: Path, gap: int, skip: bool) -> Outcome:
-    """Write the triplets of a snippet that are not there yet; every image is read once at most."""
-    numbers = [n for n in snippet.images if n - gap in snippet.images and n + gap in snippet.images]
-    outcome, read = Outcome([], []), {}
-    for number in numbers:
+    """Write the triplets of a snippet that are not there yet; every good image is read once at most."""
+    outcome, views = Outcome([], []), dict[int, Picture]()
+    for number in snippet.images:
+        around = (number - gap, number, number + gap)
+        if not snippet.images.keys() >= set(around):
+            continue
         frame = f"{snippet.prefix}_{number:06d}"
         path = folder / frame.split("_")[0] / f"{frame}.png"
         if not path.is_file():
-            for needed in (number - gap, number, number + gap):
-                if needed not in read:
-                    read[needed] = _road_view(snippet.images[needed], outcome.problems, skip)
-            views = [read[needed] for needed in (number - gap, number, number + gap)]
-            read.pop(number - gap)
-            K = _intrinsics(snippet.camera(number), outcome.problems, skip)
-            if K is None or any(view is None for view in views):
+            try:
+                for needed in around:
+                    if needed not in views:
+                        views[needed] = _road_view(snippet.images[needed])
+                K = scale_intrinsics(torch.from_numpy(read_camera(snippet.camera(number))), 0.5, 0.5)
+            except DataError as error:
+                if not skip:
+                    raise
+                outcome.problems.append(str(error))
                 continue
             # The image comes last: where it is, the triplet is complete.
-            write_text(path.with_name(f"{frame}_cam.txt"), K)
+            write_text(path.with_name(f"{frame}_cam.txt"), ",".join(f"{x:.10g}" for x in K.flatten().tolist()))
             with atomic_path(path) as temporary:
-                Image.fromarray(np.concatenate([view for view in views if view is not None], axis=1)).save(temporary)
+                Image.fromarray(np.concatenate([views[needed] for needed in around], axis=1)).save(temporary)
+            del views[number - gap]
         outcome.frames.append(frame)
     return Outcome(outcome.frames, list(dict.fromkeys(outcome.problems)))
 
 
-def _road_view(path: Path, problems: list[str], skip: bool) -> Picture | None:
-    try:
-        image = read_image(path)
-    except DataError as error:
-        if not skip:
-            raise
-        problems.append(str(error))
-        return None
+def _road_view(path: Path) -> Picture:
+    image = read_image(path)
     height, width = image.shape[0] // 2, image.shape[1] // 2
     return resize_image(image, (height, width))[: round(KEEP_ROWS * height)]
-
-
-def _intrinsics(path: Path, problems: list[str], skip: bool) -> str | None:
-    try:
-        K = scale_intrinsics(torch.from_numpy(read_camera(path)), 0.5, 0.5)
-    except DataError as error:
-        if not skip:
-            raise
-        problems.append(str(error))
-        return None
-    return ",".join(f"{number:.10g}" for number in K.flatten().tolist())
 
 
 def _by_sequence(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
@@ -167,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cityscapes.add_argument("source", type=Path, help="folder with leftImg8bit_sequence/ and camera/")
     cityscapes.add_argument("out", type=Path, help="root of the data set to write")
     cityscapes.add_argument("--splits", nargs="+", default=["train", "val"])
-    cityscapes.add_argument("--gap", type=int, default=2, help="frames between a reference and its sources (default: 2)")
+    cityscapes.add_argument("--gap", type=int, default=2, help="distance of the sources in frames (default: 2)")
     cityscapes.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     cityscapes.add_argument("--skip", action="store_true", help="leave broken files out and list them")
     options = parser.parse_args(arguments)

@@ -1,13 +1,31 @@
 """The operators. Each is a function with a `backend` argument; `OPERATORS` has what they are made of."""
-# Temporary while the modules are being written; the final list of imports follows.
-import importlib
 
+from mcd.ops.align_scale import align_scale
+from mcd.ops.backward_warp import backward_warp
+from mcd.ops.forward_warp import forward_warp
+from mcd.ops.fuse_depth import fuse_depth
+from mcd.ops.instance_stats import InstanceStats, instance_stats
+from mcd.ops.motion_sparsity import motion_sparsity
+from mcd.ops.photometric_error import photometric_error
 from mcd.ops.registry import OPERATORS, Operator, Sample, backend_summary
+from mcd.ops.scale_invariant_loss import scale_invariant_loss
+from mcd.ops.smoothness_loss import smoothness_loss
+from mcd.ops.view_synthesis_loss import view_synthesis_loss
 
-for _stem in ("backward_warp", "photometric_error", "view_synthesis_loss", "forward_warp", "instance_stats",
-              "align_scale", "scale_invariant_loss", "fuse_depth", "smoothness_loss", "motion_sparsity"):
-    try:
-        globals()[_stem] = getattr(importlib.import_module(f"mcd.ops.{_stem}"), _stem)
-    except ModuleNotFoundError as _error:
-        if "mcd" not in str(_error):
-            raise
+__all__ = [
+    "OPERATORS",
+    "InstanceStats",
+    "Operator",
+    "Sample",
+    "align_scale",
+    "backend_summary",
+    "backward_warp",
+    "forward_warp",
+    "fuse_depth",
+    "instance_stats",
+    "motion_sparsity",
+    "photometric_error",
+    "scale_invariant_loss",
+    "smoothness_loss",
+    "view_synthesis_loss",
+]

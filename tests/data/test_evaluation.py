@@ -31,6 +31,11 @@ def test_the_crop_of_kitti_is_the_published_window() -> None:
     assert crop_window(CROPS["kitti"], (375, 1242)) == (slice(153, 371), slice(44, 1197))
 
 
+def test_a_crop_does_not_fall_short_by_rounding() -> None:
+    """0.29 * 100 is 28.999999999999996."""
+    assert crop_window((0.29, 0.58, 0, 1), (100, 10)) == (slice(29, 58), slice(0, 10))
+
+
 def test_valid_pixels_lie_in_the_crop_and_strictly_between_the_limits() -> None:
     gt = np.full((4, 6), 5, np.float32)
     gt[1, :5] = [0, 1e-3, 80, 79.99, np.nextafter(np.float32(1e-3), np.float32(1))]

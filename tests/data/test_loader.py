@@ -83,6 +83,14 @@ def test_batches_are_the_same_with_any_number_of_workers_and_after_a_stop(triple
                 assert torch.equal(batch[name], expected[name]), name
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loading_leaves_the_random_stream_of_torch_alone(triplets: Data, workers: int) -> None:
+    """A resumed run makes other loaders than one that was not stopped, but must draw the same numbers."""
+    state = torch.get_rng_state()
+    list(prefetch(fixed_batches(train_set(triplets), 2, workers)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_fixed_batches_keep_order_and_leave_nothing_out() -> None:
     batches = list(fixed_batches(Numbers(10), 4, 0))
     assert [batch["index"].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]

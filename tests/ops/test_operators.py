@@ -1,0 +1,201 @@
+"""What holds for every operator and every backend, on the operator's own samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mcd import ops
+from mcd.ops.registry import OPERATORS, Operator, Sample
+from compare import assert_as_exact_as, assert_close_in_float64, assert_same
+from harness import (
+    RegisteredCalls,
+    SavedForBackward,
+    backends_beside_reference,
+    call,
+    differentiable,
+    leaves,
+    mapped,
+    results,
+    samples,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
+
+ALL = [pytest.param(operator, id=name) for name, operator in OPERATORS.items()]
+IMPLEMENTED = [
+    pytest.param(operator, backend, id=f"{operator.name}-{backend}") for operator, backend in backends_beside_reference()
+]
+EVERY = [
+    *(pytest.param(operator, "reference", id=f"{name}-reference") for name, operator in OPERATORS.items()),
+    *IMPLEMENTED,
+]
+
+
+def first_with_pixels(operator: Operator, dtype: torch.dtype = torch.float32) -> Sample:
+    return next(sample for sample in samples(operator, dtype=dtype) if all(leaf.numel() for leaf in leaves(sample)))
+
+
+@pytest.mark.parametrize(("operator", "backend"), IMPLEMENTED)
+def test_agrees_with_the_reference_in_float64(operator: Operator, backend: str) -> None:
+    for ours, theirs in zip(samples(operator), samples(operator), strict=True):
+        expected = results(operator, theirs, "reference")
+        assert_close_in_float64(results(operator, ours, backend), expected, ours.label)
+
+
+@pytest.mark.parametrize(("operator", "backend"), IMPLEMENTED)
+def test_float32_is_as_exact_as_the_reference(operator: Operator, backend: str) -> None:
+    for exact in samples(operator):
+        single = mapped(exact, lambda leaf: leaf.float() if leaf.is_floating_point() else leaf)
+        truth = results(operator, mapped(single, lambda leaf: leaf.double() if leaf.is_floating_point() else leaf), "reference")
+        actual, reference = (results(operator, single, name) for name in (backend, "reference"))
+        assert_as_exact_as(actual, reference, truth, exact.label)
+
+
+@pytest.mark.parametrize(("operator", "backend"), EVERY)
+def test_gradients_are_those_of_finite_differences(operator: Operator, backend: str) -> None:
+    checked = 0
+    for sample in samples(operator):
+        # Finite differences cost a call for each entry: small samples say the same.
+        if sum(leaf.numel() for leaf in leaves(sample)) > 600:
+            continue
+        function, inputs = differentiable(operator, sample, backend)
+        if inputs and function(*inputs):
+            checked += torch.autograd.gradcheck(function, inputs, nondet_tol=0.0)
+    if not checked:
+        pytest.skip("no gradient to check")
+
+
+@pytest.mark.parametrize(("operator", "backend"), EVERY)
+def test_strides_do_not_matter(operator: Operator, backend: str) -> None:
+    def strided(leaf: Tensor) -> Tensor:
+        wide = leaf.new_zeros(*leaf.shape, 3)
+        wide[..., 1] = leaf
+        return wide[..., 1]
+
+    for sample in samples(operator):
+        expected = results(operator, sample, backend)
+        assert_close_in_float64(results(operator, mapped(sample, strided), backend), expected, sample.label, 1e-12)
+
+
+@pytest.mark.parametrize(("operator", "backend"), IMPLEMENTED)
+def test_is_the_same_bit_for_bit_over_runs_and_threads(operator: Operator, backend: str, threads: None) -> None:
+    for sample in samples(operator, dtype=torch.float32):
+        torch.set_num_threads(1)
+        expected = results(operator, sample, backend)
+        for run in range(20):
+            torch.set_num_threads((1, 2, 4)[run % 3])
+            assert_same(results(operator, sample, backend), expected, sample.label)
+
+
+@pytest.mark.parametrize(("operator", "backend"), EVERY)
+def test_reads_no_uninitialised_memory(operator: Operator, backend: str) -> None:
+    for sample in samples(operator, dtype=torch.float32):
+        expected = results(operator, sample, backend)
+        torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
+        try:
+            actual = results(operator, sample, backend)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert_same(actual, expected, sample.label)
+
+
+@pytest.mark.parametrize(("operator", "backend"), EVERY)
+def test_computes_in_float32_under_autocast(operator: Operator, backend: str) -> None:
+    sample = first_with_pixels(operator)
+    expected = call(operator, sample, backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(call(operator, sample, backend), expected)
+        low = mapped(sample, lambda leaf: leaf.bfloat16() if leaf.is_floating_point() else leaf)
+        for output, like in zip(call(operator, low, backend), expected, strict=True):
+            assert output.dtype in (like.dtype, torch.bfloat16)
+
+
+@pytest.mark.parametrize("operator", ALL)
+def test_native_saves_a_twentieth_of_what_the_reference_saves(operator: Operator) -> None:
+    if operator.native is None:
+        pytest.skip("no native implementation")
+    kept = {}
+    for backend in ("native", "reference"):
+        sample = first_with_pixels(operator)
+        with SavedForBackward(leaves(sample)) as saved:
+            outputs = call(operator, sample, backend)
+        kept[backend] = saved.bytes(outputs)
+    assert kept["native"] * 20 <= kept["reference"] or kept["reference"] == 0
+
+
+@pytest.mark.parametrize(("operator", "backend"), IMPLEMENTED)
+def test_registered_operators_pass_opcheck(operator: Operator, backend: str) -> None:
+    if backend != "native":
+        pytest.skip("not registered")
+    for sample in samples(operator):
+        with RegisteredCalls() as recorded:
+            results(operator, sample, backend)
+        assert recorded.calls
+        for function, args in recorded.calls:
+            torch.library.opcheck(function, args)
+
+
+@pytest.mark.parametrize(("operator", "backend"), IMPLEMENTED)
+def test_registered_operators_refuse_gradients_of_their_own(operator: Operator, backend: str) -> None:
+    if backend != "native":
+        pytest.skip("not registered")
+    sample = first_with_pixels(operator)
+    with RegisteredCalls() as recorded:
+        call(operator, sample, backend)
+    function, args = recorded.calls[0]
+    wants = [arg.detach().requires_grad_() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args]
+    with pytest.raises(RuntimeError, match="has no gradient of its own"):
+        function(*wants)
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize(("operator", "backend"), EVERY)
+def test_compiles_into_one_graph_with_gradients(operator: Operator, backend: str) -> None:
+    torch._dynamo.reset()
+    sample = first_with_pixels(operator, torch.float64)
+
+    # The graph and its gradients are what is tested here; the code generator is torch's.
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(args: tuple, kwargs: dict) -> list[Tensor]:
+        return call(operator, Sample(args, kwargs), backend)
+
+    expected = results(operator, sample, backend)
+    outputs = compiled(sample.args, sample.kwargs)
+    wanted = [leaf for leaf in leaves(sample) if leaf.requires_grad]
+    actual: list[Tensor | None] = [output.detach() for output in outputs]
+    from harness import gradients
+
+    actual += gradients(sample, outputs) if wanted else []
+    assert_close_in_float64(actual, expected, relative=1e-12)
+
+
+@pytest.mark.parametrize("operator", ALL)
+def test_names_the_argument_that_is_wrong(operator: Operator) -> None:
+    sample = first_with_pixels(operator)
+    function = getattr(ops, operator.name)
+    for place, argument in enumerate(sample.args):
+        if not isinstance(argument, Tensor):
+            continue
+        for wrong, error in (
+            (argument.detach().long(), TypeError),
+            ("not a tensor", TypeError),
+            (argument.detach()[None, None, None], ValueError),
+            (argument.detach().to("meta"), ValueError),
+        ):
+            args = (*sample.args[:place], wrong, *sample.args[place + 1 :])
+            with pytest.raises(error, match=operator.name):
+                function(*args, **sample.kwargs)
+
+
+def test_every_operator_has_a_room() -> None:
+    """A file for the definition and a file for its tests, of the operator's name."""
+    from pathlib import Path
+
+    root = Path(__file__).parents[2]
+    for name, operator in OPERATORS.items():
+        rooms = [f"mcd/ops/{name}.py", f"tests/ops/test_{name}.py"]
+        rooms += [f"csrc/{name}/{name}.{kind}" for kind in ("h", "cpp", "cu")] if operator.native else []
+        rooms += [f"kernels/{name}.py"] if operator.triton else []
+        assert [room for room in rooms if not (root / room).is_file()] == []
