@@ -1,56 +1,69 @@
-# Every target sets up .venv by itself, once. PYTHON chooses the interpreter; MCD_CUDA (see setup.py) what is built.
-PYTHON ?= python3
+# Each target sets up .venv by itself, once. ARGS are passed on: make test ARGS='-k warp', make train ARGS='--set seed=1'.
+# PYTHON names the interpreter of .venv; MCD_CUDA and other variables that setup.py reads say what is built.
+SUITABLE := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell $(name) $(SUITABLE) && echo $(name))))
 BIN := .venv/bin
 export MCD_CUDA ?= auto
 
-NATIVE := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+BUILT := .venv/built-$(MCD_CUDA)
 
-.PHONY: train test lint check bench sanitize clean
+.PHONY: help train test lint format check sanitize demo-study clean
 .DELETE_ON_ERROR:
 
-train: .venv/built
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile | expand -t 18
+
+train: $(BUILT)  ## render synthetic streets, train every stage, evaluate, report
 	$(BIN)/python -m mcd.train $(ARGS)
 
-test: .venv/built
-	$(BIN)/pytest $(ARGS)
+test: $(BUILT)  ## prove the build
+	$(BIN)/pytest -m 'not slow' $(ARGS)
 
-lint: .venv/built
+lint: .venv/required  ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# The slower gates.
-check: .venv/built sanitize
-	$(BIN)/python tests/gates/cuda_code.py
+format: .venv/required  ## mend what can be mended of the style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
-bench: .venv/built
-	$(BIN)/python benchmarks/report.py $(ARGS)
+check: $(BUILT) sanitize  ## the slower gates: sanitizers, slow tests, what the compilers made of csrc/
+	$(BIN)/python tests/gates/native_code.py
+	$(BIN)/pytest -m slow $(ARGS)
 
-# The native CPU code under the address and undefined-behaviour sanitizers. Both libraries are loaded first: without
-# libstdc++ the sanitizer does not see C++ exceptions, and aborts at the first.
-sanitize: .venv/built
+# Both libraries are loaded first: without libstdc++ the sanitizer does not see C++ exceptions, and aborts at the first.
+sanitize: $(BUILT)  ## operator tests, native CPU code under the address and undefined-behaviour sanitizers
 	MCD_CUDA=0 MCD_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=build/sanitize/lib \
-	$(BIN)/pytest tests/ops -m 'not compiles' $(ARGS)
+	$(BIN)/pytest tests/ops -m 'not compiles and not slow' $(ARGS)
 
-clean:
-	rm -rf build dist *.egg-info mcd/_C.*.so .venv/built .venv/required
+demo-study: $(BUILT)  ## the synthetic demonstration with three seeds and its control, into docs/results.md
+	$(BIN)/python -m benchmarks.demo_study $(ARGS)
+
+clean:  ## remove what was built; .venv's packages, data/ and runs/ stay
+	rm -rf build dist *.egg-info mcd/_C.*.so .venv/built-*
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else 0'
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) $(SUITABLE) || { echo "Python 3.11, 3.12 or 3.13 is needed, and is not among python3, python3.13," \
+		"python3.12 and python3.11: make PYTHON=/path/to/python"; exit 1; } >&2
+	$(PYTHON) -m venv .venv || { echo "without venv and pip (Debian, Ubuntu: apt install python3-venv)"; exit 1; } >&2
 
-# A machine with a GPU but no CUDA toolkit gets the compiler from PyPI.
-NO_TOOLKIT := nvidia-smi && ! command -v nvcc && ! test -x "$${CUDA_HOME:-/usr/local/cuda}/bin/nvcc"
-
-.venv/required: requirements.txt requirements-cuda.txt | .venv/bin/python
+.venv/required: requirements.txt | .venv/bin/python
+	@echo "installing requirements.txt: some GB the first time"
 	$(BIN)/pip install --quiet -r requirements.txt
-	if [ $(MCD_CUDA) = pypi ] || { [ $(MCD_CUDA) = auto ] && $(NO_TOOLKIT); } >/dev/null 2>&1; then \
-		$(BIN)/pip install --quiet -r requirements-cuda.txt; fi
 	touch $@
 
-.venv/built: .venv/required $(NATIVE)
+# A machine with a GPU in which setup.py finds no CUDA toolkit, or one without headers, gets PyPI's.
+NEEDS_TOOLKIT = [ $(MCD_CUDA) = pypi ] || { [ $(MCD_CUDA) = auto ] && nvidia-smi && \
+	! MCD_CUDA=1 $(BIN)/python setup.py build_ext --dry-run; } >/dev/null 2>&1
+
+$(BUILT): .venv/required requirements-cuda.txt pyproject.toml setup.py $(SOURCES)
+	if $(NEEDS_TOOLKIT); then $(BIN)/pip install --quiet -r requirements-cuda.txt; fi
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps -e .
-	@$(BIN)/python -c 'import mcd; [print(f"mcd on {device}:", mcd.available_backends(device)) for device in ("cpu", "cuda")]'
+	@$(BIN)/python -c 'import mcd; [print(f"native operators on {device}:", mcd.available_backends(device)["native"] or "ready") \
+		for device in ("cpu", "cuda")]'
+	@rm -f .venv/built-*
 	touch $@

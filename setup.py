@@ -73,6 +73,8 @@ def ninja_file(cuda: Path | None) -> str:
     import pybind11
 
     compiler = os.environ.get("CXX") or "c++"
+    if shutil.which(compiler) is None:
+        raise SystemExit(f"no C++ compiler: {compiler} is not on PATH; install g++, or name one in CXX")
     machine = subprocess.run([compiler, "-dumpmachine"], check=True, capture_output=True, text=True).stdout
     targets = X86_TARGETS if machine.startswith("x86_64") else {"baseline": ""}
     optimize = "-fsanitize=address,undefined -g -O1" if os.environ.get("MCD_SANITIZE") == "1" else "-O3"
@@ -122,9 +124,11 @@ class NinjaBuild(build_ext):
         print(f"mcd: building for {f'CPU and CUDA, with {cuda}' if cuda else 'CPU only: no CUDA toolkit'}", file=sys.stderr)
         kind = "sanitize" if os.environ.get("MCD_SANITIZE") == "1" else "cuda" if cuda else "cpu"
         folder = ROOT / "build" / f"{sysconfig.get_config_var('SOABI')}-{kind}"
-        folder.mkdir(parents=True, exist_ok=True)
         script = folder / "build.ninja"
         text = ninja_file(cuda)
+        if self.dry_run:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         if not script.exists() or script.read_text() != text:
             script.write_text(text)
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []

@@ -109,13 +109,17 @@ class Schedule(Section):
     validate_batches: Count = Field(8, description="batches of one validation")
     checkpoint_every: Count = Field(100, description="steps between resumable checkpoints")
     select: Literal["best", "last", "ground_truth"] = Field(
-        "best", description="weights kept: lowest validation loss, last, or (published) lowest abs_rel on ground truth"
+        "best",
+        description="weights kept: lowest validation loss, last, or (scene and final; published) lowest abs_rel on "
+        "ground truth",
     )
 
     @model_validator(mode="after")
     def _one_length(self) -> Schedule:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of 'steps' and 'epochs'")
+        if self.select == "ground_truth" and not isinstance(self, Scene):
+            raise ValueError("select: ground_truth needs a net that sees the whole image: scene or final")
         return self
 
     def in_steps(self, when: float, steps_per_epoch: int) -> int:

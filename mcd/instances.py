@@ -24,7 +24,7 @@ class Instances:
     """
 
     pixel: Tensor
-    """[P] int32, y·W + x of every pixel of every mask, mask after mask; a mask has each of its pixels once."""
+    """[P] int32, y·W + x of every pixel of every mask, mask after mask, ascending within each."""
     offset: Tensor
     """[N+1] int32, mask n is pixel[offset[n] : offset[n + 1]]."""
     frame: Tensor
@@ -50,11 +50,18 @@ class Instances:
             "offset should not decrease": steps < 0,
             f"frame should lie in [0, {batch})": (self.frame < 0) | (self.frame >= batch),
             f"pixel should lie in [0, {height * width})": (self.pixel < 0) | (self.pixel >= height * width),
+            "pixel should ascend within each mask": self._descends(),
         }
         found = torch.stack([wrong.any() for wrong in problems.values()]).tolist()
         for problem, is_wrong in zip(problems, found, strict=True):
             if is_wrong:
                 raise ValueError(f"Instances: {problem}")
+
+    def _descends(self) -> Tensor:
+        """[P] bool: pixels that do not come after the one before them, though that is of the same mask."""
+        begins = torch.zeros(self.pixel.shape[0] + 1, dtype=torch.bool, device=self.device)
+        begins[self.offset.long().clamp(0, self.pixel.shape[0])] = True
+        return (self.pixel.diff(prepend=self.pixel[:1]) <= 0) & ~begins[:-1]
 
     @staticmethod
     def from_masks(masks: Sequence[Tensor], size: tuple[int, int] | None = None) -> Instances:

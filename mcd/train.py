@@ -23,11 +23,12 @@ import mcd
 from mcd import ops
 from mcd.checkpoint import CheckpointError, load_state, save_state
 from mcd.config import Config, ConfigError, known_keys, load_config
-from mcd.data import DataError, StepSampler, build_loader, fixed_batches, prefetch
+from mcd.data import DataError, EvaluationSet, StepSampler, build_loader, fixed_batches, prefetch
 from mcd.data.synthetic import generate
-from mcd.evaluate import EvaluationError, evaluate_stage, write_metrics
+from mcd.evaluate import EvaluationError, evaluate_depth, evaluate_stage, write_metrics
 from mcd.predictor import choose_device
 from mcd.profiling import StepTimer
+from mcd.progress import progress
 from mcd.report import write_report
 from mcd.run import Run, RunError, StageLog
 from mcd.stages import STAGES, Context, Preparation, StageError, TrainingStage
@@ -123,7 +124,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str,
     sampler = StepSampler(len(dataset), schedule.batch, config.seed, start, steps)
     batches = prefetch(build_loader(dataset, sampler, config.data.workers, device), device, config.channels_last)
     log, timer, guard = StageLog(context.run, stage.name, start), StepTimer(device), NanGuard(config.on_nan, device)
-    bar = tqdm(total=steps, initial=start, desc=stage.name, unit="step", dynamic_ncols=True)
+    bar = progress(steps, stage.name, "step", start)
     begin = time.perf_counter() - seconds
     for step in range(start, steps):
         with timer("data"):
@@ -317,25 +318,39 @@ class Validation:
 
     def __init__(self, stage: TrainingStage, context: Context):
         self._stage, self._context = stage, context
-        self._dataset = stage.dataset("val", None)
+        config, schedule = context.config, stage.schedule
+        self._loader = fixed_batches(
+            stage.dataset("val", None),
+            schedule.batch,
+            config.data.workers,
+            context.device,
+            limit=schedule.validate_batches,
+        )
 
     def score(self, step: int) -> float:
         stage, config = self._stage, self._context.config
         for net in stage.nets.values():
             net.eval()
         if stage.schedule.select == "ground_truth":
-            stage.save_weights(step + 1, None)
-        schedule, device = stage.schedule, self._context.device
-        loader = fixed_batches(
-            self._dataset, schedule.batch, config.data.workers, device, limit=schedule.validate_batches
-        )
+            return self._abs_rel(stage.nets["depth"])
         totals: list[Tensor] = []
         with torch.no_grad():
             totals.extend(
                 stage.loss(batch, stage.forward(batch, step), step)["total"]
-                for batch in prefetch(loader, device, config.channels_last)
+                for batch in prefetch(self._loader, self._context.device, config.channels_last)
             )
         return float(torch.stack(totals).mean()) if totals else math.inf
+
+
+    def _abs_rel(self, net: nn.Module) -> float:
+        config, context = self._context.config, self._context
+
+        def predict(batch: dict[str, Any]) -> Tensor:
+            with torch.inference_mode(), context.networks():
+                return net(batch["image"])[0].float()
+
+        regions = evaluate_depth(predict, EvaluationSet(config), config.evaluation, context.device, config.data.workers)
+        return regions["all"]["abs_rel"]
 
 
 class StopSignal:

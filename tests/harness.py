@@ -95,7 +95,7 @@ class RegisteredCalls(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace == "mcd":
-            self.calls.append((function, args))
+            self.calls.append((function, tree_map(lambda arg: arg.detach() if isinstance(arg, Tensor) else arg, args)))
         return function(*args, **(kwargs or {}))
 
 
@@ -111,6 +111,10 @@ class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
             return tensor
 
         super().__init__(pack, lambda tensor: tensor)
+
+    def __enter__(self) -> SavedForBackward:
+        super().__enter__()
+        return self
 
     def bytes(self, outputs: list[Tensor]) -> int:
         known = self._known | {tensor.untyped_storage().data_ptr() for tensor in outputs}

@@ -22,6 +22,7 @@ def test_every_shipped_config_is_valid(path):
         ({"scene": {"steps": "many"}}, "'scene.steps'"),
         ({"scene": {"steps": 1, "epochs": 1}}, "exactly one of 'steps' and 'epochs'"),
         ({"scene": {"steps": 1, "motion_from": 5, "joint_from": 4}}, "'joint_from' must not lie before"),
+        ({"object": {"steps": 1, "select": "ground_truth"}}, "select: ground_truth needs"),
         ({"data": {"size": [64]}}, "'data.size"),
         ({"stages": ["scene", "ground_truth"]}, "'stages.1'"),
         ({"augment": {"flip": 1.5}}, "'augment.flip'"),

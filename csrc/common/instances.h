@@ -56,9 +56,9 @@ template <typename T> struct ImageValues {
 template <typename Body> void for_each_instance_cpu(const InstanceView& instances, int threads, const Body& body) {
   const int64_t count = instances.count, pixels = instances.offset[count];
   const int64_t shares = threads < count ? threads : count;
-  const auto begin = [&](int64_t share) {
-    int64_t low = 0, high = share == shares ? count : share == 0 ? 0 : count;
-    if (share == shares) return count;
+  // The first instance of a share: the one before which that part of the pixels lies.
+  const auto first = [&](int64_t share) {
+    int64_t low = 0, high = share < shares ? count : 0;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       if (instances.offset[middle] < pixels * share / shares)
@@ -66,13 +66,11 @@ template <typename Body> void for_each_instance_cpu(const InstanceView& instance
       else
         high = middle;
     }
-    return low;
+    return share < shares ? low : count;
   };
 #pragma omp parallel for num_threads(int(shares)) schedule(static, 1) if (shares > 1)
-  for (int64_t share = 0; share < shares; ++share) {
-    const int64_t end = begin(share + 1);
-    for (int64_t n = begin(share); n < end; ++n) body(n);
-  }
+  for (int64_t share = 0; share < shares; ++share)
+    for (int64_t n = first(share), end = first(share + 1); n < end; ++n) body(n);
 }
 #endif
 

@@ -153,6 +153,12 @@ template <typename V> MCD_HD void store_mask(bool* to, Mask<V> mask, int count) 
   else
     write_lanes(to, convert<typename Lanes<V>::template of<uint8_t>>(mask & 1), count);
 }
+template <typename V> MCD_HD Mask<V> load_mask(const bool* from, int count) {
+  if constexpr (kLanes<V> == 1)
+    return *from;
+  else
+    return as_mask<V>(convert<Int<V>>(read_lanes<typename Lanes<V>::template of<uint8_t>>(from, count)) != 0);
+}
 
 // One stored value at each index.
 template <typename V, typename Stored> MCD_HD V gather(const Stored* from, Int<V> index) {

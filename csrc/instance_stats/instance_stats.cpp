@@ -21,7 +21,7 @@ template <typename scalar_t> struct StatsOfInstance {
   };
 
   MCD_HD void operator()(int64_t n) const {
-    params.with_values(n, [&](auto values) MCD_INLINE_LAMBDA { stats(n, Read<decltype(values)>{values}); });
+    params.with_values(n, [&](auto values) { stats(n, Read<decltype(values)>{values}); });
   }
 
   template <typename Reader> MCD_HD void stats(int64_t n, const Reader& read) const {

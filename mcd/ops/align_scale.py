@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mcd.instances import Instances, check_instances
+from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.instance_stats import (
     distinct,
@@ -66,6 +69,71 @@ def _closed_form(object_depth: Tensor, mean: Tensor, target: Tensor, instances: 
     count = torch.zeros_like(instances.count).index_add(0, instance, compared.int())
     rank = (count - 1).clamp(min=0) // 2
     return element_of_rank(sorted_by_instance(ratio, instance), instances.offset, rank[:, None])[:, 0]
+
+
+def _allocate_fwd(
+    object_depth: Tensor,
+    target_depth: Tensor,
+    pixel: Tensor,
+    offset: Tensor,
+    frame: Tensor,
+    given: Tensor | None,
+    delta: float,
+) -> tuple[Tensor, ...]:
+    """aligned, loss, and for the backward pass mean (NaN where there is nothing to align) and scale."""
+    loss, mean, scale = (object_depth.new_empty(frame.shape[0]) for _ in range(3))
+    return object_depth.new_empty(object_depth.shape), loss, mean, scale
+
+
+def _allocate_bwd(
+    grad_aligned: Tensor | None, grad_loss: Tensor | None, object_depth: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor]:
+    mean = arguments[4]
+    return object_depth.new_empty(object_depth.shape), mean.new_empty(mean.shape)
+
+
+_fwd = native.define(
+    "align_scale_fwd(Tensor object_depth, Tensor target_depth, Tensor pixel, Tensor offset, Tensor frame,"
+    " Tensor? given, float delta) -> (Tensor, Tensor, Tensor, Tensor)",
+    _allocate_fwd,
+)
+_bwd = native.define(
+    "align_scale_bwd(Tensor? grad_aligned, Tensor? grad_loss, Tensor object_depth, Tensor target_depth, Tensor pixel,"
+    " Tensor offset, Tensor frame, Tensor mean, Tensor scale, float delta) -> (Tensor, Tensor)",
+    _allocate_bwd,
+)
+
+
+class _AlignScale(torch.autograd.Function):
+    """Saves its inputs and two numbers per instance."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        aligned, loss, mean, scale = _fwd(*inputs)
+        ctx.save_for_backward(*inputs[:5], mean, scale)
+        ctx.delta = inputs[6]
+        ctx.set_materialize_grads(False)
+        return aligned, loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_aligned: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_aligned is None and grad_loss is None:
+            return (None,) * 7
+        grad_object_depth, grad_scale = _bwd(grad_aligned, grad_loss, *ctx.saved_tensors, ctx.delta)
+        return grad_object_depth, None, None, None, None, grad_scale if ctx.needs_input_grad[5] else None, None
+
+
+def _native(
+    object_depth: Tensor,
+    target_depth: Tensor,
+    instances: Instances,
+    scale: Tensor | None = None,
+    *,
+    delta: float = 0.005,
+) -> tuple[Tensor, Tensor]:
+    ragged = (instances.pixel, instances.offset, instances.frame)
+    return _AlignScale.apply(object_depth, target_depth.detach(), *ragged, scale, delta)
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:

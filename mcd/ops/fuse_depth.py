@@ -10,11 +10,14 @@ negative one win. The background passes as it is.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mcd.instances import Instances, check_instances
+from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.instance_stats import distinct, random_instances
 from mcd.ops.registry import Operator, Sample, register
@@ -37,6 +40,46 @@ def fuse_depth_reference(background: Tensor, object_depth: Tensor, instances: In
     extended = torch.cat((object_depth, object_depth.new_zeros(1)))
     fused = torch.where(occupied, extended[first], background.reshape(-1))
     return fused.reshape(background.shape), instance[first].reshape(batch, height, width)
+
+
+def _allocate_fwd(background: Tensor, object_depth: Tensor, *instances: Tensor) -> tuple[Tensor, Tensor]:
+    batch, _, height, width = background.shape
+    return background.new_empty(background.shape), background.new_empty((batch, height, width), dtype=torch.int32)
+
+
+def _allocate_bwd(grad_fused: Tensor, winner: Tensor, pixel: Tensor, *instances: Tensor) -> tuple[Tensor, Tensor]:
+    return grad_fused.new_empty(grad_fused.shape), grad_fused.new_empty(pixel.shape)
+
+
+_fwd = native.define(
+    "fuse_depth_fwd(Tensor background, Tensor object_depth, Tensor pixel, Tensor offset, Tensor frame)"
+    " -> (Tensor, Tensor)",
+    _allocate_fwd,
+)
+_bwd = native.define(
+    "fuse_depth_bwd(Tensor grad_fused, Tensor winner, Tensor pixel, Tensor offset, Tensor frame) -> (Tensor, Tensor)",
+    _allocate_bwd,
+)
+
+
+class _FuseDepth(torch.autograd.Function):
+    """Saves the masks and the winner that it returns."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        fused, winner = _fwd(*inputs)
+        ctx.save_for_backward(winner, *inputs[2:])
+        ctx.mark_non_differentiable(winner)
+        return fused, winner
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_fused: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        return *_bwd(grad_fused, *ctx.saved_tensors), None, None, None
+
+
+def _native(background: Tensor, object_depth: Tensor, instances: Instances) -> tuple[Tensor, Tensor]:
+    return _FuseDepth.apply(background, object_depth, instances.pixel, instances.offset, instances.frame)
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:

@@ -10,12 +10,14 @@ Units are the values'. An empty instance has count 0 and NaN for the rest; a NaN
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mcd.instances import Instances, check_instances
+from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.registry import Operator, Sample, register
 
@@ -73,6 +75,50 @@ def element_of_rank(ordered: Tensor, offset: Tensor, rank: Tensor) -> Tensor:
     """[N,Q] elements of each instance by rank; an empty instance, whose ranks are below 0, gets the NaN at the end."""
     index = offset[:-1, None] + rank.long()
     return ordered[torch.where((offset[1:] > offset[:-1])[:, None], index, ordered.shape[0] - 1)]
+
+
+def _allocate_fwd(
+    values: Tensor, pixel: Tensor, offset: Tensor, frame: Tensor, quantiles: Sequence[float], linear: bool
+) -> tuple[Tensor, ...]:
+    instances = frame.shape[0]
+    mean, least, largest = (values.new_empty(instances) for _ in range(3))
+    return torch.empty_like(frame), mean, least, largest, values.new_empty(instances, len(quantiles))
+
+
+def _allocate_bwd(grad_mean: Tensor, values: Tensor, *instances: Tensor) -> Tensor:
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+_fwd = native.define(
+    "instance_stats_fwd(Tensor values, Tensor pixel, Tensor offset, Tensor frame, float[] quantiles, bool linear)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _allocate_fwd,
+)
+_bwd = native.define(
+    "instance_stats_bwd(Tensor grad_mean, Tensor values, Tensor pixel, Tensor offset, Tensor frame) -> Tensor",
+    _allocate_bwd,
+)
+
+
+class _InstanceStats(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(values, *arguments[:3])
+        count, mean, *order_statistics = _fwd(values, *arguments)
+        ctx.mark_non_differentiable(count, *order_statistics)
+        return count, mean, *order_statistics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Any, grad_mean: Tensor, *__: Any) -> tuple[Tensor | None, ...]:
+        return _bwd(grad_mean, *ctx.saved_tensors), *[None] * 5
+
+
+def _native(
+    values: Tensor, instances: Instances, quantiles: Sequence[float] = (), interpolation: str = "linear"
+) -> InstanceStats:
+    ragged = (instances.pixel, instances.offset, instances.frame)
+    return InstanceStats(*_InstanceStats.apply(values, *ragged, list(quantiles), interpolation == "linear"))
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:

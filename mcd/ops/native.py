@@ -12,6 +12,7 @@ a `torch.autograd.Function` around them does.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +20,9 @@ from typing import Any
 import torch  # before _C: the process then has one OpenMP runtime, torch's
 from torch import Tensor
 
+_C: Any
 try:
-    from mcd import _C  # type: ignore[attr-defined]
-
+    _C = importlib.import_module("mcd._C")
     _why_no_module = None
 except ImportError as error:
     _C = None

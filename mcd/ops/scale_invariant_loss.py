@@ -14,10 +14,13 @@ A NaN prediction where there is a target makes its sample's factor, and so the l
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.instance_stats import distinct
 from mcd.ops.registry import Operator, Sample, register
@@ -25,7 +28,8 @@ from mcd.ops.registry import Operator, Sample, register
 
 def scale_invariant_loss_reference(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     batch = prediction.shape[0]
-    shape = (batch, prediction[:1].numel())
+    image = prediction.shape
+    shape = (batch, image[-2] * image[-1])
     prediction, target, mask = (tensor.reshape(shape) for tensor in (prediction, target.detach(), mask))
     counted = (target > 0) & target.isfinite()
     target = torch.where(counted, target, 1.0)
@@ -39,7 +43,7 @@ def scale_invariant_loss_reference(prediction: Tensor, target: Tensor, mask: Ten
         rescaled = _quantile(ratio, gate, 0.5, "lower") * target
     chosen = gate & mask
     error = torch.where(chosen, prediction - rescaled, 0.0).abs().sum()
-    return error / (chosen.sum().to(error.dtype) + 1e-10), gate
+    return error / (chosen.sum().to(error.dtype) + 1e-10), gate.reshape(image)
 
 
 def _quantile(values: Tensor, chosen: Tensor, quantile: float, interpolation: str) -> Tensor:
@@ -56,6 +60,53 @@ def _quantile(values: Tensor, chosen: Tensor, quantile: float, interpolation: st
         between = torch.lerp(result, above, (position - low).to(values.dtype))
         result = torch.where((result == above) | (position == low), result, between)
     return result.masked_fill((chosen & values.isnan()).any(1, keepdim=True), torch.nan)
+
+
+def _allocate_fwd(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """loss, gate, and for the backward pass each sample's factor and the loss's weight of a pixel."""
+    gate = torch.empty_like(mask, memory_format=torch.contiguous_format)
+    return prediction.new_empty(()), gate, prediction.new_empty(prediction.shape[0]), prediction.new_empty(())
+
+
+def _workspace_fwd(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """Each sample's sum of errors, and of how many pixels."""
+    return tuple(prediction.new_empty(prediction.shape[0], dtype=dtype) for dtype in (torch.float64, torch.int64))
+
+
+def _allocate_bwd(grad_loss: Tensor, prediction: Tensor, *arguments: Tensor) -> Tensor:
+    return torch.empty_like(prediction, memory_format=torch.contiguous_format)
+
+
+_fwd = native.define(
+    "scale_invariant_loss_fwd(Tensor prediction, Tensor target, Tensor mask) -> (Tensor, Tensor, Tensor, Tensor)",
+    _allocate_fwd,
+    _workspace_fwd,
+)
+_bwd = native.define(
+    "scale_invariant_loss_bwd(Tensor grad_loss, Tensor prediction, Tensor target, Tensor mask, Tensor gate,"
+    " Tensor factor, Tensor weight) -> Tensor",
+    _allocate_bwd,
+)
+
+
+class _ScaleInvariantLoss(torch.autograd.Function):
+    """Saves its inputs, the gate that it returns, and a number per sample."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        loss, gate, factor, weight = _fwd(*inputs)
+        ctx.save_for_backward(*inputs, gate, factor, weight)
+        ctx.mark_non_differentiable(gate)
+        return loss, gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        return _bwd(grad_loss, *ctx.saved_tensors), None, None
+
+
+def _native(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    return _ScaleInvariantLoss.apply(prediction, target.detach(), mask)
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -111,5 +162,4 @@ def scale_invariant_loss(
     sizes.tensor("mask", mask, "B 1 H W", dtype=torch.bool)
     implementation = OP.implementation(backend, prediction)
     with no_autocast(prediction.device.type):
-        loss, gate = implementation(prediction, target, mask)
-    return loss, gate.reshape(prediction.shape)
+        return implementation(prediction, target, mask)

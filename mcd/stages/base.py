@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from mcd.checkpoint import WEIGHTS, find_weights, load_weights, save_weights
 from mcd.config import Augment, Config, Schedule
 from mcd.data import FrameDataset, fixed_batches, open_reader, prefetch
 from mcd.losses import SmoothnessLoss, ViewSynthesisLoss
 from mcd.nets import build_depth_net, build_motion_net, build_pose_net, build_scale_net
+from mcd.progress import progress
 from mcd.run import Run
 
 Batch = dict[str, Any]
@@ -45,18 +45,18 @@ class Context:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             yield
 
-    def build(self, role: str) -> nn.Module:
-        """A fresh net for a role ("depth", "pose", "motion", "scale"), on the device."""
+    def build(self, role: str, *, pretrained: bool = False) -> nn.Module:
+        """A net for a role ("depth", "pose", "motion", "scale"), on the device; fresh, or with an ImageNet backbone."""
         names = self.config.nets
         net: nn.Module
         if role == "depth":
-            net = build_depth_net(names.depth, pretrained=names.pretrained)
+            net = build_depth_net(names.depth, pretrained=pretrained)
         elif role == "pose":
-            net = build_pose_net(names.pose, pretrained=names.pretrained)
+            net = build_pose_net(names.pose, pretrained=pretrained)
         elif role == "motion":
             net = build_motion_net(names.motion)
         else:
-            net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=names.pretrained)
+            net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=pretrained)
         net = net.to(self.device)
         return net.to(memory_format=torch.channels_last) if self.config.channels_last else net
 
@@ -105,7 +105,7 @@ class Preparation(Stage):
             if all((self.folder / split / f"{frame}{suffix}").is_file() for frame in together):
                 done.update(together)
         loader = fixed_batches(dataset, batch, config.data.workers, self.context.device, skip=done)
-        with tqdm(total=len(frames), initial=len(done), desc=f"{self.name} {split}", unit="image") as bar:
+        with progress(len(frames), f"{self.name} {split}", "image", len(done)) as bar:
             for loaded in prefetch(loader, self.context.device, config.channels_last):
                 yield loaded
                 bar.update(len(loaded["frame"]))
@@ -123,7 +123,8 @@ class TrainingStage(Stage):
     def __init__(self, context: Context):
         super().__init__(context)
         torch.manual_seed(self.config.seed)
-        self.nets: dict[str, nn.Module] = {role: context.build(role) for role in self.roles}
+        pretrained = self.config.nets.pretrained and self.from_scratch()
+        self.nets: dict[str, nn.Module] = {role: context.build(role, pretrained=pretrained) for role in self.roles}
         self.steps_per_epoch = 1
         loss = self.config.loss
         self.view_synthesis = ViewSynthesisLoss(
@@ -141,6 +142,10 @@ class TrainingStage(Stage):
     @abstractmethod
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         """Scalar loss terms; ``total`` is what is minimised."""
+
+    def from_scratch(self) -> bool:
+        """Whether the nets start from nothing else (so that ImageNet weights are of use)."""
+        return False
 
     def initialise(self) -> None:
         """Load what training starts from; called once, before the first step of a fresh stage."""

@@ -31,6 +31,9 @@ class FinalStage(SceneStage):
     def _schedule(self, context: Context) -> Scene:
         return context.config.final
 
+    def from_scratch(self) -> bool:
+        return False
+
     def initialise(self) -> None:
         self.load(self.context.run.path, self.roles, stage="scene")
 

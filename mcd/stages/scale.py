@@ -66,6 +66,9 @@ class ScaleStage(TrainingStage):
         self._scene = context.trained("scene", "depth")
         self._object = context.trained("object", "depth")
 
+    def from_scratch(self) -> bool:
+        return True
+
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         folder = self.context.run.stage("instances")
         items = object_items(self, split, lambda row: row.large and not row.dynamic)

@@ -33,6 +33,9 @@ class SceneStage(TrainingStage):
     def _schedule(self, context: Context) -> Scene:
         return context.config.scene
 
+    def from_scratch(self) -> bool:
+        return self.config.init is None
+
     def initialise(self) -> None:
         if self.config.init is not None:
             self.load(self.config.init)

@@ -15,6 +15,7 @@ from harness import (
     backends_beside_reference,
     call,
     differentiable,
+    gradients,
     leaves,
     mapped,
     results,
@@ -165,8 +166,6 @@ def test_compiles_into_one_graph_with_gradients(operator: Operator, backend: str
     outputs = compiled(sample.args, sample.kwargs)
     wanted = [leaf for leaf in leaves(sample) if leaf.requires_grad]
     actual: list[Tensor | None] = [output.detach() for output in outputs]
-    from harness import gradients
-
     actual += gradients(sample, outputs) if wanted else []
     assert_close_in_float64(actual, expected, relative=1e-12)
 

@@ -1,0 +1,108 @@
+"""Scene stage: phases, what costs a gradient, poses, and the loss against a composition written out."""
+
+import pytest
+import torch
+
+from mcd import ops
+from mcd.config import parse_config
+from mcd.geometry import invert_rigid
+from mcd.run import Run
+from mcd.stages import Context
+from mcd.stages.scene import SceneStage, predict_poses
+
+SIZE = (64, 64)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    settings = {"runs": str(tmp_path), "data": {"size": SIZE}, "loss": {"scales": 2}}
+    settings["scene"] = {"steps": 9, "batch": 2, "motion_from": 3, "joint_from": 6}
+    config = parse_config(settings)
+    return SceneStage(Context(config, Run(config), torch.device("cpu")))
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    K = torch.tensor([[50.0, 0, 31.5], [0, 50, 31.5], [0, 0, 1]]).repeat(2, 1, 1)
+    images = torch.rand(2, 3, 3, *SIZE, generator=generator)
+    return {"reference": images[:, 0], "sources": images[:, 1:], "K": K, "frame": ["a", "b"]}
+
+
+def test_phases_follow_the_schedule(stage):
+    assert [stage.phase(step) for step in (0, 2, 3, 5, 6, 99)] == [0, 0, 1, 1, 2, 2]
+    assert stage.last_phase == 2
+    assert [tuple(stage.active(step)) for step in (0, 3, 6)] == [
+        ("depth", "pose"),
+        ("motion",),
+        ("depth", "pose", "motion"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("step", "trained"), [(0, {"depth", "pose"}), (3, {"motion"}), (6, {"depth", "pose", "motion"})]
+)
+def test_only_the_optimised_nets_cost_a_gradient(stage, batch, step, trained):
+    # The published code differentiates depth and pose while only the motion net is optimised.
+    stage.set_mode(step)
+    outputs = stage.forward(batch, step)
+    stage.loss(batch, outputs, step)["total"].backward()
+    for role, net in stage.nets.items():
+        reached = any(parameter.grad is not None for parameter in net.parameters())
+        assert reached == (role in trained), role
+        assert net.training == (role in trained)
+
+
+def test_the_pose_towards_the_previous_frame_is_an_inverse(stage, batch):
+    stage.nets["pose"].eval()
+    with torch.no_grad():
+        T = predict_poses(stage.context, stage.nets["pose"], batch["reference"], batch["sources"])
+        _, following = batch["sources"].unbind(1)
+        # Time reversed, previous and next change places, and each pose is the inverse of the other way.
+        other = predict_poses(stage.context, stage.nets["pose"], following, torch.stack((batch["reference"],) * 2, 1))
+    assert T.shape == (2, 2, 4, 4)
+    assert torch.allclose(invert_rigid(other[:, 0]), T[:, 1], atol=1e-6)
+
+
+def test_the_loss_is_the_sum_of_its_written_terms(stage, batch):
+    for net in stage.nets.values():
+        net.eval()
+    with torch.no_grad():
+        outputs = stage.forward(batch, 6)
+        terms = stage.loss(batch, outputs, 6)
+        count = batch["sources"].shape[1]
+        losses = []
+        for depth in outputs["depths"]:
+            warped, valid = [], []
+            for s in range(count):
+                image, _, inside = ops.backward_warp(
+                    batch["sources"][:, s], depth, batch["K"], outputs["T_src_ref"][:, s], outputs["motion"][:, s],
+                    return_coords=True,
+                )  # fmt: skip
+                warped.append(image)
+                valid.append(inside[:, 0])
+            error, mask = ops.photometric_error(
+                batch["reference"], torch.stack(warped, 1), batch["sources"], valid=torch.stack(valid, 1)
+            )
+            losses.append((error * mask).sum() / (mask + 1e-10).sum())
+    assert terms["photometric"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    assert terms["total"].item() == pytest.approx(sum(v.item() for k, v in terms.items() if k != "total"), rel=1e-6)
+    assert terms["sparsity"].item() == pytest.approx(0.02 * ops.motion_sparsity(outputs["motion"]).item(), rel=1e-6)
+
+
+def test_a_mirrored_scene_costs_the_same(stage, batch):
+    # Mirrored images with mirrored K, poses and motion; the published code leaves K as it is.
+    for net in stage.nets.values():
+        net.eval()
+    with torch.no_grad():
+        outputs = stage.forward(batch, 0)
+    # In float64: float32 flips pixels at the auto-mask's threshold.
+    depths, T = [depth.double() for depth in outputs["depths"]], outputs["T_src_ref"].double()
+    batch = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    mirror = torch.diag(torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64))
+    K = batch["K"].clone()
+    K[:, 0, 2] = SIZE[1] - 1 - K[:, 0, 2]
+    mirrored = batch | {"reference": batch["reference"].flip(-1), "sources": batch["sources"].flip(-1), "K": K}
+    here = stage.loss(batch, {"depths": depths, "T_src_ref": T}, 0)["total"]
+    flipped = {"depths": [depth.flip(-1) for depth in depths], "T_src_ref": mirror @ T @ mirror}
+    assert stage.loss(mirrored, flipped, 0)["total"].item() == pytest.approx(here.item(), rel=1e-9)
