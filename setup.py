@@ -50,7 +50,9 @@ def cuda_home() -> Path | None:
         if (home / "bin" / "nvcc").exists() and (home / "include" / "cuda_runtime.h").exists():
             return home
     if choice != "auto":
-        raise SystemExit(f"MCD_CUDA={choice}: no CUDA toolkit found; CUDA_HOME names one, requirements-cuda.txt gets one")
+        raise SystemExit(
+            f"MCD_CUDA={choice}: no CUDA toolkit found; CUDA_HOME names one, requirements-cuda.txt gets one"
+        )
     return None
 
 
@@ -80,6 +82,7 @@ def ninja_file(cuda: Path | None) -> str:
     optimize = "-fsanitize=address,undefined -g -O1" if os.environ.get("MCD_SANITIZE") == "1" else "-O3"
     # No errno, no trap: neither changes a result.
     cxxflags = f"-std=c++17 -fPIC -fvisibility=hidden -fopenmp {optimize} -fno-math-errno -fno-trapping-math"
+    nvccflags = f"-std=c++17 -O3 --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden {gencode()}"
     python = f"-isystem{pybind11.get_include()} -isystem{sysconfig.get_path('include')}"
     python += " -DMCD_WITH_X86" * ("avx2" in targets) + " -DMCD_WITH_CUDA" * (cuda is not None)
     ldflags = f"-shared -fopenmp {optimize} -Wl,--exclude-libs,ALL"
@@ -93,8 +96,7 @@ def ninja_file(cuda: Path | None) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule nvcc",
-        f"  command = {cuda}/bin/nvcc -ccbin {compiler} -MD -MF $out.d -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden"
-        f" --expt-relaxed-constexpr {gencode()} -I{cuda}/include -c $in -o $out",
+        f"  command = {cuda}/bin/nvcc -ccbin {compiler} -MD -MF $out.d {nvccflags} -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
@@ -121,7 +123,8 @@ class NinjaBuild(build_ext):
 
     def build_extension(self, extension: Extension) -> None:
         cuda = cuda_home()
-        print(f"mcd: building for {f'CPU and CUDA, with {cuda}' if cuda else 'CPU only: no CUDA toolkit'}", file=sys.stderr)
+        devices = f"CPU and CUDA, with {cuda}" if cuda else "CPU only, without a CUDA toolkit"
+        print(f"mcd: building for {devices}", file=sys.stderr)
         kind = "sanitize" if os.environ.get("MCD_SANITIZE") == "1" else "cuda" if cuda else "cpu"
         folder = ROOT / "build" / f"{sysconfig.get_config_var('SOABI')}-{kind}"
         script = folder / "build.ninja"

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mcd.checkpoint import atomic_path
 from mcd.config import Config, Evaluation
 from mcd.data import EvaluationSet, collate, open_reader, to_device
 from mcd.data.files import resize_image
@@ -25,6 +26,7 @@ from mcd.visualize import (
     from_bytes,
     gather_points,
     outline,
+    panel,
     resize_picture,
     to_bytes,
 )
@@ -68,7 +70,8 @@ def frame_pictures(config: Config, run_folder: Path) -> str:
             gt, valid = (torch.from_numpy(batch[name][index]) for name in ("depth_gt", "valid"))
             mask = batch["dynamic_mask"][index]
             dynamic = torch.zeros_like(valid) if mask is None else torch.from_numpy(mask)
-            tiles = _compared(config.evaluation, image, of_frame, gt, valid, dynamic)
+            compared = _compared(config.evaluation, image, of_frame, gt, valid, dynamic)
+            tiles = "".join(_tile(picture, caption) for caption, picture in compared)
         else:
             size = _shown_size(batch["native"][index])
             tiles = _tile(resize_picture(image, size), "image")
@@ -77,6 +80,34 @@ def frame_pictures(config: Config, run_folder: Path) -> str:
         rows = 2 if "depth_gt" in batch else 1
         blocks += f"<h3>{escape(frame)}</h3><div class='tiles rows{rows}'>{tiles}</div>"
     return f"<p class=muted>{' '.join(lines)}</p>{blocks}"
+
+
+def write_panel(config: Config, run_folder: Path, path: Path, frames: int = 4) -> None:
+    """One PNG of a few frames: image, truth, and the depth of each stage that the run has.
+
+    Raises:
+        DataError, CheckpointError, ValueError, OSError: there is no ground truth; frames or weights cannot be read.
+    """
+    if not has_ground_truth(config):
+        raise ValueError(f"{run_folder} has no ground truth to lay beside its depth")
+    device = choose_device(config.device)
+    predictors = {stage: stage_predictor(config, run_folder, stage, device) for stage in SHOWN}
+    batch, _ = choose_frames(config)
+    batch = to_device(batch, device)
+    with torch.no_grad():
+        depths = {f"{SHOWN[stage]} depth": predict(batch).cpu() for stage, predict in predictors.items() if predict}
+    rows, titles = [], []
+    for index in range(min(frames, len(batch["frame"]))):
+        gt, valid = (torch.from_numpy(batch[name][index]) for name in ("depth_gt", "valid"))
+        mask = batch["dynamic_mask"][index]
+        dynamic = torch.zeros_like(valid) if mask is None else torch.from_numpy(mask)
+        of_frame = {name: depth[index : index + 1] for name, depth in depths.items()}
+        compared = _compared(config.evaluation, batch["image"][index].cpu(), of_frame, gt, valid, dynamic)
+        shown = [tile for tile in compared if not tile[0].startswith("error")]
+        titles = [caption for caption, _ in shown]
+        rows.append([picture for _, picture in shown])
+    with atomic_path(path) as temporary:
+        Image.fromarray(to_bytes(panel(rows, titles))).save(temporary, "PNG")
 
 
 def choose_frames(config: Config) -> tuple[dict[str, Any], str]:
@@ -100,8 +131,8 @@ def choose_frames(config: Config) -> tuple[dict[str, Any], str]:
 
 def _compared(
     settings: Evaluation, image: Tensor, depths: Mapping[str, Tensor], gt: Tensor, valid: Tensor, dynamic: Tensor
-) -> str:
-    """Image above truth, then the depth of each stage above its error."""
+) -> list[tuple[str, Tensor]]:
+    """Captions and pictures: image, truth, then the depth and the error of each stage."""
     size = _shown_size(gt.shape)
     # Points of LiDAR would be too fine to see.
     cell = 1 if (gt > 0).float().mean() > 0.5 else 2
@@ -109,16 +140,16 @@ def _compared(
     truth = gather_points(gt, grid)
     limits = depth_range(gt[valid]) if valid.any() else None
     picture = outline(resize_picture(image, size), gather_points(dynamic.float(), size) > 0)
-    tiles = _tile(picture, "image") + _tile(_enlarge(colour_depth(truth, limits), cell), "ground truth")
+    tiles = [("image", picture), ("ground truth", _enlarge(colour_depth(truth, limits), cell))]
     for name, depth in depths.items():
         aligned = align(depth, gt, valid, settings)
         relative = (aligned - gt).abs() / gt
         error = f"error {relative[valid].mean():.2f}"
         if (dynamic & valid).any():
             error += f", moving {relative[dynamic & valid].mean():.2f}"
-        tiles += _tile(colour_depth(resize_depth(aligned[None, None], size)[0, 0], limits), name)
+        tiles.append((name, colour_depth(resize_depth(aligned[None, None], size)[0, 0], limits)))
         wrong = colour_error(resize_depth(aligned[None, None], grid)[0, 0], truth)
-        tiles += _tile(_enlarge(wrong, cell), error)
+        tiles.append((error, _enlarge(wrong, cell)))
     return tiles
 
 

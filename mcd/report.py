@@ -21,7 +21,7 @@ from mcd.config import STAGES, Config, ConfigError, load_config
 from mcd.data import DataError
 from mcd.evaluate import REGIONS, WHOLE
 from mcd.metrics import METRICS
-from mcd.pictures import frame_pictures
+from mcd.pictures import frame_pictures, write_panel
 from mcd.profiling import PHASES
 
 Logs = Mapping[str, Sequence[Mapping[str, float]]]
@@ -203,8 +203,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message."""
     parser = argparse.ArgumentParser(prog="python -m mcd.report", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--panel", type=Path, metavar="PNG", help="write only one picture of a few frames")
+    options = parser.parse_args(arguments)
     try:
-        print(write_report(parser.parse_args(arguments).run))
+        if options.panel:
+            write_panel(load_config(options.run / "config.yaml"), options.run, options.panel)
+            print(options.panel)
+        else:
+            print(write_report(options.run))
     except (ConfigError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

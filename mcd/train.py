@@ -341,7 +341,6 @@ class Validation:
             )
         return float(torch.stack(totals).mean()) if totals else math.inf
 
-
     def _abs_rel(self, net: nn.Module) -> float:
         config, context = self._context.config, self._context
 

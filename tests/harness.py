@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mcd import ops
-from mcd.ops.registry import OPERATORS, Operator, Sample
+from mcd.ops.registry import Operator, Sample
 
 CPU = torch.device("cpu")
 
@@ -119,10 +119,3 @@ class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
     def bytes(self, outputs: list[Tensor]) -> int:
         known = self._known | {tensor.untyped_storage().data_ptr() for tensor in outputs}
         return sum(tensor.untyped_storage().nbytes() for at, tensor in self._kept.items() if at not in known)
-
-
-def backends_beside_reference(device: torch.device = CPU) -> Iterator[tuple[Operator, str]]:
-    for operator in OPERATORS.values():
-        for backend in ("native", "triton"):
-            if operator.why_not(backend, device.type) is None:
-                yield operator, backend

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -33,14 +33,13 @@ def served(op: Operator, backend: str | None = None) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _built(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy operator's native function needs no compiled module, and no choice outlives a test."""
     from mcd.ops import native
 
     monkeypatch.setattr(native, "why_not", lambda device_type: None)
     monkeypatch.setattr(backends, "_environment", "")
-    yield
-    mcd.set_backend("auto")
+    monkeypatch.setattr(backends, "_process", {})
 
 
 def test_auto_takes_native_before_reference() -> None:

@@ -84,7 +84,5 @@ def object_items(stage: TrainingStage, split: str, wanted: Any) -> list[ObjectIt
     rows: list[InstanceRow] = read_rows(stage.context.run.stage("instances"), split)
     items = [ObjectItem(row.frame, row.row) for row in rows if wanted(row)]
     if not items and split == "train":
-        raise StageError(
-            f"stage {stage.name}: none of the {len(rows)} instances of split '{split}' can be used"
-        )
+        raise StageError(f"stage {stage.name}: none of the {len(rows)} instances of split '{split}' can be used")
     return items

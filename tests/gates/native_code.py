@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("80", "90")
@@ -24,7 +25,7 @@ ARCHITECTURES = ("80", "90")
 BUDGET = {"float": 128, "double": 255}
 
 
-def setup_module():  # noqa: ANN201
+def setup_script() -> Any:
     """setup.py as a module, for its toolkit and its targets."""
     sys.argv = ["setup.py", "--quiet", "--name"]
     specification = importlib.util.spec_from_file_location("mcd_setup", ROOT / "setup.py")
@@ -70,7 +71,9 @@ def check_cuda(home: Path) -> list[str]:
             for name, registers, spilled in found:
                 budget = BUDGET["double" if "double" in name else "float"]
                 if spilled or registers > budget:
-                    failures.append(f"sm_{architecture} {name}: {registers} registers of {budget}, {spilled} bytes spilled")
+                    failures.append(
+                        f"sm_{architecture} {name}: {registers} registers of {budget}, {spilled} bytes spilled"
+                    )
     return failures
 
 
@@ -81,8 +84,8 @@ def check_targets(targets: list[str]) -> list[str]:
     objects = [path for target in targets for path in sorted((ROOT / "build").glob(f"*-c*/*/*.{target}.o"))]
     for path in objects:
         target = path.name.split(".")[-2]
-        symbols = subprocess.run(["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True).stdout
-        for line in symbols.splitlines():
+        symbols = subprocess.run(["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True)
+        for line in symbols.stdout.splitlines():
             _, kind, name = line.split(" ", 2)
             if kind in "WVu" and f"mcd::{target}::" not in name:
                 failures.append(f"{path.name}: {name} could replace another target's")
@@ -91,7 +94,7 @@ def check_targets(targets: list[str]) -> list[str]:
 
 
 def main() -> int:
-    module = setup_module()
+    module = setup_script()
     failures = check_targets([target for target in module.X86_TARGETS if target != "baseline"])
     home = module.cuda_home()
     if home is None:

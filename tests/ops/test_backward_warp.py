@@ -46,7 +46,7 @@ def loop(
     source: Tensor, depth: Tensor, K: Tensor, T: Tensor, motion: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One pixel at a time, as a reader would do it by hand."""
-    batch, channels, height, width = source.shape
+    batch, _, height, width = source.shape
     _, _, rows, columns = depth.shape
     warped, coords = torch.empty_like(source), torch.empty(batch, 2, height, width, dtype=source.dtype)
     valid = torch.empty(batch, 1, height, width, dtype=torch.bool)
@@ -73,7 +73,7 @@ def loop(
                 px, py = (float(value) for value in q[:2] / (q[2] + 1e-5))
                 valid[b, 0, y, x] = bool(q[2] > 1e-3) and 0 <= px <= width - 1 and 0 <= py <= height - 1
                 px, py = min(max(px, 0), width - 1), min(max(py, 0), height - 1)
-                coords[b, :, y, x] = torch.tensor([px, py])
+                coords[b, :, y, x] = torch.tensor([px, py], dtype=source.dtype)
                 x0, y0 = int(px), int(py)
                 x1, y1 = min(x0 + 1, width - 1), min(y0 + 1, height - 1)
                 u, v = px - x0, py - y0
@@ -150,8 +150,8 @@ def test_a_small_depth_spoils_its_whole_footprint(backend: str) -> None:
     depth[0, 0, 1, 1] = math.nan
     warped = backward_warp(uniform(0, 1, 1, 1, 6, 8), depth, camera(6, 8), pose(), backend=backend)
     rows, columns = torch.where(warped[0, 0].isnan())
-    # Pixels whose upsampling has (1, 1) among its four corners.
-    assert (rows.unique().tolist(), columns.unique().tolist()) == ([1, 2, 3, 4], [1, 2, 3, 4])
+    # Pixels whose upsampling has (1, 1) among its four corners: the first row's and column's with weight 0.
+    assert (rows.unique().tolist(), columns.unique().tolist()) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
 
 
 def test_a_nan_in_the_source_spoils_its_four_readers(backend: str) -> None:
@@ -159,7 +159,8 @@ def test_a_nan_in_the_source_spoils_its_four_readers(backend: str) -> None:
     source[0, 0, 2, 3] = math.nan
     depth = torch.full((1, 1, 6, 8), 2.0, dtype=torch.float64)
     K = camera(6, 8)
-    warped = backward_warp(source, depth, K, pose(x=1 / K[0, 0, 0], y=1 / K[0, 1, 1]), backend=backend)  # half a pixel
+    # At depth 2 this moves by half a pixel.
+    warped = backward_warp(source, depth, K, pose(x=1 / K[0, 0, 0], y=1 / K[0, 1, 1]), backend=backend)
     assert warped[0, 0].isnan().nonzero().tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
 
 
