@@ -22,7 +22,7 @@ EVERY = "*"
 Choice = str | Mapping[str, str]
 
 
-class BackendUnavailable(RuntimeError):
+class BackendUnavailable(RuntimeError):  # noqa: N818
     """The backend asked for is unknown or cannot serve here; the message names those that can."""
 
 

@@ -12,12 +12,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-STAGES = ("scene", "instances", "object", "scale", "pseudo", "final", "control")
+StageName = Literal["scene", "instances", "object", "scale", "pseudo", "final", "control"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -192,7 +193,7 @@ class Config(Section):
     run: str | None = Field(None, description="name of the run folder; None: the config's stem")
     runs: Path = Field(Path("runs"), description="where run folders are")
     init: Path | None = Field(None, description="run, stage folder or weights file to start from")
-    stages: tuple[Literal["scene", "instances", "object", "scale", "pseudo", "final", "control"], ...] = STAGES[:-1]
+    stages: tuple[StageName, ...] = STAGES[:-1]
     seed: int = 0
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: as torch chooses")

@@ -37,7 +37,7 @@ def write_report(run_folder: Path | str) -> Path:
     run_folder = Path(run_folder)
     config = load_config(run_folder / "config.yaml")
     metrics = _read_json(run_folder / "metrics.json")
-    logs = {stage: _read_log(run_folder / "log" / f"{stage}.csv") for stage in STAGES}
+    logs: Logs = {stage: _read_log(run_folder / "log" / f"{stage}.csv") for stage in STAGES}
     logs = {stage: rows for stage, rows in logs.items() if rows}
     environment = _read_json(run_folder / "env.json")
     sections = [

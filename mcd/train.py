@@ -125,10 +125,11 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str,
     batches = prefetch(build_loader(dataset, sampler, config.data.workers, device), device, config.channels_last)
     log, timer, guard = StageLog(context.run, stage.name, start), StepTimer(device), NanGuard(config.on_nan, device)
     bar = progress(steps, stage.name, "step", start)
-    begin = time.perf_counter() - seconds
+    begin, unread = time.perf_counter() - seconds, 0
     for step in range(start, steps):
         with timer("data"):
             batch = next(batches)
+        unread += len(batch["skipped"])
         if stage.phase(step) != phase or optimizer is None:
             phase, best = stage.phase(step), math.inf
             optimizer = make_optimizer(stage, step, device)
@@ -190,7 +191,13 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str,
                 raise InterruptedRun
     bar.close()
     log.close()
-    return {"steps": steps, "seconds": time.perf_counter() - begin, "best": best, "skipped": guard.skipped}
+    return {
+        "steps": steps,
+        "seconds": time.perf_counter() - begin,
+        "best": best,
+        "skipped_steps": guard.skipped,
+        "unreadable_items": unread,
+    }
 
 
 def set_up(config: Config) -> torch.device:

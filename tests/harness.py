@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def mapped(sample: Sample, change: Callable[[Tensor], Tensor]) -> Sample:
         return change(leaf.detach()).detach().requires_grad_(leaf.requires_grad)
 
     args, kwargs = tree_map(changed, (sample.args, sample.kwargs))
-    return Sample(args, kwargs, sample.label)
+    return replace(sample, args=args, kwargs=kwargs)
 
 
 def call(operator: Operator, sample: Sample, backend: str | None) -> list[Tensor]:

@@ -149,7 +149,8 @@ def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Ge
         object_depth = distinct((len(instances.pixel),), generator).to(device, dtype)
         target = 5 + 3 * distinct((size[0], 1, *size[1:]), generator).to(device, dtype)
         scale = (torch.full((len(instances),), 11.2345, device=device, dtype=dtype),) if has_scale else ()
-        yield Sample((object_depth, target, instances, *scale), {"delta": 1.01234 if "wide" in label else 0.005}, label)
+        delta = 1.01234 if "wide" in label else 0.005
+        yield Sample((object_depth, target, instances, *scale), {"delta": delta}, label, detached=not has_scale)
 
 
 def _bytes_moved(sample: Sample) -> int:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +113,7 @@ def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: to
         return value.to(device, dtype)
 
     def sample(
-        label: str, batch: int, channels: int, height: int, width: int, moving: bool = False, **kwargs
+        label: str, batch: int, channels: int, height: int, width: int, moving: bool = False, **kwargs: Any
     ) -> Sample:
         angle = 0.05 * (torch.rand(batch, 3, generator=generator, dtype=torch.float64) - 0.5)
         T = torch.eye(4, dtype=torch.float64).repeat(batch, 1, 1)

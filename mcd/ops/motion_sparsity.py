@@ -27,7 +27,7 @@ def motion_sparsity_reference(motion: Tensor) -> Tensor:
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
     def sample(label: str, *shape: int) -> Sample:
         motion = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
-        return Sample((motion.requires_grad_(),), {}, label)
+        return Sample((motion.requires_grad_(),), {}, label, detached=True)
 
     yield sample("two sources", 2, 2, 2, 5, 19)
     yield sample("one pixel", 3, 1, 1)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,9 @@ def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: to
     def images(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    def sample(label: str, batch: int, count: int, height: int, width: int, masked: bool = False, **kwargs) -> Sample:
+    def sample(
+        label: str, batch: int, count: int, height: int, width: int, masked: bool = False, **kwargs: Any
+    ) -> Sample:
         reference, sources = images(batch, 3, height, width), images(batch, count, 3, height, width)
         warped = 0.7 * reference.unsqueeze(1) + 0.3 * images(batch, count, 3, height, width)
         if masked:

@@ -19,11 +19,15 @@ from mcd.backend import BACKENDS, BackendUnavailable
 
 @dataclass(frozen=True)
 class Sample:
-    """Arguments for one call of an operator, and what they stand for."""
+    """Arguments for one call of an operator, and what they stand for.
+
+    detached: the operator takes a part of its formula for a constant here, so finite differences see another gradient.
+    """
 
     args: tuple
     kwargs: dict = field(default_factory=dict)
     label: str = ""
+    detached: bool = False
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Ge
         target = prediction * (0.5 + 0.1 * distinct(shape, generator)) + 0.01234
         target[..., -1, -1] = 0
         mask = torch.rand(shape, generator=generator) > 0.3
-        yield Sample((prediction.to(device, dtype), target.to(device, dtype), mask.to(device)), {}, label)
+        args = prediction.to(device, dtype), target.to(device, dtype), mask.to(device)
+        yield Sample(args, {}, label, detached=True)
 
 
 def _bytes_moved(sample: Sample) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: to
         return value.to(device, dtype)
 
     def sample(
-        label: str, batch: int, count: int, height: int, width: int, scales: int, moving: bool = False, **kwargs
+        label: str, batch: int, count: int, height: int, width: int, scales: int, moving: bool = False, **kwargs: Any
     ) -> Sample:
         depths = [
             uniform(4, 6, batch, 1, max(height >> s, 1), max(width >> s, 1)).requires_grad_() for s in range(scales)

@@ -58,7 +58,9 @@ class Context:
         else:
             net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=pretrained)
         net = net.to(self.device)
-        return net.to(memory_format=torch.channels_last) if self.config.channels_last else net
+        if self.config.channels_last:
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
+        return net
 
     def trained(self, stage: str, role: str) -> nn.Module:
         """The net that an earlier stage of this run left behind, frozen."""

@@ -221,7 +221,10 @@ def read_masks(config: Config, split: str, frame: str) -> dict[str, Any]:
 
 def _rows(folder: Path, split: str, frames: list[str]) -> Iterator[InstanceRow]:
     for frame in frames:
-        found = FrameInstances.load(frame_path(folder, split, frame))
+        path = frame_path(folder, split, frame)
+        if not path.is_file():
+            continue  # its image could not be read, and data.on_error is skip
+        found = FrameInstances.load(path)
         for row, name in enumerate(found.ids):
             yield InstanceRow(
                 frame,

@@ -181,7 +181,7 @@ def test_images_of_16_bits_are_rounded_once(backend: str, dtype: torch.dtype) ->
 
 @needs_native
 def test_every_16_bit_number_is_read_and_written_as_torch_does() -> None:
-    """One pixel per bit pattern, through a camera that stands still (the 1e-5 of the divisor would blend neighbours)."""
+    """One pixel per image, one image per bit pattern: there is no neighbour to blend with."""
     patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
         source = patterns.view(dtype).reshape(1, 2**16, 1, 1)

@@ -69,13 +69,13 @@ def test_gradients_are_those_of_finite_differences(operator: Operator, backend: 
     checked = 0
     for sample in samples(operator):
         # Finite differences cost a call for each entry: small samples say the same.
-        if sum(leaf.numel() for leaf in leaves(sample)) > 600:
+        if sample.detached or sum(leaf.numel() for leaf in leaves(sample)) > 600:
             continue
         function, inputs = differentiable(operator, sample, backend)
         if inputs and function(*inputs):
             checked += torch.autograd.gradcheck(function, inputs, nondet_tol=0.0)
     if not checked:
-        pytest.skip("no gradient to check")
+        pytest.skip("a part of its formula is detached")
 
 
 @pytest.mark.parametrize(("operator", "backend"), EVERY)
@@ -184,7 +184,7 @@ def test_names_the_argument_that_is_wrong(operator: Operator) -> None:
         for wrong, error in (
             (argument.detach().long(), TypeError),
             ("not a tensor", TypeError),
-            (argument.detach()[None, None, None], ValueError),
+            (argument.detach().sum(), ValueError),
             (argument.detach().to("meta"), ValueError),
         ):
             args = (*sample.args[:place], wrong, *sample.args[place + 1 :])
