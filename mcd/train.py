@@ -325,14 +325,7 @@ class Validation:
 
     def __init__(self, stage: TrainingStage, context: Context):
         self._stage, self._context = stage, context
-        config, schedule = context.config, stage.schedule
-        self._loader = fixed_batches(
-            stage.dataset("val", None),
-            schedule.batch,
-            config.data.workers,
-            context.device,
-            limit=schedule.validate_batches,
-        )
+        self._dataset = stage.dataset("val", None)
 
     def score(self, step: int) -> float:
         stage, config = self._stage, self._context.config
@@ -340,11 +333,15 @@ class Validation:
             net.eval()
         if stage.schedule.select == "ground_truth":
             return self._abs_rel(stage.nets["depth"])
+        schedule, device = stage.schedule, self._context.device
+        loader = fixed_batches(
+            self._dataset, schedule.batch, config.data.workers, device, limit=schedule.validate_batches
+        )
         totals: list[Tensor] = []
         with torch.no_grad():
             totals.extend(
                 stage.loss(batch, stage.forward(batch, step), step)["total"]
-                for batch in prefetch(self._loader, self._context.device, config.channels_last)
+                for batch in prefetch(loader, device, config.channels_last)
             )
         return float(torch.stack(totals).mean()) if totals else math.inf
 

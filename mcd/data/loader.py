@@ -80,8 +80,6 @@ def build_loader(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.device(device).type == "cuda",
-        # A validation comes back to its loader: the workers keep what they have decoded.
-        persistent_workers=workers > 0,
         worker_init_fn=_outlive_signals,
         # Otherwise every loader would take a number from torch's own stream, and a resumed run would fall out of step.
         generator=torch.Generator(),

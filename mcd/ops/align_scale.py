@@ -146,11 +146,12 @@ def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Ge
         "no frame": ((0, 3, 3), (), False),
     }.items():
         instances = random_instances(size, counts, generator).to(device)
-        object_depth = distinct((len(instances.pixel),), generator).to(device, dtype)
+        object_depth = distinct((len(instances.pixel),), generator).to(device, dtype).requires_grad_()
         target = 5 + 3 * distinct((size[0], 1, *size[1:]), generator).to(device, dtype)
-        scale = (torch.full((len(instances),), 11.2345, device=device, dtype=dtype),) if has_scale else ()
+        scale = torch.full((len(instances),), 11.2345, device=device, dtype=dtype, requires_grad=True)
         delta = 1.01234 if "wide" in label else 0.005
-        yield Sample((object_depth, target, instances, *scale), {"delta": delta}, label, detached=not has_scale)
+        args = (object_depth, target, instances, scale if has_scale else None)
+        yield Sample(args, {"delta": delta}, label, detached=not has_scale)
 
 
 def _bytes_moved(sample: Sample) -> int:

@@ -121,7 +121,7 @@ def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Ge
         target = prediction * (0.5 + 0.1 * distinct(shape, generator)) + 0.01234
         target[..., -1, -1] = 0
         mask = torch.rand(shape, generator=generator) > 0.3
-        args = prediction.to(device, dtype), target.to(device, dtype), mask.to(device)
+        args = prediction.to(device, dtype).requires_grad_(), target.to(device, dtype), mask.to(device)
         yield Sample(args, {}, label, detached=True)
 
 

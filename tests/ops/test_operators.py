@@ -184,9 +184,11 @@ def test_names_the_argument_that_is_wrong(operator: Operator) -> None:
         for wrong, error in (
             (argument.detach().long(), TypeError),
             ("not a tensor", TypeError),
-            (argument.detach().sum(), ValueError),
+            (argument.detach().new_zeros(()), ValueError),
             (argument.detach().to("meta"), ValueError),
         ):
+            if isinstance(wrong, Tensor) and wrong.is_meta and len(leaves(sample)) == 1:
+                continue  # no other argument's device to differ from
             args = (*sample.args[:place], wrong, *sample.args[place + 1 :])
             with pytest.raises(error, match=operator.name):
                 function(*args, **sample.kwargs)

@@ -96,7 +96,8 @@ def test_a_mirrored_scene_costs_the_same(stage, batch):
         net.eval()
     with torch.no_grad():
         outputs = stage.forward(batch, 0)
-    # In float64: float32 flips pixels at the auto-mask's threshold.
+    # In float64: float32 flips pixels at the auto-mask's threshold. What differs is the 1e-5 in the projection's divisor,
+    # which draws every pixel to the left; K as it was costs 1e-2.
     depths, T = [depth.double() for depth in outputs["depths"]], outputs["T_src_ref"].double()
     batch = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     mirror = torch.diag(torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64))
@@ -104,5 +105,7 @@ def test_a_mirrored_scene_costs_the_same(stage, batch):
     K[:, 0, 2] = SIZE[1] - 1 - K[:, 0, 2]
     mirrored = batch | {"reference": batch["reference"].flip(-1), "sources": batch["sources"].flip(-1), "K": K}
     here = stage.loss(batch, {"depths": depths, "T_src_ref": T}, 0)["total"]
+    unmended = stage.loss(mirrored | {"K": batch["K"]}, {"depths": [d.flip(-1) for d in depths], "T_src_ref": T}, 0)
+    assert abs(unmended["total"].item() / here.item() - 1) > 1e-3
     flipped = {"depths": [depth.flip(-1) for depth in depths], "T_src_ref": mirror @ T @ mirror}
-    assert stage.loss(mirrored, flipped, 0)["total"].item() == pytest.approx(here.item(), rel=1e-9)
+    assert stage.loss(mirrored, flipped, 0)["total"].item() == pytest.approx(here.item(), rel=1e-4)
