@@ -87,10 +87,11 @@ template <typename Params> struct BackwardWarpFwd {
     const auto& p = params;
     const Look<V> seen = look<V>(p, camera, b, y, x, count);
     const Corner<V> at = corner(seen.at.u_x, seen.at.u_y, p.height, p.width);
+    const Footprint<V> around = footprint(at, p.height, p.width);
     const int64_t pixel = int64_t(y) * p.width + x;
     for (int c = 0; c < p.channels; ++c) {
       const int64_t plane = (b * p.channels + c) * p.pixels();
-      const V value = bilinear(load_patch<V>(p.source + plane, at, p.height, p.width), at.w_x, at.w_y);
+      const V value = bilinear(load_patch<V>(p.source + plane, around), at.w_x, at.w_y);
       store(warped + plane + pixel, select<V>(seen.usable, value, nan<V>()), count);
     }
     if (coords) write_coords(b, pixel, seen, count);
@@ -129,12 +130,13 @@ template <typename Params> struct BackwardWarpBwd {
     const auto& p = params;
     const Look<V> seen = look<V>(p, camera, b, y, x, count);
     const Corner<V> at = corner(seen.at.u_x, seen.at.u_y, p.height, p.width);
+    const Footprint<V> around = footprint(at, p.height, p.width);
     const int64_t pixel = int64_t(y) * p.width + x;
     V grad_x{}, grad_y{};
     for (int c = 0; c < p.channels; ++c) {
       const int64_t plane = (b * p.channels + c) * p.pixels();
       V by_x, by_y;
-      bilinear_grad(load_patch<V>(p.source + plane, at, p.height, p.width), at.w_x, at.w_y, &by_x, &by_y);
+      bilinear_grad(load_patch<V>(p.source + plane, around), at.w_x, at.w_y, &by_x, &by_y);
       const V upstream = load<V>(grad_warped + plane + pixel, count);
       grad_x += upstream * by_x;
       grad_y += upstream * by_y;

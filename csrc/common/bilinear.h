@@ -23,23 +23,31 @@ template <typename V> MCD_HD Corner<V> corner(V u_x, V u_y, int height, int widt
   return {column, row, x - convert<V>(column), y - convert<V>(row)};
 }
 
+// Where the pixels around a point lie in a plane, the same in every channel. Pairs of neighbours never reach beyond the
+// row: in its last column the pair before it is read.
+template <typename V> struct Footprint {
+  Indices<V> top, bottom;
+  Mask<V> last_column;
+  bool has_pairs;
+};
+template <typename V> MCD_HD Footprint<V> footprint(const Corner<V>& at, int height, int width) {
+  const Int<V> left = max<Int<V>>(min<Int<V>>(at.column, splat<Int<V>>(width - 2)), Int<V>{});
+  const Int<V> below = min<Int<V>>(at.row + 1, splat<Int<V>>(height - 1));
+  return {Indices<V>(at.row * width + left), Indices<V>(below * width + left), as_mask<V>(at.column > left), width > 1};
+}
+
 // The four pixels around a point; beyond the far borders stands the border.
 template <typename V> struct Patch {
   Pair<V> top, bottom;
 };
-template <typename V, typename Image>
-MCD_HD Patch<V> load_patch(const Image* plane, const Corner<V>& at, int height, int width) {
-  const Int<V> top = at.row * width, bottom = min<Int<V>>(at.row + 1, splat<Int<V>>(height - 1)) * width;
-  if (width == 1) {
-    const V upper = gather<V>(plane, top), lower = gather<V>(plane, bottom);
-    return {{upper, upper}, {lower, lower}};
+template <typename V, typename Image> MCD_HD Patch<V> load_patch(const Image* plane, const Footprint<V>& at) {
+  if (!at.has_pairs) {
+    const V top = gather<V>(plane, at.top), bottom = gather<V>(plane, at.bottom);
+    return {{top, top}, {bottom, bottom}};
   }
-  // Pairs never reach beyond the row: in its last column the pair before it is read.
-  const Int<V> left = min<Int<V>>(at.column, splat<Int<V>>(width - 2));
-  const Mask<V> last = as_mask<V>(at.column > left);
-  Patch<V> patch{gather_pair<V>(plane, top + left), gather_pair<V>(plane, bottom + left)};
-  patch.top.left = select<V>(last, patch.top.right, patch.top.left);
-  patch.bottom.left = select<V>(last, patch.bottom.right, patch.bottom.left);
+  Patch<V> patch{gather_pair<V>(plane, at.top), gather_pair<V>(plane, at.bottom)};
+  patch.top.left = select<V>(at.last_column, patch.top.right, patch.top.left);
+  patch.bottom.left = select<V>(at.last_column, patch.bottom.right, patch.bottom.left);
   return patch;
 }
 template <typename V> MCD_HD V bilinear(const Patch<V>& v, V w_x, V w_y) {

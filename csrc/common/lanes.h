@@ -110,18 +110,23 @@ template <typename U, typename V> MCD_HD U to_float16(V value) {
 // ---- memory. `count` < kLanes at the end of a row: further lanes are 0 on reading and dropped on writing.
 
 template <typename T> MCD_HD T read_lanes(const void* from, int count) {
-  T value{};
-  if (count >= kLanes<T>)
+  T value;
+  if (count >= kLanes<T>) {
     __builtin_memcpy(&value, from, sizeof(T));
-  else
-    __builtin_memcpy(&value, from, count * sizeof(Scalar<T>));
+  } else {
+    T in_memory{};
+    __builtin_memcpy(&in_memory, from, count * sizeof(Scalar<T>));
+    value = in_memory;
+  }
   return value;
 }
 template <typename T> MCD_HD void write_lanes(void* to, T value, int count) {
-  if (count >= kLanes<T>)
+  if (count >= kLanes<T>) {
     __builtin_memcpy(to, &value, sizeof(T));
-  else
-    __builtin_memcpy(to, &value, count * sizeof(Scalar<T>));
+  } else {
+    const T in_memory = value;  // a copy, so that `value` itself may stay in a register
+    __builtin_memcpy(to, &in_memory, count * sizeof(Scalar<T>));
+  }
 }
 
 template <typename V, typename Stored> MCD_HD V load(const Stored* from, int count) {
@@ -160,15 +165,34 @@ template <typename V> MCD_HD Mask<V> load_mask(const bool* from, int count) {
     return as_mask<V>(convert<Int<V>>(read_lanes<typename Lanes<V>::template of<uint8_t>>(from, count)) != 0);
 }
 
+// One index for each lane, in memory: there a gather finds each in one load, while taking them out of a register's lanes
+// costs more than the gather itself.
+template <typename V> struct Indices {
+  int32_t at[kLanes<V>];
+
+  MCD_HD explicit Indices(Int<V> index) { __builtin_memcpy(at, &index, sizeof(at)); }
+  MCD_HD const int32_t* in_memory() const {
+    const int32_t* address = at;
+#ifndef __CUDACC__
+    asm volatile("" : "+r"(address));  // else the compiler sees through the copy, or keeps all lanes in registers
+#endif
+    return address;
+  }
+};
+
 // One stored value at each index.
-template <typename V, typename Stored> MCD_HD V gather(const Stored* from, Int<V> index) {
+template <typename V, typename Stored> MCD_HD V gather(const Stored* from, const Indices<V>& index) {
   if constexpr (kLanes<V> == 1) {
-    return load<V>(from + index, 1);
+    return load<V>(from + index.at[0], 1);
   } else {
     V value{};
-    for (int i = 0; i < kLanes<V>; ++i) value[i] = load<Scalar<V>>(from + index[i], 1);
+    const int32_t* at = index.in_memory();
+    for (int i = 0; i < kLanes<V>; ++i) value[i] = load<Scalar<V>>(from + at[i], 1);
     return value;
   }
+}
+template <typename V, typename Stored> MCD_HD V gather(const Stored* from, Int<V> index) {
+  return gather<V>(from, Indices<V>(index));
 }
 
 // Neighbours: from[index] and from[index + 1].
@@ -187,29 +211,32 @@ template <typename Word> MCD_HD Word read_word(const void* from) {
 #define MCD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Int<decltype(a)>{__VA_ARGS__})
 #endif
 // A pair of floats is read as one word: half as many loads, which are what a gather costs.
-template <typename V, int... i> MCD_HD Pair<V> gather_words(const float* from, Int<V> index, std::integer_sequence<int, i...>) {
+template <typename V, int... i>
+MCD_HD Pair<V> gather_words(const float* from, const Indices<V>& index, std::integer_sequence<int, i...>) {
   constexpr int half = kLanes<V> / 2;
   using Words = typename PackOf<int64_t, sizeof(V)>::type;
-  const V low = bit_cast<V>(Words{read_word<int64_t>(from + index[i])...});
-  const V high = bit_cast<V>(Words{read_word<int64_t>(from + index[half + i])...});
+  const int32_t* at = index.in_memory();
+  const V low = bit_cast<V>(Words{read_word<int64_t>(from + at[i])...});
+  const V high = bit_cast<V>(Words{read_word<int64_t>(from + at[half + i])...});
   return {MCD_SHUFFLE(low, high, 2 * i..., kLanes<V> + 2 * i...),
           MCD_SHUFFLE(low, high, (2 * i + 1)..., (kLanes<V> + 2 * i + 1)...)};
 }
 #endif
-template <typename V, typename Stored> MCD_HD Pair<V> gather_pair(const Stored* from, Int<V> index) {
+template <typename V, typename Stored> MCD_HD Pair<V> gather_pair(const Stored* from, const Indices<V>& index) {
 #ifndef __CUDACC__
   if constexpr (kLanes<V> > 1 && std::is_same_v<Stored, float>)
     return gather_words<V>(from, index, std::make_integer_sequence<int, kLanes<V> / 2>{});
   if constexpr (kLanes<V> > 1 && sizeof(Stored) == 2) {
     typename Lanes<V>::template of<uint32_t> words{};
-    for (int i = 0; i < kLanes<V>; ++i) words[i] = read_word<uint32_t>(from + index[i]);
+    const int32_t* at = index.in_memory();
+    for (int i = 0; i < kLanes<V>; ++i) words[i] = read_word<uint32_t>(from + at[i]);
     if constexpr (std::is_same_v<Stored, bfloat16>)
       return {from_bfloat16<V>(words & 0xffff), from_bfloat16<V>(words >> 16)};
     else
       return {from_float16<V>(words & 0xffff), from_float16<V>(words >> 16)};
   }
 #endif
-  return {gather<V>(from, index), gather<V>(from, index + 1)};
+  return {gather<V>(from, index), gather<V>(from + 1, index)};
 }
 
 }  // namespace mcd::MCD_TARGET

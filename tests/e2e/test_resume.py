@@ -97,6 +97,7 @@ def test_all_stages_run_and_are_evaluated(undisturbed):
         assert (run / name).is_file(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_run_ends_as_if_it_had_not_been(undisturbed, how):
     config, metrics = undisturbed

@@ -96,8 +96,8 @@ def test_a_mirrored_scene_costs_the_same(stage, batch):
         net.eval()
     with torch.no_grad():
         outputs = stage.forward(batch, 0)
-    # In float64: float32 flips pixels at the auto-mask's threshold. What differs is the 1e-5 in the projection's divisor,
-    # which draws every pixel to the left; K as it was costs 1e-2.
+    # In float64: float32 flips pixels at the auto-mask's threshold. What differs is the 1e-5 in the projection's
+    # divisor, which draws every pixel to the left; K as it was costs a hundred times more.
     depths, T = [depth.double() for depth in outputs["depths"]], outputs["T_src_ref"].double()
     batch = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     mirror = torch.diag(torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64))
