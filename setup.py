@@ -137,6 +137,7 @@ class NinjaBuild(build_ext):
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
         target = Path(self.get_ext_fullpath(extension.name))
+        self.force = True  # a module of another kind is replaced though it may be newer
         self.mkpath(str(target.parent))
         self.copy_file(str(folder / "_C.so"), str(target))
 

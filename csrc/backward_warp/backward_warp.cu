@@ -8,8 +8,11 @@ namespace mcd::MCD_TARGET {
 namespace {
 
 constexpr int kThreads = 128;  // a block walks a row, neighbouring threads on neighbouring pixels
+// Blocks that a multiprocessor is to hold, which bounds registers: to 128 in float, whose gathers 512 threads can hide.
+template <typename Params> constexpr int kBlocks = sizeof(typename Params::scalar) == 4 ? 4 : 2;
 
-template <typename Params> __global__ void __launch_bounds__(kThreads) fwd_rows(BackwardWarpFwd<Params> fwd) {
+template <typename Params>
+__global__ void __launch_bounds__(kThreads, kBlocks<Params>) fwd_rows(BackwardWarpFwd<Params> fwd) {
   using scalar_t = typename Params::scalar;
   const auto& p = fwd.params;
   const int64_t b = blockIdx.x / p.height;
@@ -20,7 +23,8 @@ template <typename Params> __global__ void __launch_bounds__(kThreads) fwd_rows(
   for (int x = threadIdx.x; x < p.width; x += kThreads) fwd.template pixels<scalar_t>(camera, b, y, x, 1);
 }
 
-template <typename Params> __global__ void __launch_bounds__(kThreads) bwd_rows(BackwardWarpBwd<Params> bwd) {
+template <typename Params>
+__global__ void __launch_bounds__(kThreads, kBlocks<Params>) bwd_rows(BackwardWarpBwd<Params> bwd) {
   using scalar_t = typename Params::scalar;
   constexpr int kUsed = Params::motion_channels == 3 ? kSums : kSumMotion;
   const auto& p = bwd.params;
