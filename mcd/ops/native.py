@@ -57,7 +57,7 @@ def define(
     def run(*arguments: Any) -> Any:
         outputs = allocate(*arguments)
         inputs = [_dense(argument) for argument in arguments]  # held here: copies must outlive the call
-        written = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        written = outputs if isinstance(outputs, tuple) else (outputs,)
         _launch(name, *inputs, *written, *workspace(*arguments))
         return outputs
 
@@ -83,7 +83,16 @@ def cpu_targets() -> list[str]:
     return [name for name in ("baseline", "avx2", "avx512") if hasattr(_C, name)]
 
 
-_cpu = getattr(_C, os.environ.get("MCD_CPU") or cpu_targets()[-1]) if _C is not None else None
+def _cpu_module() -> Any:
+    if _C is None:
+        return None
+    choice = os.environ.get("MCD_CPU") or cpu_targets()[-1]
+    if choice not in cpu_targets():
+        raise ValueError(f"MCD_CPU is {choice!r}, on this processor it should be one of {', '.join(cpu_targets())}")
+    return getattr(_C, choice)
+
+
+_cpu = _cpu_module()
 
 
 def _launch(name: str, *arguments: Any) -> None:
