@@ -41,13 +41,13 @@ template <> struct type_caster<mcd::Tensor> {
     // torch's dtypes are singletons, looked up once and kept to the end of the process.
     static const auto* known = [] {
       const module_ torch = module_::import("torch");
-      auto* pointers = new PyObject*[7];
+      auto* pointers = new PyObject*[8];
       int i = 0;
-      for (const char* name : {"float32", "float64", "bfloat16", "float16", "int32", "int64", "bool"})
+      for (const char* name : {"float32", "float64", "bfloat16", "float16", "int32", "int64", "bool", "int16"})
         pointers[i++] = object(torch.attr(name)).release().ptr();
       return pointers;
     }();
-    for (int i = 0; i < 7; ++i)
+    for (int i = 0; i < 8; ++i)
       if (dtype.ptr() == known[i]) return mcd::Dtype(i);
     throw type_error("tensor of an unsupported dtype");
   }
@@ -73,6 +73,23 @@ template <> struct type_caster<mcd::Where> {
     py::module_ target = module.def_submodule(#target); \
     MCD_DEFINE(target, backward_warp_fwd);             \
     MCD_DEFINE(target, backward_warp_bwd);             \
+    MCD_DEFINE(target, photometric_error_fwd);         \
+    MCD_DEFINE(target, photometric_error_bwd);         \
+    MCD_DEFINE(target, view_synthesis_loss_fwd);       \
+    MCD_DEFINE(target, forward_warp_fwd);              \
+    MCD_DEFINE(target, forward_warp_bwd);              \
+    MCD_DEFINE(target, smoothness_loss_fwd);           \
+    MCD_DEFINE(target, smoothness_loss_bwd);           \
+    MCD_DEFINE(target, motion_sparsity_fwd);           \
+    MCD_DEFINE(target, motion_sparsity_bwd);           \
+    MCD_DEFINE(target, instance_stats_fwd);            \
+    MCD_DEFINE(target, instance_stats_bwd);            \
+    MCD_DEFINE(target, align_scale_fwd);               \
+    MCD_DEFINE(target, align_scale_bwd);               \
+    MCD_DEFINE(target, scale_invariant_loss_fwd);      \
+    MCD_DEFINE(target, scale_invariant_loss_bwd);      \
+    MCD_DEFINE(target, fuse_depth_fwd);                \
+    MCD_DEFINE(target, fuse_depth_bwd);                \
   } while (false)
 
 PYBIND11_MODULE(_C, module) {

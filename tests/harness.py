@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from mcd import ops
+from mcd import Instances, ops
 from mcd.ops.registry import Operator, Sample
 
 CPU = torch.device("cpu")
@@ -101,9 +101,11 @@ class RegisteredCalls(TorchDispatchMode):
 
 
 class SavedForBackward(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps inside: distinct storages that are not the inputs'."""
+    """Counts the bytes that autograd keeps inside: distinct storages that are no inputs, masks included."""
 
-    def __init__(self, inputs: list[Tensor]):
+    def __init__(self, sample: Sample):
+        masks = [argument for argument in sample.args if isinstance(argument, Instances)]
+        inputs = [*leaves(sample), *(tensor for mask in masks for tensor in (mask.pixel, mask.offset, mask.frame))]
         self._known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
         self._kept: dict[int, Tensor] = {}
 

@@ -85,15 +85,16 @@ template <typename Params> struct SourceGradPixel {
     if (!seen.usable) return;
     const auto at = corner(seen.at.u_x, seen.at.u_y, p.height, p.width);
     const int right = at.column < p.width - 1 ? 1 : 0, down = at.row < p.height - 1 ? p.width : 0;
+    const double scale = sum.scale();
     for (int c = 0; c < p.channels; ++c) {
       const int64_t plane = (b * p.channels + c) * p.pixels();
       const int64_t upper = plane + int64_t(at.row) * p.width + at.column;
       const scalar_t upstream = load<scalar_t>(bwd.grad_warped + plane + int64_t(y) * p.width + x, 1);
       const scalar_t bottom = at.w_y * upstream, top = upstream - bottom;
-      sum.add(upper, (1 - at.w_x) * top);
-      sum.add(upper + right, at.w_x * top);
-      sum.add(upper + down, (1 - at.w_x) * bottom);
-      sum.add(upper + down + right, at.w_x * bottom);
+      sum.add(upper, (1 - at.w_x) * top, scale);
+      sum.add(upper + right, at.w_x * top, scale);
+      sum.add(upper + down, (1 - at.w_x) * bottom, scale);
+      sum.add(upper + down + right, at.w_x * bottom, scale);
     }
   }
 };

@@ -1,7 +1,7 @@
 // Sums by atomics whose result does not depend on their order: in 64-bit fixed point, scaled by the largest term.
 //
 //   clear_fixed_point(sum, size, terms, term_count, …);   finds the scale from what will be weighted and added
-//   sum.add(index, value);                                |value| no larger than the largest of `terms`
+//   sum.add(index, value, sum.scale());                   |value| no larger than the largest of `terms`
 //   read_fixed_point(sum, size, out, …);
 //
 // A term that is not finite makes every sum NaN.
@@ -22,8 +22,8 @@ struct FixedPoint {
     frexp(__longlong_as_double(*largest), &exponent);
     return ldexp(1.0, 62 - (64 - __clzll(terms_per_sum)) - exponent);
   }
-  template <typename T> __device__ void add(int64_t index, T value) const {
-    atomicAdd(sums + index, static_cast<unsigned long long>(__double2ll_rn(double(value) * scale())));
+  template <typename T> __device__ void add(int64_t index, T value, double scale) const {
+    atomicAdd(sums + index, static_cast<unsigned long long>(__double2ll_rn(double(value) * scale)));
   }
 };
 

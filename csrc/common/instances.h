@@ -16,6 +16,19 @@ struct InstanceView {
 
   MCD_HD int64_t size(int64_t n) const { return offset[n + 1] - offset[n]; }
 
+  // The instance of the i-th of all pixels.
+  MCD_HD int64_t instance_of(int64_t i) const {
+    int64_t low = 0, high = count - 1;
+    while (low < high) {
+      const int64_t middle = (low + high + 1) / 2;
+      if (offset[middle] <= i)
+        low = middle;
+      else
+        high = middle - 1;
+    }
+    return low;
+  }
+
   // Where the pixels of instance n that are not below `first` begin, in [offset[n], offset[n + 1]].
   MCD_HD int64_t lower_bound(int64_t n, int64_t first) const {
     int64_t begin = offset[n], end = offset[n + 1];

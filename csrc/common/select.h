@@ -20,7 +20,7 @@ template <typename V> MCD_HD Key<V> key_of(V value) {
 }
 template <typename T> MCD_HD T value_of(Key<T> key) {
   constexpr int top = 8 * sizeof(T) - 1;
-  return bit_cast<T>(key ^ ((key >> top) - 1 | Key<T>(1) << top));
+  return bit_cast<T>(key ^ (((key >> top) - 1) | (Key<T>(1) << top)));
 }
 
 // How far to shift so that [0, width] falls into at most 2^bits bins.

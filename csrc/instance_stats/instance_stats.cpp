@@ -21,7 +21,10 @@ template <typename scalar_t> struct StatsOfInstance {
   };
 
   MCD_HD void operator()(int64_t n) const {
-    params.with_values(n, [&](auto values) { stats(n, Read<decltype(values)>{values}); });
+    if (params.image_size)
+      stats(n, Read<ImageValues<scalar_t>>{params.image_values(n)});
+    else
+      stats(n, Read<OwnValues<scalar_t>>{params.own_values(n)});
   }
 
   template <typename Reader> MCD_HD void stats(int64_t n, const Reader& read) const {

@@ -24,13 +24,9 @@ template <typename scalar_t> struct InstanceStatsParams {
   scalar_t* largest;   // [N]
   scalar_t* quantile;  // [N, Q]
 
-  // Calls f with what reads the values of instance n.
-  template <typename F> MCD_HD void with_values(int64_t n, F f) const {
-    const int64_t begin = instances.offset[n];
-    if (image_size)
-      f(ImageValues<scalar_t>{values + instances.frame[n] * image_size, instances.pixel + begin});
-    else
-      f(OwnValues<scalar_t>{values + begin});
+  MCD_HD OwnValues<scalar_t> own_values(int64_t n) const { return {values + instances.offset[n]}; }
+  MCD_HD ImageValues<scalar_t> image_values(int64_t n) const {
+    return {values + instances.frame[n] * image_size, instances.pixel + instances.offset[n]};
   }
 
   MCD_HD void write(int64_t n, double sum, scalar_t least_value, scalar_t largest_value, bool poisoned) const {

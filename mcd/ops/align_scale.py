@@ -164,6 +164,7 @@ OP = register(
     Operator(
         "align_scale",
         reference=align_scale_reference,
+        native=_native,
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

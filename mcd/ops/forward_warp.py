@@ -25,7 +25,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from mcd.ops import native
 from mcd.ops.backward_warp import sample_bilinear
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.registry import Operator, Sample, register
@@ -107,6 +109,115 @@ def _of_winner(values: Tensor, winner: Tensor, hit: Tensor) -> Tensor:
     return torch.where(hit.unsqueeze(1), picked, 1.0)
 
 
+def _allocate_fwd(
+    attribute: Tensor, depth: Tensor, K: Tensor, T_dst_ref: Tensor, motion: Tensor | None, upscale: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """warped, depth_dst, winner, and which of its rays won."""
+    winner = depth.new_empty((depth.shape[0], *depth.shape[2:]), dtype=torch.int32)
+    warped = attribute.new_empty(attribute.shape)
+    return warped, depth.new_empty(depth.shape), winner, torch.empty_like(winner, dtype=torch.int16)
+
+
+def _workspace_fwd(attribute: Tensor, depth: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    """On CUDA: the cameras, and the z-buffer, for whose atomic minimum depth and ray are one number (float64: two)."""
+    words = depth.numel() * depth.itemsize // 4 if depth.is_cuda else 0
+    return depth.new_empty(len(depth) * _CAMERAS if depth.is_cuda else 0), depth.new_empty(words, dtype=torch.int64)
+
+
+def _allocate_bwd(
+    grad_warped: Tensor,
+    grad_depth_dst: Tensor,
+    attribute: Tensor,
+    depth: Tensor,
+    K: Tensor,
+    T_dst_ref: Tensor,
+    motion: Tensor | None,
+    depth_dst: Tensor,
+    winner: Tensor,
+    ray: Tensor,
+    upscale: int,
+    need_attribute: bool,
+    need_geometry: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of attribute, depth, T_dst_ref, motion; those not needed have no elements."""
+
+    def like(tensor: Tensor | None, needed: bool) -> Tensor:
+        return depth.new_empty(0) if tensor is None or not needed else tensor.new_empty(tensor.shape)
+
+    geometry = [like(tensor, need_geometry) for tensor in (depth, T_dst_ref, motion)]
+    return like(attribute, need_attribute), geometry[0], geometry[1], geometry[2]
+
+
+def _workspace_bwd(*arguments: Any) -> tuple[Tensor, ...]:
+    """On CUDA: the cameras, what each cell hands its winner, sums of blocks of cells, and the attribute's gradient in
+    fixed point."""
+    attribute, depth, motion = arguments[2], arguments[3], arguments[6]
+    need_attribute, need_geometry = arguments[-2:]
+    if not depth.is_cuda:
+        return depth.new_empty(0), depth.new_empty(0), depth.new_empty(0), depth.new_empty(0)
+    blocks = len(depth) * -(-depth[0].numel() // _BLOCK_CELLS) if len(depth) else 0
+    return (
+        depth.new_empty(len(depth) * _CAMERAS),
+        depth.new_empty(depth.numel() * (4 if motion is not None else 1) if need_geometry else 0),
+        depth.new_empty(blocks * _SUMS if need_geometry else 0, dtype=torch.float64),
+        depth.new_empty(attribute.numel() + 1 if need_attribute else 0, dtype=torch.int64),
+    )
+
+
+_CAMERAS, _SUMS = 51, 25  # numbers in WarpCameras, kWarpSums of csrc/forward_warp/forward_warp.h
+_BLOCK_CELLS = 1024  # kBlockCells of csrc/forward_warp/forward_warp.cu
+
+
+_fwd = native.define(
+    "forward_warp_fwd(Tensor attribute, Tensor depth, Tensor K, Tensor T_dst_ref, Tensor? motion, int upscale)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _allocate_fwd,
+    _workspace_fwd,
+)
+_bwd = native.define(
+    "forward_warp_bwd(Tensor grad_warped, Tensor grad_depth_dst, Tensor attribute, Tensor depth, Tensor K,"
+    " Tensor T_dst_ref, Tensor? motion, Tensor depth_dst, Tensor winner, Tensor ray, int upscale, bool need_attribute,"
+    " bool need_geometry) -> (Tensor, Tensor, Tensor, Tensor)",
+    _allocate_bwd,
+    _workspace_bwd,
+)
+
+
+class _ForwardWarp(torch.autograd.Function):
+    """Saves its inputs, its outputs and the number of the ray that won."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        warped, depth_dst, winner, ray = _fwd(*inputs)
+        ctx.save_for_backward(*inputs[:5], depth_dst, winner, ray)
+        ctx.upscale = inputs[5]
+        ctx.mark_non_differentiable(winner)
+        return warped, depth_dst, winner
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_warped: Tensor, grad_depth_dst: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        attribute, depth, _, T_dst_ref, motion, _ = ctx.needs_input_grad
+        grads = _bwd(
+            grad_warped, grad_depth_dst, *ctx.saved_tensors, ctx.upscale, attribute, depth or T_dst_ref or motion
+        )
+        needed = zip(grads, (attribute, depth, T_dst_ref, motion), strict=True)
+        to_attribute, to_depth, to_T, to_motion = (grad if need else None for grad, need in needed)
+        return to_attribute, to_depth, None, to_T, to_motion, None
+
+
+def _native(
+    attribute: Tensor,
+    depth: Tensor,
+    K: Tensor,
+    T_dst_ref: Tensor,
+    motion: Tensor | None = None,
+    *,
+    upscale: int = 3,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _ForwardWarp.apply(attribute, depth, K, T_dst_ref, motion, upscale)
+
+
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         value = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -149,6 +260,7 @@ OP = register(
     Operator(
         "forward_warp",
         reference=forward_warp_reference,
+        native=_native,
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

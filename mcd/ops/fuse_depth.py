@@ -107,6 +107,7 @@ OP = register(
     Operator(
         "fuse_depth",
         reference=fuse_depth_reference,
+        native=_native,
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

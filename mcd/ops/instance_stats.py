@@ -164,6 +164,7 @@ OP = register(
     Operator(
         "instance_stats",
         reference=instance_stats_reference,
+        native=_native,
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

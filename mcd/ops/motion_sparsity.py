@@ -9,10 +9,13 @@ Units are the motion's. Motion that is zero everywhere costs 0; motion over noth
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.registry import Operator, Sample, register
 
@@ -22,6 +25,37 @@ def motion_sparsity_reference(motion: Tensor) -> Tensor:
     mean = size.detach().mean((-2, -1), keepdim=True)
     cost = 2 * mean * torch.sqrt(size / (mean + 1e-24) + 1)
     return cost.sum() / max(cost.numel(), 1)
+
+
+def _planes(motion: Tensor) -> Tensor:
+    """A number for each leading index and channel."""
+    return motion.new_empty(motion.shape[:-2].numel())
+
+
+_fwd = native.define(
+    "motion_sparsity_fwd(Tensor motion) -> (Tensor, Tensor)",
+    lambda motion: (motion.new_empty(()), _planes(motion)),
+    lambda motion: (_planes(motion),),
+)
+_bwd = native.define(
+    "motion_sparsity_bwd(Tensor grad_loss, Tensor motion, Tensor means) -> Tensor",
+    lambda grad_loss, motion, means: motion.new_empty(motion.shape),
+)
+
+
+class _MotionSparsity(torch.autograd.Function):
+    """Saves its input and the mean of each plane."""
+
+    @staticmethod
+    def forward(ctx: Any, motion: Tensor) -> Tensor:
+        loss, means = _fwd(motion)
+        ctx.save_for_backward(motion, means)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> Tensor:
+        return _bwd(grad_loss, *ctx.saved_tensors)
 
 
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -42,6 +76,7 @@ OP = register(
     Operator(
         "motion_sparsity",
         reference=motion_sparsity_reference,
+        native=_MotionSparsity.apply,
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

@@ -23,7 +23,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast
 from mcd.ops.registry import Operator, Sample, register
 
@@ -107,6 +109,74 @@ def check_photometric_weights(name: str, ssim_weight: float, l1_weight: float, c
         raise ValueError(f"{name}: c1 = {c1} and c2 = {c2} should be positive and not both infinite")
 
 
+def _allocate_fwd(
+    reference: Tensor, warped: Tensor, sources: Tensor, valid: Tensor | None, *weights: float
+) -> tuple[Tensor, Tensor]:
+    batch, _, height, width = reference.shape
+    error = reference.new_empty((batch, height, width), dtype=torch.promote_types(reference.dtype, torch.float32))
+    return error, torch.empty_like(error, dtype=torch.bool)
+
+
+def _allocate_bwd(
+    grad_error: Tensor,
+    reference: Tensor,
+    warped: Tensor,
+    valid: Tensor | None,
+    ssim_weight: float,
+    l1_weight: float,
+    c1: float,
+    c2: float,
+    need_reference: bool,
+) -> tuple[Tensor, Tensor]:
+    return warped.new_empty(warped.shape), reference.new_empty(reference.shape if need_reference else 0)
+
+
+_fwd = native.define(
+    "photometric_error_fwd(Tensor reference, Tensor warped, Tensor sources, Tensor? valid, float ssim_weight,"
+    " float l1_weight, float c1, float c2) -> (Tensor, Tensor)",
+    _allocate_fwd,
+)
+_bwd = native.define(
+    "photometric_error_bwd(Tensor grad_error, Tensor reference, Tensor warped, Tensor? valid, float ssim_weight,"
+    " float l1_weight, float c1, float c2, bool need_reference) -> (Tensor, Tensor)",
+    _allocate_bwd,
+)
+
+
+class _PhotometricError(torch.autograd.Function):
+    """Saves its inputs and nothing else: windows and minima are found again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, reference: Tensor, warped: Tensor, sources: Tensor, valid: Tensor | None, *weights: float
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(reference, warped, valid)
+        ctx.weights = weights
+        error, auto_mask = _fwd(reference, warped, sources, valid, *weights)
+        ctx.mark_non_differentiable(auto_mask)
+        return error, auto_mask
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_error: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        grad_warped, grad_reference = _bwd(grad_error, *ctx.saved_tensors, *ctx.weights, ctx.needs_input_grad[0])
+        return grad_reference if ctx.needs_input_grad[0] else None, grad_warped, None, None, None, None, None, None
+
+
+def _native(
+    reference: Tensor,
+    warped: Tensor,
+    sources: Tensor,
+    *,
+    valid: Tensor | None = None,
+    ssim_weight: float = 3.0,
+    l1_weight: float = 2.0,
+    c1: float = inf,
+    c2: float = 9e-6,
+) -> tuple[Tensor, Tensor]:
+    return _PhotometricError.apply(reference, warped, sources, valid, ssim_weight, l1_weight, c1, c2)
+
+
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
     def images(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64).to(device, dtype)
@@ -139,6 +209,7 @@ OP = register(
     Operator(
         "photometric_error",
         reference=photometric_error_reference,
+        native=_native,
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

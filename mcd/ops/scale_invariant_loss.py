@@ -40,9 +40,10 @@ def scale_invariant_loss_reference(prediction: Tensor, target: Tensor, mask: Ten
         large = _quantile(prediction, counted, 0.9, "linear")
         # Written so that a NaN factor passes, and the loss tells of it.
         gate = counted & ~(rescaled < least) & ~(rescaled > large)
-        rescaled = _quantile(ratio, gate, 0.5, "lower") * target
+        factor = _quantile(ratio, gate, 0.5, "lower")
     chosen = gate & mask
-    error = torch.where(chosen, prediction - rescaled, 0.0).abs().sum()
+    # |p - r₂ q|, written to be 0 at the pixel whose ratio is the median, where the sign of p - r₂ q would be noise.
+    error = (torch.where(chosen, prediction / target - factor, 0.0).abs() * target).sum()
     return error / (chosen.sum().to(error.dtype) + 1e-10), gate.reshape(image)
 
 
@@ -134,6 +135,7 @@ OP = register(
     Operator(
         "scale_invariant_loss",
         reference=scale_invariant_loss_reference,
+        native=_native,
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

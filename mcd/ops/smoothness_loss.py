@@ -16,10 +16,13 @@ whole image, so that an object's weight depends on its size, and yields NaN with
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.registry import Operator, Sample, register
 
@@ -64,6 +67,57 @@ def _masked_term(disparity: Tensor, mask: Tensor) -> Tensor:
     return term
 
 
+def _allocate_fwd(disparities: Sequence[Tensor], guides: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The loss, and for each scale and sample the factors of its gradient: by slope along x, along y, and per pixel."""
+    first = disparities[0]
+    return first.new_empty(()), first.new_empty((len(disparities), len(first), 3))
+
+
+def _workspace_fwd(disparities: Sequence[Tensor], guides: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Sums of blocks of rows, of which there are no more than rows."""
+    rows = sum(disparity.shape[0] * max(disparity.shape[2], 1) for disparity in disparities)
+    return (disparities[0].new_empty((rows, _SUMS)),)
+
+
+_SUMS = 6  # kSmoothSums of csrc/smoothness_loss/smoothness_loss.h
+
+_fwd = native.define(
+    "smoothness_loss_fwd(Tensor[] disparities, Tensor[] guides) -> (Tensor, Tensor)", _allocate_fwd, _workspace_fwd
+)
+_bwd = native.define(
+    "smoothness_loss_bwd(Tensor grad_loss, Tensor[] disparities, Tensor[] guides, Tensor factors) -> Tensor[]",
+    lambda grad_loss, disparities, guides, factors: [disparity.new_empty(disparity.shape) for disparity in disparities],
+)
+
+
+class _SmoothnessLoss(torch.autograd.Function):
+    """Saves its inputs and three numbers for each scale and sample."""
+
+    @staticmethod
+    def forward(ctx: Any, scales: int, *tensors: Tensor) -> Tensor:
+        disparities, guides = list(tensors[:scales]), list(tensors[scales:])
+        loss, factors = _fwd(disparities, guides)
+        ctx.save_for_backward(factors, *tensors)
+        ctx.scales = scales
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        factors, *tensors = ctx.saved_tensors
+        grads = _bwd(grad_loss, tensors[: ctx.scales], tensors[ctx.scales :], factors)
+        return None, *grads, *(None for _ in grads)
+
+
+def _native(
+    disparities: Sequence[Tensor],
+    images: Sequence[Tensor] | None = None,
+    *,
+    masks: Sequence[Tensor] | None = None,
+) -> Tensor:
+    return _SmoothnessLoss.apply(len(disparities), *disparities, *(masks if masks is not None else images or ()))
+
+
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
     def uniform(low: float, *shape: int) -> Tensor:
         return (low + torch.rand(shape, generator=generator, dtype=torch.float64)).to(device, dtype)
@@ -91,6 +145,7 @@ OP = register(
     Operator(
         "smoothness_loss",
         reference=smoothness_loss_reference,
+        native=_native,
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from mcd.ops import native
 from mcd.ops.backward_warp import backward_warp_reference
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.photometric_error import (
@@ -72,6 +74,125 @@ def view_synthesis_loss_reference(
     return loss, torch.stack(losses).detach(), masks[0]
 
 
+def _allocate_fwd(
+    reference: Tensor,
+    sources: Tensor,
+    depths: Sequence[Tensor],
+    K: Tensor,
+    T_src_ref: Tensor,
+    motion: Tensor | None,
+    scale_weights: Sequence[float],
+    mask_invalid: bool,
+    ssim_weight: float,
+    l1_weight: float,
+    c1: float,
+    c2: float,
+    need_grad: bool,
+    need_motion: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor], Tensor, Tensor, Tensor, Tensor]:
+    """loss, losses, auto_mask; gradients of depths, each to be multiplied by its scale's coefficient, and of K,
+    T_src_ref and motion; the coefficients."""
+
+    def like(tensor: Tensor | None, needed: bool) -> Tensor:
+        return K.new_empty(tensor.shape if tensor is not None and needed else 0)
+
+    batch, _, height, width = reference.shape
+    return (
+        K.new_empty(()),
+        K.new_empty(len(depths)),
+        K.new_empty((batch, height, width), dtype=torch.bool),
+        [like(depth, need_grad) for depth in depths],
+        like(K, need_grad),
+        like(T_src_ref, need_grad),
+        like(motion, need_motion),
+        K.new_empty(len(depths)),
+    )
+
+
+def _workspace_fwd(*arguments: Any) -> tuple[Tensor, ...]:
+    """The gradient of motion at each scale, as the scales' coefficients are known last; on CUDA also the sums of tiles
+    and the gradients of upsampled depths."""
+    reference, sources, depths, motion = arguments[0], arguments[1], arguments[2], arguments[5]
+    need_grad, need_motion = arguments[-2:]
+    like = depths[0]
+    motion_parts = like.new_empty((len(depths), *motion.shape) if need_motion else 0)
+    if not reference.is_cuda:
+        return motion_parts, like.new_empty(0), like.new_empty(0)
+    batch, _, height, width = reference.shape
+    tiles = batch * -(-height // _TILE_HEIGHT) * -(-width // _TILE_WIDTH)
+    smaller = sum(depth.shape[2:] != reference.shape[2:] for depth in depths) if need_grad else 0
+    sums = like.new_empty((tiles, len(depths), 2 + sources.shape[1] * _CAMERA_SUMS), dtype=torch.float64)
+    return motion_parts, sums, like.new_empty((smaller, batch, height, width))
+
+
+_TILE_HEIGHT, _TILE_WIDTH = 16, 32  # kTileHeight, kTileWidth of csrc/photometric_error/block.cuh
+_CAMERA_SUMS = 12  # kCameraSums of csrc/view_synthesis_loss/view_synthesis_loss.h
+
+
+_fwd = native.define(
+    "view_synthesis_loss_fwd(Tensor reference, Tensor sources, Tensor[] depths, Tensor K, Tensor T_src_ref,"
+    " Tensor? motion, float[] scale_weights, bool mask_invalid, float ssim_weight, float l1_weight, float c1, float c2,"
+    " bool need_grad, bool need_motion) -> (Tensor, Tensor, Tensor, Tensor[], Tensor, Tensor, Tensor, Tensor)",
+    _allocate_fwd,
+    _workspace_fwd,
+)
+
+
+class _ViewSynthesisLoss(torch.autograd.Function):
+    """The loss is a scalar, so its gradients are found with it; they are all that is saved."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: tuple[Tensor, Tensor],
+        options: tuple[Any, ...],
+        K: Tensor,
+        T_src_ref: Tensor,
+        motion: Tensor | None,
+        *depths: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        loss, losses, auto_mask, grad_depths, *grads = _fwd(*images, list(depths), K, T_src_ref, motion, *options)
+        ctx.save_for_backward(*grads, *grad_depths)
+        ctx.mark_non_differentiable(losses, auto_mask)
+        return loss, losses, auto_mask
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        grad_K, grad_T, grad_motion, coefficients, *grad_depths = ctx.saved_tensors
+        factors = (grad_loss * coefficients).unbind()
+        grads = [grad_loss, grad_loss, grad_loss, *factors]
+        grads = [
+            grad * factor if needed else None
+            for grad, factor, needed in zip(
+                (grad_K, grad_T, grad_motion, *grad_depths), grads, ctx.needs_input_grad[2:], strict=True
+            )
+        ]
+        return None, None, *grads
+
+
+def _native(
+    reference: Tensor,
+    sources: Tensor,
+    depths: Sequence[Tensor],
+    K: Tensor,
+    T_src_ref: Tensor,
+    motion: Tensor | None = None,
+    *,
+    scale_weights: Sequence[float] | None = None,
+    mask_invalid: bool = True,
+    ssim_weight: float = 3.0,
+    l1_weight: float = 2.0,
+    c1: float = inf,
+    c2: float = 9e-6,
+) -> tuple[Tensor, Tensor, Tensor]:
+    need_motion = torch.is_grad_enabled() and motion is not None and motion.requires_grad
+    need_grad = need_motion or (torch.is_grad_enabled() and any(x.requires_grad for x in (K, T_src_ref, *depths)))
+    weights = [1 / len(depths)] * len(depths) if scale_weights is None else [float(weight) for weight in scale_weights]
+    options = (weights, mask_invalid, ssim_weight, l1_weight, c1, c2, need_grad, need_motion)
+    return _ViewSynthesisLoss.apply((reference, sources), options, K, T_src_ref, motion, *depths)
+
+
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         value = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -92,12 +213,12 @@ def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: to
         reference, sources = uniform(0, 1, batch, 3, height, width), uniform(0, 1, batch, count, 3, height, width)
         return Sample((reference, sources, depths, K.requires_grad_(), T.requires_grad_(), motion), kwargs, label)
 
-    yield sample("four scales, two sources", 2, 2, 16, 36, 4)
+    yield sample("four scales, two sources", 2, 2, 32, 33, 4)
     yield sample("residual motion", 2, 2, 9, 18, 2, moving=True)
     yield sample("published form, one source", 1, 1, 8, 10, 1, mask_invalid=False)
     yield sample("three sources, own weights", 1, 3, 7, 33, 2, scale_weights=[0.75, 0.25])
     yield sample("usual SSIM constants", 1, 2, 6, 20, 2, c1=1e-4, c2=9e-4)
-    yield sample("smallest image", 1, 2, 4, 4, 3)
+    yield sample("smallest image", 2, 2, 4, 4, 3)
     yield sample("no frames", 0, 2, 8, 8, 2)
 
 
@@ -112,6 +233,7 @@ OP = register(
     Operator(
         "view_synthesis_loss",
         reference=view_synthesis_loss_reference,
+        native=_native,
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

@@ -1,12 +1,26 @@
 """Statistics of instances against NumPy mask by mask, and their edges."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from mcd import Instances
+from mcd import Instances, use_backend
 from mcd.ops import instance_stats
 from mcd.ops.instance_stats import distinct, instance_stats_reference, random_instances
+from mcd.ops.registry import OPERATORS
+
+
+@pytest.fixture(autouse=True, params=["reference", "native"])
+def backend(request):
+    """Each test runs with every backend that is there."""
+    reason = OPERATORS["instance_stats"].why_not(request.param, "cpu")
+    if reason is not None:
+        pytest.skip(reason)
+    with use_backend(request.param):
+        yield request.param
+
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
@@ -23,6 +37,38 @@ def each(values, instances):
 def whole(values):
     """One instance of all of `values`."""
     return Instances.from_masks([torch.ones(1, 1, len(values), dtype=torch.bool)])
+
+
+def random_values(count, dtype):
+    return torch.randn(count, generator=generator(), dtype=torch.float64).to(dtype)
+
+
+# What makes a selection by histograms go another way: more values than it holds apart, in one bin or in all.
+HARD = {
+    "spread": random_values,
+    "one value": lambda count, dtype: torch.full((count,), 1.5, dtype=dtype),
+    "two values": lambda count, dtype: (random_values(count, dtype) > 0).to(dtype),
+    "many ties": lambda count, dtype: (3 * random_values(count, dtype)).round(),
+    "neighbours in the last bit": lambda count, dtype: 1 + torch.finfo(dtype).eps * random_values(count, dtype).round(),
+    "all magnitudes": lambda count, dtype: random_values(count, dtype) * 10 ** (12 * random_values(count, dtype)),
+    "one far away": lambda count, dtype: random_values(count, dtype).index_fill(0, torch.tensor([7]), 1e30),
+    "infinities": lambda count, dtype: 1 / (2 * random_values(count, dtype)).round(),
+    "subnormal": lambda count, dtype: random_values(count, dtype) * torch.finfo(dtype).tiny,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", HARD)
+def test_ranks_of_many_values_are_exact(kind, dtype):
+    values = HARD[kind](3001, dtype)
+    quantiles = [rank / 3000 for rank in range(0, 3001, 97)]
+    found = instance_stats(values, whole(values), quantiles, "lower").quantiles[0]
+    ranks = [math.floor(quantile * 3000) for quantile in quantiles]
+    assert found.tolist() == values.sort().values[ranks].tolist()
+    interpolated = instance_stats(values, whole(values), (0.5001, 0.9), "linear").quantiles[0]
+    if values.isfinite().all():
+        expected = np.quantile(values.double().numpy(), (0.5001, 0.9))
+        np.testing.assert_allclose(interpolated.double().numpy(), expected, rtol=1e-6, atol=torch.finfo(dtype).tiny)
 
 
 @pytest.mark.parametrize("interpolation", ["lower", "linear"])

@@ -5,6 +5,7 @@ from math import inf
 import pytest
 import torch
 
+from mcd.ops import native
 from mcd.ops.photometric_error import photometric_error, photometric_error_reference
 
 CONSTANTS = [(inf, 9e-6), (1e-4, 9e-4), (1e-4, inf)]
@@ -156,6 +157,20 @@ def test_half_precision_images_are_computed_in_float32():
     assert torch.equal(error, photometric_error(*(half.float() for half in halves))[0])
     error.sum().backward()
     assert halves[1].grad.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(native.why_not("cpu") is not None, reason="the compiled module is not built")
+def test_tiles_of_the_native_error_join_without_a_seam():
+    # Two CPU tiles and five CUDA tiles in each direction, of unequal size.
+    reference = images(1, 3, 73, 261)
+    warped, sources = images(1, 2, 3, 73, 261, seed=1), images(1, 2, 3, 73, 261, seed=2)
+    upstream, valid = images(1, 73, 261, seed=3), images(1, 2, 73, 261, seed=4) > 0.2
+    found = {}
+    for backend in ("native", "reference"):
+        inputs = reference.clone().requires_grad_(), warped.clone().requires_grad_()
+        error, auto_mask = photometric_error(*inputs, sources, valid=valid, backend=backend)
+        found[backend] = [error.detach(), auto_mask, *torch.autograd.grad(error, inputs, upstream)]
+    torch.testing.assert_close(found["native"], found["reference"], rtol=1e-9, atol=1e-12)
 
 
 def test_no_frames_give_empty_maps():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mcd.ops import native
 from mcd.ops.backward_warp import backward_warp
 from mcd.ops.photometric_error import photometric_error
 from mcd.ops.view_synthesis_loss import OP, view_synthesis_loss, view_synthesis_loss_reference
@@ -92,7 +93,7 @@ def test_gradients(moving):
     def loss(K, T, first, second, motion=None):
         return view_synthesis_loss_reference(reference, sources, [first, second], K, T, motion)[0]
 
-    torch.autograd.gradcheck(loss, inputs)
+    torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
 
 def test_images_are_constants():
@@ -173,6 +174,20 @@ def bad(**changes):
 def test_bad_arguments_are_named(changes, exception, message):
     with pytest.raises(exception, match=message):
         view_synthesis_loss(**bad(**changes))
+
+
+@pytest.mark.skipif(native.why_not("cpu") is not None, reason="the compiled module is not built")
+@pytest.mark.parametrize("moving", [True, False])
+def test_tiles_of_the_native_loss_join_without_a_seam(moving):
+    # Two CPU tiles and five CUDA tiles in each direction, of unequal size; depths of sizes that divide neither.
+    reference, sources, depths, K, T, motion = scene(1, 2, 73, 261, 3, moving=moving)
+    depths[2] = depths[2][..., :17, :50].contiguous()
+    inputs = [tensor.requires_grad_() for tensor in (K, T, *depths, *([motion] if moving else []))]
+    found = {}
+    for backend in ("native", "reference"):
+        loss, losses, auto_mask = view_synthesis_loss(reference, sources, depths, K, T, motion, backend=backend)
+        found[backend] = [loss.detach(), losses, auto_mask, *torch.autograd.grad(loss, inputs)]
+    torch.testing.assert_close(found["native"], found["reference"], rtol=1e-9, atol=1e-12)
 
 
 def test_samples_have_live_gradients():

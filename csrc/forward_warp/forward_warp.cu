@@ -1,0 +1,246 @@
+#include "forward_warp.h"
+
+#include "../common/fixed_point.cuh"
+#include "../common/for_each.h"
+#include "../operators.h"
+
+namespace mcd::MCD_TARGET {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBlockCells = 1024;  // of a block that sums
+
+// Forward and backward find the cameras by this same kernel, so that backward finds the very rays that won.
+template <typename T, typename image_t> struct FindCameras {
+  ForwardWarpParams<T, image_t> p;
+  WarpCameras<T>* cameras;  // [B]
+
+  MCD_HD void operator()(int64_t b) const { cameras[b] = p.cameras(b); }
+};
+
+// The z-buffer: the atomic minimum of (depth, ray) as one number of 64 bits, of which positive floats are ordered like
+// integers; in float64 that of the depths first, then that of the rays which reach it.
+template <typename T, typename image_t, bool kFindRay> struct Splat {
+  ForwardWarpParams<T, image_t> p;
+  const WarpCameras<T>* cameras;
+  unsigned long long *keys, *rays;  // [B, H, W]
+
+  __device__ void operator()(int64_t i) const {
+    const int64_t b = i / p.pixels(), pixel = i % p.pixels();
+    const int x = int(pixel % p.width), y = int(pixel / p.width), count = p.upscale * p.upscale;
+    const Camera<T>& there = cameras[b].there;
+    const T depth = p.depth[i];
+    T shift[3];
+    p.template load_shift<T>(there, b, pixel, 1, shift);
+    for (int k = 0; k < count; ++k) {
+      const auto landing = land<T>(
+          there, T(x) + p.offset(k % p.upscale), T(y) + p.offset(k / p.upscale), depth, shift, p.height, p.width);
+      if (!is_finite(landing.z)) continue;
+      const unsigned long long ray = pixel * count + k;
+      const int64_t cell = b * p.pixels() + landing.cell;
+      if constexpr (sizeof(T) == 4) {
+        atomicMin(keys + cell, static_cast<unsigned long long>(__float_as_uint(landing.z)) << 32 | ray);
+      } else {
+        const unsigned long long bits = __double_as_longlong(landing.z);
+        if constexpr (!kFindRay)
+          atomicMin(keys + cell, bits);
+        else if (keys[cell] == bits)
+          atomicMin(rays + cell, ray);
+      }
+    }
+  }
+};
+
+template <typename T, typename image_t> struct Resample {
+  ForwardWarpParams<T, image_t> p;
+  const WarpCameras<T>* cameras;
+  const unsigned long long *keys, *rays;
+  image_t* warped;
+  T* z;
+  int32_t* winner;
+  int16_t* ray;
+
+  __device__ void operator()(int64_t i) const {
+    const int64_t b = i / p.pixels();
+    const int y = int(i % p.pixels() / p.width), x = int(i % p.width), count = p.upscale * p.upscale;
+    const bool hit = keys[i] != ~0ull;
+    const unsigned long long won = sizeof(T) == 4 ? keys[i] & 0xffffffffull : rays[i];
+    z[i] = !hit ? T(0) : sizeof(T) == 4 ? T(__uint_as_float(unsigned(keys[i] >> 32))) : T(__longlong_as_double(keys[i]));
+    winner[i] = hit ? int32_t(won / count) : -1;
+    ray[i] = hit ? int16_t(won % count) : 0;
+    const auto cells = look_at_cells<T>(p, cameras[b], z, winner, b, y, x, 1);
+    const Footprint<T> around = cells.around(p.height, p.width);
+    for (int c = 0; c < p.channels; ++c) {
+      const int64_t plane = (b * p.channels + c) * p.pixels();
+      const auto patch = load_patch<T>(p.attribute + plane, around);
+      store(warped + plane + i % p.pixels(), hit ? bilinear(patch, cells.corner.w_x, cells.corner.w_y) : T(0), 1);
+    }
+  }
+};
+
+template <typename T, typename image_t> struct CellGradients {
+  ForwardWarpParams<T, image_t> p;
+  const WarpCameras<T>* cameras;
+  const image_t* grad_warped;
+  const T *grad_z, *z;
+  const int32_t* winner;
+  const int16_t* ray;
+  T* to_z;       // [B, H, W]
+  T* to_motion;  // [B, 3, H, W] with a motion
+  double* sums;  // [B, blocks, kWarpSums]
+
+  MCD_HD int blocks() const { return int((p.pixels() + kBlockCells - 1) / kBlockCells); }
+};
+template <typename T, typename image_t>
+__global__ void __launch_bounds__(kThreads) cell_gradients_of(CellGradients<T, image_t> grad) {
+  const auto& p = grad.p;
+  const int64_t b = blockIdx.x / grad.blocks(), first = blockIdx.x % grad.blocks() * int64_t(kBlockCells);
+  const WarpCameras<T>& cameras = grad.cameras[b];
+  T sums[kWarpSums] = {};
+  for (int64_t i = first + threadIdx.x; i < min<int64_t>(first + kBlockCells, p.pixels()); i += kThreads) {
+    const int y = int(i / p.width), x = int(i % p.width), k = grad.ray[b * p.pixels() + i];
+    const auto cells = look_at_cells<T>(p, cameras, grad.z, grad.winner, b, y, x, 1);
+    const T x_ray = T(cells.winner % p.width) + p.offset(k % p.upscale);
+    const T y_ray = T(cells.winner / p.width) + p.offset(k / p.upscale);
+    T to_motion[3];
+    grad.to_z[b * p.pixels() + i] = cell_gradients<T>(
+        p, cameras, cells, grad.grad_warped, grad.grad_z, b, y, x, 1, x_ray, y_ray, sums, to_motion);
+    for (int j = 0; j < 3 && p.motion; ++j) grad.to_motion[(b * 3 + j) * p.pixels() + i] = to_motion[j];
+  }
+  double totals[kWarpSums];
+  for (int j = 0; j < kWarpSums; ++j) totals[j] = sums[j];
+  block_sum<kThreads>(totals);
+  if (threadIdx.x == 0)
+    for (int j = 0; j < kWarpSums; ++j) grad.sums[blockIdx.x * kWarpSums + j] = totals[j];
+}
+
+template <typename T> struct FinishCamera {
+  const T *K, *T_dst_ref;
+  const double* sums;  // [B, blocks, kWarpSums]
+  T* grad_T;
+  int blocks;
+
+  MCD_HD void operator()(int64_t b) const {
+    double total[kWarpSums] = {};
+    for (int64_t block = b * blocks; block < (b + 1) * blocks; ++block)
+      for (int j = 0; j < kWarpSums; ++j) total[j] += sums[block * kWarpSums + j];
+    warp_camera_grad(K + 9 * b, T_dst_ref + 16 * b, total, grad_T + 16 * b);
+  }
+};
+
+// What a source pixel gets from the cells that its rays have won: gathered, so that the order of the sum is fixed.
+template <typename T, typename image_t> struct GatherGradients {
+  CellGradients<T, image_t> from;
+  T *grad_depth, *grad_motion;
+
+  MCD_HD void operator()(int64_t i) const {
+    const auto& p = from.p;
+    const int64_t b = i / p.pixels(), pixel = i % p.pixels();
+    const int x = int(pixel % p.width), y = int(pixel / p.width);
+    const Camera<T>& there = from.cameras[b].there;
+    T shift[3], depth = 0, motion[3] = {};
+    p.template load_shift<T>(there, b, pixel, 1, shift);
+    for (int k = 0; k < p.upscale * p.upscale; ++k) {
+      const T x_ray = T(x) + p.offset(k % p.upscale), y_ray = T(y) + p.offset(k / p.upscale);
+      const auto landing = land<T>(there, x_ray, y_ray, p.depth[i], shift, p.height, p.width);
+      const int64_t cell = b * p.pixels() + landing.cell;
+      if (!is_finite(landing.z) || from.winner[cell] != pixel || from.ray[cell] != k) continue;
+      depth += from.to_z[cell] * (there.A[6] * x_ray + (there.A[7] * y_ray + there.A[8]));
+      for (int j = 0; j < 3 && p.motion; ++j) motion[j] += from.to_motion[(b * 3 + j) * p.pixels() + landing.cell];
+    }
+    grad_depth[i] = depth;
+    for (int j = 0; j < 3 && p.motion; ++j) grad_motion[(b * 3 + j) * p.pixels() + pixel] = motion[j];
+  }
+};
+
+template <typename T, typename image_t> struct ScatterAttribute {
+  CellGradients<T, image_t> from;
+  FixedPoint sum;  // [B, C, H, W]
+
+  __device__ void operator()(int64_t i) const {
+    const auto& p = from.p;
+    if (from.winner[i] < 0) return;
+    const int64_t b = i / p.pixels(), pixel = i % p.pixels();
+    const int y = int(pixel / p.width), x = int(pixel % p.width);
+    const auto at = look_at_cells<T>(p, from.cameras[b], from.z, from.winner, b, y, x, 1).corner;
+    const int right = at.column < p.width - 1 ? 1 : 0, down = at.row < p.height - 1 ? p.width : 0;
+    for (int c = 0; c < p.channels; ++c) {
+      const int64_t plane = (b * p.channels + c) * p.pixels();
+      const int64_t upper = plane + int64_t(at.row) * p.width + at.column;
+      const T upstream = load<T>(from.grad_warped + plane + pixel, 1);
+      const T bottom = at.w_y * upstream, top = upstream - bottom;
+      sum.add(upper, (1 - at.w_x) * top);
+      sum.add(upper + right, at.w_x * top);
+      sum.add(upper + down, (1 - at.w_x) * bottom);
+      sum.add(upper + down + right, at.w_x * bottom);
+    }
+  }
+};
+
+}  // namespace
+
+void forward_warp_fwd(
+    const Tensor& attribute, const Tensor& depth, const Tensor& K, const Tensor& T_dst_ref, const Tensor& motion,
+    int64_t upscale, const Tensor& warped, const Tensor& depth_dst, const Tensor& winner, const Tensor& ray,
+    const Tensor& cameras, const Tensor& keys, const Where& where) {
+  const char* name = "forward_warp_fwd";
+  dispatch(depth.dtype, attribute.dtype, [&](auto scalar, auto image) {
+    using T = decltype(scalar);
+    using image_t = decltype(image);
+    const auto p = forward_warp_params<T, image_t>(attribute, depth, K, T_dst_ref, motion, upscale);
+    const int64_t size = p.batch * p.pixels();
+    if (size == 0) return;
+    if (p.pixels() * p.upscale * p.upscale > 0xffffffff)
+      throw std::invalid_argument("forward_warp: more than 2^32 rays in an image");
+    auto* found = cameras.as<WarpCameras<T>>();
+    auto *best = keys.as<unsigned long long>(), *rays = sizeof(T) == 4 ? best : best + size;
+    for_each_cuda(p.batch, where.stream, name, FindCameras<T, image_t>{p, found});
+    cudaMemsetAsync(best, 0xff, size * sizeof(T) / 4 * sizeof(*best), cudaStream_t(where.stream));
+    for_each_cuda(size, where.stream, name, Splat<T, image_t, false>{p, found, best, rays});
+    if constexpr (sizeof(T) == 8)
+      for_each_cuda(size, where.stream, name, Splat<T, image_t, true>{p, found, best, rays});
+    for_each_cuda(
+        size, where.stream, name,
+        Resample<T, image_t>{p, found, best, rays, warped.as<image_t>(), depth_dst.as<T>(), winner.as<int32_t>(),
+                             ray.as<int16_t>()});
+  });
+}
+
+void forward_warp_bwd(
+    const Tensor& grad_warped, const Tensor& grad_depth_dst, const Tensor& attribute, const Tensor& depth,
+    const Tensor& K, const Tensor& T_dst_ref, const Tensor& motion, const Tensor& depth_dst, const Tensor& winner,
+    const Tensor& ray, int64_t upscale, bool need_attribute, bool need_geometry, const Tensor& grad_attribute,
+    const Tensor& grad_depth, const Tensor& grad_T, const Tensor& grad_motion, const Tensor& cameras,
+    const Tensor& cells, const Tensor& block_sums, const Tensor& fixed_point, const Where& where) {
+  const char* name = "forward_warp_bwd";
+  dispatch(depth.dtype, attribute.dtype, [&](auto scalar, auto image) {
+    using T = decltype(scalar);
+    using image_t = decltype(image);
+    const auto p = forward_warp_params<T, image_t>(attribute, depth, K, T_dst_ref, motion, upscale);
+    const int64_t size = p.batch * p.pixels();
+    if (size == 0) return;
+    auto* found = cameras.as<WarpCameras<T>>();
+    for_each_cuda(p.batch, where.stream, name, FindCameras<T, image_t>{p, found});
+    const CellGradients<T, image_t> from{
+        p, found, grad_warped.as<image_t>(), grad_depth_dst.as<T>(), depth_dst.as<T>(), winner.as<int32_t>(),
+        ray.as<int16_t>(), cells.as<T>(), cells.as<T>() + size, block_sums.as<double>()};
+    if (need_geometry) {
+      cell_gradients_of<T, image_t><<<unsigned(p.batch * from.blocks()), kThreads, 0, cudaStream_t(where.stream)>>>(from);
+      check_launch(name);
+      for_each_cuda(
+          p.batch, where.stream, name, FinishCamera<T>{p.K, p.T_dst_ref, from.sums, grad_T.as<T>(), from.blocks()});
+      for_each_cuda(
+          size, where.stream, name, GatherGradients<T, image_t>{from, grad_depth.as<T>(), grad_motion.as<T>()});
+    }
+    if (need_attribute) {
+      const int64_t count = size * p.channels;
+      const FixedPoint sum{fixed_point.as<unsigned long long>(), fixed_point.as<unsigned long long>() + count,
+                           p.pixels()};
+      clear_fixed_point(sum, count, from.grad_warped, count, where.stream, name);
+      for_each_cuda(size, where.stream, name, ScatterAttribute<T, image_t>{from, sum});
+      read_fixed_point(sum, count, grad_attribute.as<image_t>(), where.stream, name);
+    }
+  });
+}
+
+}  // namespace mcd::MCD_TARGET

@@ -1,0 +1,284 @@
+// Photometric error on CPU: walks down the rows of a tile, with what the rows around need kept in ring buffers that stay
+// in the cache. The images come row by row from whoever drives it, and are never stored whole.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "photometric_error.h"
+
+namespace mcd::MCD_TARGET {
+
+// Part of an image: pixels [top, bottom) × [left, right). Gradients there read windows one pixel beyond, which read
+// images two pixels beyond.
+struct Tile {
+  int height, width;  // of the image
+  int top, bottom, left, right;
+
+  MCD_HD int first_row() const { return max(top - 2, 0); }
+  MCD_HD int rows() const { return min(bottom + 2, height) - first_row(); }
+  MCD_HD int first_window() const { return max(top - 1, 1); }
+  MCD_HD int windows() const { return min(bottom + 1, height - 1) - first_window(); }
+  MCD_HD int first_column() const { return max(left - 2, 0); }
+  MCD_HD int columns() const { return min(right + 2, width) - first_column(); }
+  MCD_HD bool at_left() const { return left == 0; }
+  MCD_HD bool at_right() const { return right == width; }
+};
+
+// The same cut for any number of threads. Tiles are no smaller than 3/4 of the size asked for, unless the image is.
+struct Tiling {
+  int height, width, rows, columns;
+
+  MCD_HD static Tiling of(int height, int width, int tile_height, int tile_width) {
+    return {height, width, max(1, (height + tile_height / 2) / tile_height),
+            max(1, (width + tile_width / 2) / tile_width)};
+  }
+  MCD_HD int count() const { return rows * columns; }
+  MCD_HD Tile tile(int i) const {
+    const int64_t row = i / columns, column = i % columns;
+    return {height, width, int(row * height / rows), int((row + 1) * height / rows), int(column * width / columns),
+            int((column + 1) * width / columns)};
+  }
+};
+
+// Rows of scratch memory, each a whole number of the widest packs long, with room to read one element beyond each end.
+template <typename T> class Scratch {
+ public:
+  static constexpr int kPadding = 16;
+
+  MCD_HD Scratch(int columns, int rows) : stride_((columns + kPadding - 1) / kPadding * kPadding + 2 * kPadding) {
+    data_ = static_cast<T*>(std::aligned_alloc(64, (size_t(rows) * stride_ * sizeof(T) + 63) / 64 * 64));
+    if (!data_) throw std::bad_alloc();
+  }
+  Scratch(const Scratch&) = delete;
+  MCD_HD ~Scratch() { std::free(data_); }
+
+  MCD_HD int stride() const { return stride_; }
+  // Columns in whole packs.
+  MCD_HD int count() const { return stride_ - 2 * kPadding; }
+  // The first of the next `rows` rows, which lie `stride` elements apart.
+  MCD_HD T* take(int rows) {
+    T* first = data_ + int64_t(taken_) * stride_ + kPadding;
+    taken_ += rows;
+    return first;
+  }
+
+ private:
+  int stride_, taken_ = 0;
+  T* data_;
+};
+
+template <typename V> MCD_HD V get(const Scalar<V>* row) { return load<V>(row, kLanes<V>); }
+template <typename V> MCD_HD void put(Scalar<V>* row, V value) { store(row, value, kLanes<V>); }
+// Sum over three neighbours in a row.
+template <typename V> MCD_HD V sum3(const Scalar<V>* row) { return get<V>(row - 1) + get<V>(row) + get<V>(row + 1); }
+
+// Loops run over `count` columns, which end after the tile's own: there they compute on rubbish that nobody reads.
+// kBoth: gradients to the reference, too.
+template <typename T, bool kBoth = false> struct PhotometricTile {
+  using V = Pack<T>;
+  static constexpr int kStep = kLanes<V>, kPlanes = kBoth ? 12 : 9;
+  // A row lives until the fifth after it is made: rows 0 and H-1 find their SSIM two rows inside.
+  static constexpr int kRing = 5, kWindowRing = 3;
+
+  Tile tile;
+  PhotometricWeights<T> weights;
+  int sources, count;
+  int64_t stride;
+  T *reference, *statistics, *images, *usable, *share, *windows, *ssim, *least, *chosen, *any, *sums, *zeros, *ones;
+
+  static MCD_HD int rows_needed(const Tile& tile, int sources) {
+    return 3 * tile.rows() + 6 * tile.windows() + sources * (kRing * 5 + kWindowRing * kPlanes + 1) + 3 + kPlanes + 2;
+  }
+  MCD_HD PhotometricTile(const Tile& tile, const PhotometricWeights<T>& weights, int sources, Scratch<T>& scratch)
+      : tile(tile), weights(weights), sources(sources), count(scratch.count()), stride(scratch.stride()) {
+    reference = scratch.take(3 * tile.rows());
+    statistics = scratch.take(6 * tile.windows());
+    images = scratch.take(3 * kRing * sources);
+    usable = scratch.take(kRing * sources);
+    share = scratch.take(kRing * sources);
+    windows = scratch.take(kPlanes * kWindowRing * sources);
+    ssim = scratch.take(sources);
+    least = scratch.take(1), chosen = scratch.take(1), any = scratch.take(1);
+    sums = scratch.take(kPlanes);
+    zeros = scratch.take(1), ones = scratch.take(1);
+    for (int j = -1; j <= count; ++j) zeros[j] = 0, ones[j] = 1;
+  }
+
+  // Channel c of the reference.
+  MCD_HD T* reference_row(int y, int c) const { return reference + ((y - tile.first_row()) * 3 + c) * stride; }
+  // Mean (k = 0) and variance (k = 1) of the reference in the windows of a row.
+  MCD_HD T* statistics_row(int r, int c, int k) const {
+    return statistics + ((r - tile.first_window()) * 6 + 2 * c + k) * stride;
+  }
+  // Channel c of a source's image.
+  MCD_HD T* image_row(int i, int y, int c) const { return images + ((i * kRing + y % kRing) * 3 + c) * stride; }
+  // 1 where a source may be chosen, else 0.
+  MCD_HD T* usable_row(int i, int y) const { return usable + (i * kRing + y % kRing) * stride; }
+  // The part that a source's error at a pixel has in the loss.
+  MCD_HD T* share_row(int i, int y) const { return share + (i * kRing + y % kRing) * stride; }
+  // alpha, beta, gamma of channel c of a source's windows are planes 3c, 3c + 1, 3c + 2, gamma_y is 9 + c.
+  MCD_HD T* window_row(int i, int r, int plane) const {
+    return windows + ((i * kWindowRing + r % kWindowRing) * kPlanes + plane) * stride;
+  }
+  MCD_HD T* ssim_row(int i) const { return ssim + i * stride; }
+  MCD_HD T* sum_row(int k) const { return sums + k * stride; }
+
+  MCD_HD void find_statistics() const {
+    T *sum = sum_row(0), *squares = sum_row(1);
+    for (int r = tile.first_window(); r < tile.first_window() + tile.windows(); ++r)
+      for (int c = 0; c < 3; ++c) {
+        for (int j = 0; j < count; j += kStep) {
+          const V above = get<V>(reference_row(r - 1, c) + j), here = get<V>(reference_row(r, c) + j);
+          const V below = get<V>(reference_row(r + 1, c) + j);
+          put<V>(sum + j, above + here + below);
+          put<V>(squares + j, above * above + here * here + below * below);
+        }
+        for (int j = 0; j < count; j += kStep) {
+          const V mean = sum3<V>(sum + j) * (T(1) / 9);
+          put<V>(statistics_row(r, c, 0) + j, mean);
+          put<V>(statistics_row(r, c, 1) + j, variance<V>(mean, sum3<V>(squares + j)));
+        }
+      }
+  }
+
+  // SSIM of a source in the windows of row r, and what its gradient needs.
+  template <bool kLuminance, bool kGrad> MCD_HD void find_windows(int i, int r) const {
+    T* error = ssim_row(i);
+    for (int c = 0; c < 3; ++c) {
+      const T *x0 = image_row(i, r - 1, c), *x1 = image_row(i, r, c), *x2 = image_row(i, r + 1, c);
+      const T *y0 = reference_row(r - 1, c), *y1 = reference_row(r, c), *y2 = reference_row(r + 1, c);
+      T *sum = sum_row(0), *squares = sum_row(1), *differences = sum_row(2);
+      for (int j = 0; j < count; j += kStep) {
+        const V above = get<V>(x0 + j), here = get<V>(x1 + j), below = get<V>(x2 + j);
+        const V d0 = above - get<V>(y0 + j), d1 = here - get<V>(y1 + j), d2 = below - get<V>(y2 + j);
+        put<V>(sum + j, above + here + below);
+        put<V>(squares + j, above * above + here * here + below * below);
+        put<V>(differences + j, d0 * d0 + d1 * d1 + d2 * d2);
+      }
+      const T *mean_y = statistics_row(r, c, 0), *var_y = statistics_row(r, c, 1);
+      T *alpha = window_row(i, r, 3 * c), *beta = alpha + stride, *gamma = beta + stride;
+      for (int j = 0; j < count; j += kStep) {
+        const SsimWindow<V> window = ssim_window<kLuminance, V>(
+            sum3<V>(sum + j), sum3<V>(squares + j), sum3<V>(differences + j), get<V>(mean_y + j), get<V>(var_y + j),
+            weights);
+        put<V>(error + j, c == 0 ? window.error : get<V>(error + j) + window.error);
+        if constexpr (kGrad) {
+          put<V>(alpha + j, window.alpha);
+          put<V>(beta + j, window.beta);
+          put<V>(gamma + j, window.gamma);
+          if constexpr (kBoth) put<V>(window_row(i, r, 9 + c) + j, window.gamma_y);
+        }
+      }
+    }
+    const int last = tile.columns() - 1;
+    if (tile.at_left()) error[0] = error[2];
+    if (tile.at_right()) error[last] = error[last - 2];
+  }
+
+  // The least error over the sources at pixel row q, whose SSIM is that of the windows found last: `least`, the source
+  // `chosen` for it, and 1 in `any` where there is one to choose.
+  MCD_HD void find_least(int q, bool all_usable) const {
+    const V infinity = splat<V>(T(__builtin_inff()));
+    for (int i = 0; i < sources; ++i) {
+      const T *x0 = image_row(i, q, 0), *x1 = image_row(i, q, 1), *x2 = image_row(i, q, 2);
+      const T *y0 = reference_row(q, 0), *y1 = reference_row(q, 1), *y2 = reference_row(q, 2);
+      const T *error = ssim_row(i), *ok = all_usable ? ones : usable_row(i, q);
+      for (int j = 0; j < count; j += kStep) {
+        const V l1 = abs<V>(get<V>(x0 + j) - get<V>(y0 + j)) + abs<V>(get<V>(x1 + j) - get<V>(y1 + j)) +
+                     abs<V>(get<V>(x2 + j) - get<V>(y2 + j));
+        const V usable = get<V>(ok + j);
+        const V candidate = select<V>(usable != 0, get<V>(error + j) + weights.l1 * l1, infinity);
+        if (i == 0) {
+          put<V>(least + j, candidate);
+          put<V>(chosen + j, V{});
+          put<V>(any + j, usable);
+          continue;
+        }
+        const V before = get<V>(least + j);
+        const Mask<V> take = (candidate < before) | is_nan(candidate);
+        put<V>(least + j, select<V>(take, candidate, before));
+        put<V>(chosen + j, select<V>(take, splat<V>(T(i)), get<V>(chosen + j)));
+        put<V>(any + j, max<V>(usable, get<V>(any + j)));
+      }
+    }
+  }
+
+  // Weighs the windows of row r by the shares of the pixels that find their SSIM in them: those of their own row, of
+  // rows mirrored into it (or zeros), and of mirrored columns.
+  MCD_HD void weigh_windows(int i, int r, const T* from_top, const T* from_bottom) const {
+    const int last = tile.columns() - 1;
+    const T* own = share_row(i, r);
+    T* weight = sum_row(0);
+    for (int j = 0; j < count; j += kStep)
+      put<V>(weight + j, get<V>(own + j) + get<V>(from_top + j) + get<V>(from_bottom + j));
+    if (tile.at_left()) weight[2] += weight[0];
+    if (tile.at_right()) weight[last - 2] += weight[last];
+    if (tile.at_left()) weight[0] = 0;
+    if (tile.at_right()) weight[last] = 0;
+    for (int j = 0; j < count; j += kStep) {
+      const V factor = get<V>(weight + j);
+      for (int k = 0; k < kPlanes; ++k) {
+        T* value = window_row(i, r, k) + j;
+        put<V>(value, select<V>(factor != 0, get<V>(value) * factor, V{}));
+      }
+    }
+    for (int k = 0; k < kPlanes; ++k)
+      if (tile.at_right()) window_row(i, r, k)[last + 1] = 0;
+  }
+
+  // Calls use(j, grad) with the gradient of the loss to the three channels of source i at pixels of row p; with kBoth the
+  // gradient to those of the reference follows.
+  template <typename Use> MCD_HD void find_gradients(int i, int p, const Use& use) const {
+    for (int k = 0; k < kPlanes; ++k) {
+      const T* above = p - 1 >= 1 ? window_row(i, p - 1, k) : zeros;
+      const T* here = p >= 1 && p <= tile.height - 2 ? window_row(i, p, k) : zeros;
+      const T* below = p + 1 <= tile.height - 2 ? window_row(i, p + 1, k) : zeros;
+      T* sum = sum_row(k);
+      for (int j = 0; j < count; j += kStep) put<V>(sum + j, get<V>(above + j) + get<V>(here + j) + get<V>(below + j));
+      sum[-1] = sum[count] = 0;
+    }
+    const T* share = share_row(i, p);
+    for (int j = 0; j < count; j += kStep) {
+      V grad[kBoth ? 6 : 3];
+      const V l1 = weights.l1 * get<V>(share + j);
+      for (int c = 0; c < 3; ++c) {
+        const V x = get<V>(image_row(i, p, c) + j), y = get<V>(reference_row(p, c) + j);
+        const V alpha = sum3<V>(sum_row(3 * c) + j), beta = sum3<V>(sum_row(3 * c + 1) + j);
+        grad[c] = photometric_grad<V>(alpha, beta, sum3<V>(sum_row(3 * c + 2) + j), l1, x, x - y);
+        if constexpr (kBoth) grad[3 + c] = photometric_grad<V>(alpha, beta, sum3<V>(sum_row(9 + c) + j), l1, y, y - x);
+      }
+      use(j, grad);
+    }
+  }
+
+  // Walks down the tile. `produce(y)` makes row y of every source's image; `choose(q)` is told that the least errors of
+  // pixel row q are found, and with kGrad sets the shares; `finish(p)` may then find the gradients of row p.
+  template <bool kGrad, typename Produce, typename Choose, typename Finish>
+  MCD_HD void walk(bool all_usable, const Produce& produce, const Choose& choose, const Finish& finish) const {
+    const int height = tile.height, last_row = tile.first_row() + tile.rows() - 1;
+    int next = tile.first_row(), finished = tile.top;
+    for (int r = tile.first_window(); r < tile.first_window() + tile.windows(); ++r) {
+      for (; next <= min(r + 2, last_row); ++next) produce(next);
+      const bool from_top = r == 2 && tile.top == 0, from_bottom = r == height - 3 && tile.bottom == height;
+      for (int i = 0; i < sources; ++i)
+        if (weights.luminance)
+          find_windows<true, kGrad>(i, r);
+        else
+          find_windows<false, kGrad>(i, r);
+      const int rows[3] = {r, from_top ? 0 : -1, from_bottom ? height - 1 : -1};
+      for (const int q : rows)
+        if (q >= 0) find_least(q, all_usable), choose(q);
+      if constexpr (kGrad) {
+        for (int i = 0; i < sources; ++i)
+          weigh_windows(i, r, from_top ? share_row(i, 0) : zeros, from_bottom ? share_row(i, height - 1) : zeros);
+        // Row 0 has a part in the windows of row 2.
+        const int ready = r == height - 2 ? height : r < 2 ? 0 : r;
+        for (; finished < min(ready, tile.bottom); ++finished) finish(finished);
+      }
+    }
+  }
+};
+
+}  // namespace mcd::MCD_TARGET
