@@ -93,6 +93,9 @@ class Photometric(Section):
     scales: Annotated[int, Field(ge=1, le=4)] = 4
     smoothness: float = 0.002
     sparsity: float = 0.02
+    road: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of depth beyond the road plane, for cameras that look along a road; 0: published"
+    )
     mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
 
 

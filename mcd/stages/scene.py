@@ -16,6 +16,7 @@ from mcd import ops
 from mcd.config import Augment, Scene
 from mcd.data import FrameDataset
 from mcd.geometry import invert_rigid, pose_matrix
+from mcd.road import road_loss
 from mcd.stages.base import Batch, Context, Outputs, TrainingStage
 from mcd.stages.residual import residual_motion
 from mcd.visualize import colour_depth, colour_flow
@@ -87,6 +88,8 @@ class SceneStage(TrainingStage):
         if "depth" in self.active(step):
             images = image_pyramid(batch["reference"], depths)
             terms["smoothness"] = weights.smoothness * self.smoothness([1 / depth for depth in depths], images)
+            if weights.road:
+                terms["road"] = weights.road * road_loss(depths[0], batch["K"])
         if motion is not None and self.phase(step) > 1:
             terms["sparsity"] = weights.sparsity * ops.motion_sparsity(motion)
         return {"total": torch.stack(list(terms.values())).sum(), **terms}
