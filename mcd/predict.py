@@ -129,11 +129,13 @@ def read_image(path: Path) -> RGB:
     """An image as RGB uint8 [H, W, 3], turned as its EXIF orientation says.
 
     Raises:
-        InputError: the file is no image, or truncated.
+        InputError: the file is no image, truncated, or holds floating-point or 32-bit pixels.
     """
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels are of kind '{image.mode}', expected 8 or 16 bits a channel")
             if image.mode.startswith("I;16"):
                 # PIL would clip 16-bit grey at 255 instead of scaling it.
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -123,74 +124,70 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str,
 
     sampler = StepSampler(len(dataset), schedule.batch, config.seed, start, steps)
     batches = prefetch(build_loader(dataset, sampler, config.data.workers, device), device, config.channels_last)
-    log, timer, guard = StageLog(context.run, stage.name, start), StepTimer(device), NanGuard(config.on_nan, device)
-    bar = progress(steps, stage.name, "step", start)
+    timer, guard = StepTimer(device), NanGuard(config.on_nan, device)
     begin, unread = time.perf_counter() - seconds, 0
-    for step in range(start, steps):
-        with timer("data"):
-            batch = next(batches)
-        unread += len(batch["skipped"])
-        if stage.phase(step) != phase or optimizer is None:
-            phase, best = stage.phase(step), math.inf
-            optimizer = make_optimizer(stage, step, device)
-        stage.set_mode(step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, step)
-        guard.remember(stage.nets)
+    with closing(StageLog(context.run, stage.name, start)) as log, progress(steps, stage.name, "step", start) as bar:
+        for step in range(start, steps):
+            with timer("data"):
+                batch = next(batches)
+            unread += len(batch["skipped"])
+            if stage.phase(step) != phase or optimizer is None:
+                phase, best = stage.phase(step), math.inf
+                optimizer = make_optimizer(stage, step, device)
+            stage.set_mode(step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(stage, step)
+            guard.remember(stage.nets)
 
-        with timer("forward"):
-            outputs = stage.forward(batch, step)
-        with timer("loss"):
-            leaves, cut = cut_graph(outputs)
-            terms = stage.loss(batch, leaves, step)
-        with timer("loss_backward"):
-            terms["total"].backward()
-        with timer("backward"):
-            used = [(tensor, leaf.grad) for tensor, leaf in cut if leaf.grad is not None]
-            torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
-        with timer("optimizer"):
-            norms = [clip_gradient(stage.nets[role], schedule.clip) for role in stage.active(step)]
-            optimizer.found_inf = guard.check(  # type: ignore[attr-defined]
-                step, batch["frame"], terms["total"], norms, stage.nets
-            )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        timer.step()
-        bar.update()
+            with timer("forward"):
+                outputs = stage.forward(batch, step)
+            with timer("loss"):
+                leaves, cut = cut_graph(outputs)
+                terms = stage.loss(batch, leaves, step)
+            with timer("loss_backward"):
+                terms["total"].backward()
+            with timer("backward"):
+                used = [(tensor, leaf.grad) for tensor, leaf in cut if leaf.grad is not None]
+                torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
+            with timer("optimizer"):
+                norms = [clip_gradient(stage.nets[role], schedule.clip) for role in stage.active(step)]
+                optimizer.found_inf = guard.check(  # type: ignore[attr-defined]
+                    step, batch["frame"], terms["total"], norms, stage.nets
+                )
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            timer.step()
+            bar.update()
 
-        done = step + 1
-        if done % config.log_every == 0 or done == steps:
-            guard.report()
-            scalars = {name: term.item() for name, term in terms.items()}
-            milliseconds = timer.report()
-            rate = 1e3 * schedule.batch / max(sum(milliseconds.values()), 1e-9)
-            log.scalars(done, scalars | {"lr": learning_rate(stage, step), "images_per_s": rate} | milliseconds)
-            bar.set_postfix_str(f"loss {scalars['total']:.4f}, {rate:.0f} images/s")
-        if done % config.picture_every == 0:
-            for name, picture in stage.pictures(batch, leaves).items():
-                log.image(done, name, picture.detach())
-        if (done % schedule.validate_every == 0 or done == steps) and phase == stage.last_phase:
-            score = validation.score(step)
-            log.scalars(done, {"validation": score})
-            if score <= best or schedule.select == "last":
-                best = score
-                stage.save_weights(done, score)
-        if done % schedule.checkpoint_every == 0 or done == steps or stop():
-            guard.report()
-            save_state(last, {
-                "step": done,
-                "phase": phase,
-                "best": best,
-                "seconds": time.perf_counter() - begin,
-                "nets": {role: net.state_dict() for role, net in stage.nets.items()},
-                "optimizer": optimizer.state_dict(),
-            })  # fmt: skip
-            if stop() and done < steps:
-                bar.close()
-                log.close()
-                raise InterruptedRun
-    bar.close()
-    log.close()
+            done = step + 1
+            if done % config.log_every == 0 or done == steps:
+                guard.report()
+                scalars = {name: term.item() for name, term in terms.items()}
+                milliseconds = timer.report()
+                rate = 1e3 * schedule.batch / max(sum(milliseconds.values()), 1e-9)
+                log.scalars(done, scalars | {"lr": learning_rate(stage, step), "images_per_s": rate} | milliseconds)
+                bar.set_postfix_str(f"loss {scalars['total']:.4f}, {rate:.0f} images/s")
+            if done % config.picture_every == 0:
+                for name, picture in stage.pictures(batch, leaves).items():
+                    log.image(done, name, picture.detach())
+            if (done % schedule.validate_every == 0 or done == steps) and phase == stage.last_phase:
+                score = validation.score(step)
+                log.scalars(done, {"validation": score})
+                if score <= best or schedule.select == "last":
+                    best = score
+                    stage.save_weights(done, score)
+            if done % schedule.checkpoint_every == 0 or done == steps or stop():
+                guard.report()
+                save_state(last, {
+                    "step": done,
+                    "phase": phase,
+                    "best": best,
+                    "seconds": time.perf_counter() - begin,
+                    "nets": {role: net.state_dict() for role, net in stage.nets.items()},
+                    "optimizer": optimizer.state_dict(),
+                })  # fmt: skip
+                if stop() and done < steps:
+                    raise InterruptedRun
     return {
         "steps": steps,
         "seconds": time.perf_counter() - begin,

@@ -131,6 +131,14 @@ def test_an_unreadable_image_is_named_and_the_others_are_done(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b_depth.png"]
 
 
+def test_an_image_of_floating_point_pixels_is_refused(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.full(SIZE, np.nan, np.float32)).save(tmp_path / "nan.tiff")
+    assert predict(run_folder, tmp_path / "nan.tiff", "-o", tmp_path / "out") == 1
+    assert "nan.tiff cannot be read: its pixels are of kind 'F'" in capsys.readouterr().err
+
+
 def test_a_broken_video_leaves_no_file(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"no video")
     assert predict(run_folder, tmp_path / "clip.mp4", "-o", tmp_path / "out") == 1
