@@ -2,9 +2,9 @@
 
     python -m mcd.convert FOLDER -o OUT
 
-FOLDER is a published checkpoint folder (``…/models/weights``) with any of depth_net.pth, pose_net.pth, raft.pth and
-depth_scale_alignment.pth. OUT becomes a stage folder: one weights file, which ``init``, mcd.evaluate and
-mcd.predict take.
+FOLDER is a published checkpoint folder (``…/models/weights``) with any of depth_net.pth, pose_net.pth, raft.pth,
+depth_scale_alignment.pth, slot_attention.pth and ground_segmentation.pth. OUT becomes a stage folder: one weights file,
+which ``init``, mcd.evaluate and mcd.predict take.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from mcd.checkpoint import WEIGHTS, save_weights
-from mcd.nets import build_depth_net, build_motion_net, build_pose_net, build_scale_net
+from mcd.nets import (
+    build_depth_net,
+    build_ground_net,
+    build_motion_net,
+    build_pose_net,
+    build_scale_net,
+    build_slot_net,
+)
 
 SIZE = (192, 512)
 
@@ -117,6 +124,23 @@ RELEASED = {
         ),
         constants={"positive": torch.tensor(False)},
     ),
+    "slot_attention.pth": Released(
+        "slots",
+        "published",
+        lambda: build_slot_net("published"),
+        (
+            (r"^encoder\.(\d)\.0\.", r"encoder.\1."),
+            (r"^decoder\.4\.(\d)\.", r"decoder_out.\1."),
+            (r"^decoder\.([0-3])\.0\.", r"decoder.\1."),
+            (r"^(encoder|decoder)_pos_embedding\.dense\.", r"\1_position."),
+            (r"^encoder_out_layer\.", "encoder_out."),
+            (r"^z_residual\.", "emptiness_context."),
+            (r"^z_predictor\.", "emptiness_head."),
+        ),
+        # Coordinates, which our net makes for any size.
+        unused=r"(encoder|decoder)_pos_embedding\.grid",
+    ),
+    "ground_segmentation.pth": Released("ground", "published", lambda: build_ground_net("published", SIZE), ()),
 }
 
 

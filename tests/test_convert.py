@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import published_mask_nets as published_masks
 import published_nets as published
 import pytest
 import torch
@@ -19,6 +20,8 @@ STATES = {
     "pose_net.pth": published.pose_state,
     "raft.pth": published.raft_state,
     "depth_scale_alignment.pth": published.scale_state,
+    "slot_attention.pth": published_masks.slot_state,
+    "ground_segmentation.pth": published_masks.ground_state,
 }
 
 
@@ -63,6 +66,8 @@ def test_the_synthetic_state_dicts_have_as_many_entries_as_the_published(
         ("pose_net.pth", 13_013_492 - 513_000),
         ("raft.pth", 5_257_536),
         ("depth_scale_alignment.pth", 11_347_137),
+        ("slot_attention.pth", 979_046),
+        ("ground_segmentation.pth", 37_862_017),
     ],
 )
 def test_parameter_counts_are_the_published_ones(file: str, parameters: int, nets: dict[str, nn.Module]) -> None:
@@ -75,7 +80,9 @@ def test_every_distinct_tensor_of_the_published_files_is_kept(
     for file, state in states.items():
         kept = {tensor.double().sum().item() for tensor in nets[file].state_dict().values()}
         lost = [name for name, tensor in state.items() if tensor.double().sum().item() not in kept]
-        assert [name for name in lost if ".fc." not in name or file != "pose_net.pth"] == []
+        # A classifier and coordinates: nothing reads the one, and our net makes the others.
+        unused = {"pose_net.pth": ".fc.", "slot_attention.pth": ".grid"}.get(file, "none")
+        assert [name for name in lost if unused not in name] == []
 
 
 # Float64 on both sides, so only the order of summation differs: 1e-9 is far above its error and far below any other.
@@ -128,6 +135,32 @@ def test_converted_scale_net_computes_the_published_scale(
     with torch.no_grad():
         actual = net(*inputs)
     torch.testing.assert_close(actual, published.scale_factor(state, *inputs), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("use_emptiness", [False, True])
+def test_converted_slot_net_computes_the_published_slots(
+    use_emptiness: bool, states: dict[str, dict[str, Tensor]], nets: dict[str, nn.Module]
+) -> None:
+    scene, noise = image(2, 4, 128, 128), image(2, 5, 64, seed=1)
+    net = copy.deepcopy(nets["slot_attention.pth"]).double()
+    with torch.no_grad():
+        actual = net(scene, noise, use_emptiness)
+    expected = published_masks.slots(states["slot_attention.pth"], scene, noise, use_emptiness)
+    assert expected["masks"].std() > 1e-3
+    # The net's attention, masks and pictures are float32 at least.
+    for name, got in actual._asdict().items():
+        torch.testing.assert_close(got.double(), expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_converted_ground_net_computes_the_published_probability(
+    states: dict[str, dict[str, Tensor]], nets: dict[str, nn.Module]
+) -> None:
+    picture, disp = image(1, 3, 192, 512), 0.1 + image(1, 1, 192, 512, seed=1)
+    with torch.no_grad():
+        actual = nets["ground_segmentation.pth"](picture.float(), disp.float()).sigmoid()
+        expected = published_masks.ground(states["ground_segmentation.pth"], picture.float(), disp.float())
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_converted_scale_weights_stay_linear_in_a_net_built_positive(nets: dict[str, nn.Module]) -> None:
