@@ -17,8 +17,12 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-StageName = Literal["scene", "instances", "object", "scale", "pseudo", "final", "control"]
+StageName = Literal[
+    "scene", "predictions", "ground", "slots", "instances", "object", "scale", "pseudo", "final", "control"
+]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+MASKED_STAGES: tuple[StageName, ...] = ("scene", "instances", "object", "scale", "pseudo", "final")
+"""The variant whose masks come with the data."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -79,6 +83,8 @@ class Nets(Section):
     pose: str = "light"
     motion: str = "light"
     scale: str = "light"
+    slots: str = Field("light", description="light or published")
+    ground: str = Field("light", description="light, full, or published (one resolution only)")
     pretrained: bool = Field(False, description="start backbones from ImageNet weights")
     positive_scale: bool = Field(True, description="scale net cannot go negative; False: the published linear output")
 
@@ -108,6 +114,7 @@ class Schedule(Section):
     lr: Positive = 1e-3
     warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
     drops: tuple[tuple[float, float], ...] = Field((), description="(when, factor): learning-rate drops")
+    halve_every: Positive | None = Field(None, description="steady decay: the learning rate halves in this time")
     clip: Positive | None = Field(10.0, description="gradient norm per network")
     validate_every: Count = Field(100, description="steps between validations")
     validate_batches: Count = Field(8, description="batches of one validation")
@@ -146,6 +153,62 @@ class Scene(Schedule):
         if self.motion_from is not None and self.joint_from is not None and self.joint_from < self.motion_from:
             raise ValueError("'joint_from' must not lie before 'motion_from'")
         return self
+
+
+class Predictions(Section):
+    """Depth and residual flow of every frame, from the nets of the scene stage."""
+
+    batch: Count = 8
+    flow_threshold: Positive = Field(1.0, description="pixels at a width of 512; flow below it is dropped")
+
+
+class Ground(Schedule):
+    """Ground segmentation, taught by the normals of the scene stage's depth."""
+
+    distance: Positive = Field(11.0, description="of the neighbours that span a normal, at a width of 512")
+    angle: Positive = Field(10.0, description="degrees by which a normal of the ground may lean")
+    below_camera: bool = Field(True, description="ceilings are no ground; False: the published form")
+    smoothness: float = 2.0
+    label_until: float | None = Field(None, description="when the weight of the labels (1) begins to fall; None: never")
+    label_floor_from: float | None = Field(None, description="when it has fallen")
+    label_floor: float = Field(0.25, description="to this")
+    thirds_from: float | None = Field(None, description="when self-supervision by thirds begins; None: never")
+    thirds_full_from: float | None = Field(None, description="when it has its full weight")
+    thirds_weight: float = 0.5
+
+    @model_validator(mode="after")
+    def _ramps(self) -> Ground:
+        _check_ramp("label_until", self.label_until, "label_floor_from", self.label_floor_from)
+        _check_ramp("thirds_from", self.thirds_from, "thirds_full_from", self.thirds_full_from)
+        return self
+
+
+class Slots(Schedule):
+    """Slot attention on pictures of the residual flow."""
+
+    size: tuple[Count, Count] = Field((128, 128), description="height and width that the net sees, multiples of 16")
+    threshold: Fraction = Field(0.25, description="a slot's mask is where it has at least this share")
+    depth: float = Field(0.2, description="weight of the reconstructed depth; that of the flow is 1")
+    background: float = Field(0.005, description="weight of: the background slot covers what does not move")
+    background_flow: float = Field(1.0, description="weight of: the background slot shows no motion")
+    background_depth: float = Field(0.02, description="weight of: the background slot shows no depth")
+    background_from: float = Field(0, description="when the three terms of the background begin")
+    emptiness: float = Field(0.002, description="last weight of: slots are empty")
+    emptiness_target: float = 0.01
+    emptiness_from: float | None = Field(None, description="when emptiness begins to act, weight 0; None: never")
+    emptiness_full_from: float | None = Field(None, description="when it has its last weight")
+
+    @model_validator(mode="after")
+    def _shape(self) -> Slots:
+        if any(side % 16 for side in self.size):
+            raise ValueError(f"'size' must be multiples of 16, not {self.size[0]}x{self.size[1]}")
+        _check_ramp("emptiness_from", self.emptiness_from, "emptiness_full_from", self.emptiness_full_from)
+        return self
+
+
+def _check_ramp(first: str, begin: float | None, last: str, end: float | None) -> None:
+    if (begin is None) != (end is None) or (begin is not None and end is not None and end < begin):
+        raise ValueError(f"'{first}' and '{last}' are given together, in this order")
 
 
 class InstancesStage(Section):
@@ -196,7 +259,7 @@ class Config(Section):
     run: str | None = Field(None, description="name of the run folder; None: the config's stem")
     runs: Path = Field(Path("runs"), description="where run folders are")
     init: Path | None = Field(None, description="run, stage folder or weights file to start from")
-    stages: tuple[StageName, ...] = STAGES[:-1]
+    stages: tuple[StageName, ...] = MASKED_STAGES
     seed: int = 0
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: as torch chooses")
@@ -211,6 +274,9 @@ class Config(Section):
     nets: Nets = Nets()
     loss: Photometric = Photometric()
     scene: Scene = Scene(steps=1000)
+    predictions: Predictions = Predictions()
+    ground: Ground = Ground(steps=300)
+    slots: Slots = Slots(steps=600)
     instances: InstancesStage = InstancesStage()
     object: Object = Object(steps=200)
     scale: Scale = Scale(steps=350)

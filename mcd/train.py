@@ -93,7 +93,14 @@ def train_run(config: Config, stop: StopSignal) -> Path:
             facts["seconds"] = time.perf_counter() - begin
         else:
             assert issubclass(kind, TrainingStage)
-            facts = train(kind(context), context, stop)
+            stage = kind(context)
+            facts = train(stage, context, stop)
+            begin = time.perf_counter()
+            try:
+                facts |= stage.export(stop)
+            except KeyboardInterrupt:
+                raise InterruptedRun from None
+            facts["seconds"] += time.perf_counter() - begin
         facts["metrics"] = evaluate_stage(config, run.path, name, device)
         run.finish(name, **facts)
         write_metrics(run.path)
@@ -233,12 +240,14 @@ def make_optimizer(stage: TrainingStage, step: int, device: torch.device) -> tor
 
 
 def learning_rate(stage: TrainingStage, step: int) -> float:
-    """Learning rate of a step: linear warm-up, then the schedule's drops."""
+    """Learning rate of a step: linear warm-up, the schedule's drops, and its steady decay."""
     schedule = stage.schedule
     rate = schedule.lr * min(1.0, (step + 1) / max(schedule.warmup, 1))
     for when, factor in schedule.drops:
         if step >= schedule.in_steps(when, stage.steps_per_epoch):
             rate *= factor
+    if schedule.halve_every is not None:
+        rate *= 0.5 ** (step / max(schedule.in_steps(schedule.halve_every, stage.steps_per_epoch), 1))
     return rate
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 # colour blindness; the second runs blue, white, red.
 _DEPTH_COLOURS = "000004 180f3d 440f76 721f81 9e2f7f cd4071 f1605d fd9668 feca8d fcfdbf"
 _ERROR_COLOURS = "0b3c8c 3f7fd0 9cc4ea f4f4f4 f2b79c d5563f 8c0b1d"
+_SHARE_COLOURS = "dcdcdc e45756 4c78a8 f2a93b 54a24b b279a2 72b7b2 9d755d"
 _UNKNOWN = (0.13, 0.13, 0.15)
 # Percentiles of a huge map are those of every n-th of its pixels.
 _ENOUGH = 100_000
@@ -103,6 +104,30 @@ def outline(picture: Tensor, mask: Tensor, colour: tuple[float, float, float] = 
     around = F.pad(mask, (1, 1, 1, 1))
     inside = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
     return torch.where(mask & ~inside, picture.new_tensor(colour)[:, None, None], picture)
+
+
+def tint(picture: Tensor, share: Tensor, colour: tuple[float, float, float] = (0.0, 0.9, 0.46)) -> Tensor:
+    """The picture in grey, coloured as far as ``share`` ([H, W] in [0, 1]) says.
+
+    Raises:
+        ValueError: ``share`` has another size than the picture.
+    """
+    if share.shape != picture.shape[1:]:
+        raise ValueError(f"share is {list(share.shape)} but the picture is {list(picture.shape[1:])}")
+    grey = picture.mean(dim=0, keepdim=True).expand_as(picture)
+    return torch.lerp(grey, picture.new_tensor(colour)[:, None, None].expand_as(grey), 0.5 * share.to(grey.dtype))
+
+
+def colour_shares(shares: Tensor) -> Tensor:
+    """One colour for each of n <= 8 shares [n, H, W] that sum to 1, mixed accordingly; the first is light grey.
+
+    Raises:
+        ValueError: there are more shares than colours.
+    """
+    colours = torch.tensor([list(bytes.fromhex(colour)) for colour in _SHARE_COLOURS.split()]) / 255
+    if len(shares) > len(colours):
+        raise ValueError(f"{len(shares)} shares, but only {len(colours)} colours")
+    return torch.einsum("nhw,nc->chw", shares.detach().float(), colours[: len(shares)].to(shares.device)).clamp(0, 1)
 
 
 def gather_points(sparse: Tensor, size: tuple[int, int]) -> Tensor:

@@ -10,11 +10,13 @@ from mcd.visualize import (
     colour_depth,
     colour_error,
     colour_flow,
+    colour_shares,
     depth_range,
     from_bytes,
     gather_points,
     outline,
     panel,
+    tint,
     to_bytes,
 )
 
@@ -110,3 +112,23 @@ def test_maps_of_the_wrong_shape_are_named() -> None:
         colour_error(torch.ones(2, 3), torch.ones(3, 2))
     with pytest.raises(ValueError, match="at least one picture"):
         panel([[None]])
+
+
+def test_tint_colours_what_is_covered_and_greys_the_rest() -> None:
+    picture = torch.tensor([0.9, 0.3, 0.0])[:, None, None].expand(3, 2, 2)
+    share = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    tinted = tint(picture, share, colour=(0.0, 1.0, 0.0))
+    assert tinted[:, 0, 0].tolist() == pytest.approx([0.4] * 3)
+    assert tinted[:, 0, 1].tolist() == pytest.approx([0.2, 0.7, 0.2])
+    with pytest.raises(ValueError, match="share is"):
+        tint(picture, share[:1])
+
+
+def test_shares_are_mixed_and_each_has_its_own_colour() -> None:
+    whole = torch.eye(8)[:, :, None]
+    colours = colour_shares(whole)[:, :, 0].T
+    assert torch.cdist(colours, colours).add(torch.eye(8)).min() > 0.1
+    mixed = colour_shares((whole[:, :1] + whole[:, 1:2]) / 2)
+    torch.testing.assert_close(mixed[:, 0, 0], (colours[0] + colours[1]) / 2)
+    with pytest.raises(ValueError, match="9 shares"):
+        colour_shares(torch.ones(9, 1, 1))

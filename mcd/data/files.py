@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,17 @@ Picture = NDArray[np.uint8]
 """RGB [H, W, 3]."""
 
 # What Pillow and NumPy raise for files that are cut off, damaged or of another kind.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, struct.error, zlib.error, Image.DecompressionBombError)
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
 
 
 class DataError(ValueError):

@@ -2,16 +2,22 @@
 
 from mcd.stages.base import Context, Preparation, Stage, StageError, TrainingStage
 from mcd.stages.final import ControlStage, FinalStage
+from mcd.stages.frame_predictions import PredictionsPreparation
+from mcd.stages.ground import GroundStage
 from mcd.stages.instances import InstancesPreparation
 from mcd.stages.object import ObjectStage
 from mcd.stages.pseudo import PseudoPreparation
 from mcd.stages.scale import ScaleStage
 from mcd.stages.scene import SceneStage
+from mcd.stages.slots import SlotsStage
 
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage
     for stage in (
         SceneStage,
+        PredictionsPreparation,
+        GroundStage,
+        SlotsStage,
         InstancesPreparation,
         ObjectStage,
         ScaleStage,

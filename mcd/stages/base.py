@@ -13,10 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from mcd.checkpoint import WEIGHTS, find_weights, load_weights, save_weights
-from mcd.config import Augment, Config, Schedule
+from mcd.config import Augment, Config, Data, Schedule
 from mcd.data import FrameDataset, fixed_batches, open_reader, prefetch
 from mcd.losses import SmoothnessLoss, ViewSynthesisLoss
-from mcd.nets import build_depth_net, build_motion_net, build_pose_net, build_scale_net
+from mcd.nets import (
+    build_depth_net,
+    build_ground_net,
+    build_motion_net,
+    build_pose_net,
+    build_scale_net,
+    build_slot_net,
+)
 from mcd.progress import progress
 from mcd.run import Run
 
@@ -37,6 +44,18 @@ class Context:
     run: Run
     device: torch.device
 
+    @property
+    def labels(self) -> Data:
+        """Where masks are read: those that stages of this run discover, else those of the data set."""
+        discovered = {"ground": "road_masks", "detector": "masks"}
+        # An absolute path does not end up below the data set's root.
+        paths = {
+            key: (self.run.stage(name) / "masks").absolute()
+            for name, key in discovered.items()
+            if name in self.config.stages
+        }
+        return self.config.data.model_copy(update=paths)
+
     @contextmanager
     def networks(self) -> Iterator[None]:
         """Networks may run in bfloat16; geometry and losses, outside this block, are float32."""
@@ -46,7 +65,7 @@ class Context:
             yield
 
     def build(self, role: str, *, pretrained: bool = False) -> nn.Module:
-        """A net for a role ("depth", "pose", "motion", "scale"), on the device; fresh, or with an ImageNet backbone."""
+        """A net for a role of ``config.nets``, on the device; fresh, or with an ImageNet backbone."""
         names = self.config.nets
         net: nn.Module
         if role == "depth":
@@ -55,6 +74,10 @@ class Context:
             net = build_pose_net(names.pose, pretrained=pretrained)
         elif role == "motion":
             net = build_motion_net(names.motion)
+        elif role == "slots":
+            net = build_slot_net(names.slots)
+        elif role == "ground":
+            net = build_ground_net(names.ground, self.config.data.size)
         else:
             net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=pretrained)
         net = net.to(self.device)
@@ -84,27 +107,27 @@ class Stage(ABC):
         reader = open_reader(self.config.data, split)
         return FrameDataset(reader, self.config.data, augment=augment, seed=self.config.seed, **options)
 
-
-class Preparation(Stage):
-    """A stage without training: it writes files for every frame of every split."""
-
-    @abstractmethod
-    def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        """Write the files; returns facts for ``done.json``. Files that are there already are kept."""
-
     def each_batch(
-        self, dataset: FrameDataset, split: str, batch: int, suffix: str, should_stop: Callable[[], bool]
+        self,
+        dataset: FrameDataset,
+        split: str,
+        batch: int,
+        suffix: str,
+        should_stop: Callable[[], bool],
+        folder: Path | None = None,
     ) -> Iterator[Batch]:
-        """Batches of the frames whose file ``STAGE/SPLIT/FRAME + suffix`` is still missing, with a progress bar.
+        """Batches of the frames whose file ``FOLDER/SPLIT/FRAME + suffix`` is still missing, with a progress bar.
+
+        The folder is the stage's own, if no other is given.
 
         A batch is left out only as a whole: its composition, and so the last bit of every result, does not depend on
         where an earlier run was killed.
         """
-        config, frames = self.config, [item.frame for item in dataset.items]
+        config, frames, folder = self.config, [item.frame for item in dataset.items], folder or self.folder
         done: set[str] = set()
         for first in range(0, len(frames), batch):
             together = frames[first : first + batch]
-            if all((self.folder / split / f"{frame}{suffix}").is_file() for frame in together):
+            if all((folder / split / f"{frame}{suffix}").is_file() for frame in together):
                 done.update(together)
         loader = fixed_batches(dataset, batch, config.data.workers, self.context.device, skip=done)
         with progress(len(frames), f"{self.name} {split}", "image", len(done)) as bar:
@@ -113,6 +136,14 @@ class Preparation(Stage):
                 bar.update(len(loaded["frame"]))
                 if should_stop():
                     raise KeyboardInterrupt
+
+
+class Preparation(Stage):
+    """A stage without training: it writes files for every frame of every split."""
+
+    @abstractmethod
+    def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """Write the files; returns facts for ``done.json``. Files that are there already are kept."""
 
 
 class TrainingStage(Stage):
@@ -164,11 +195,27 @@ class TrainingStage(Stage):
         """Roles optimised at this step."""
         return self.roles
 
+    def ramp(self, step: int, begin: float | None, end: float | None) -> float | None:
+        """0 at the moment ``begin`` of the schedule, 1 from ``end`` on; None before it, and where there is none."""
+        if begin is None or end is None:
+            return None
+        first, last = (self.schedule.in_steps(when, self.steps_per_epoch) for when in (begin, end))
+        if step < first:
+            return None
+        return min((step - first) / (last - first), 1.0) if last > first else 1.0
+
     def set_mode(self, step: int) -> None:
         """Train mode for the optimised nets, eval mode and no gradient for the others."""
         active = self.active(step)
         for role, net in self.nets.items():
             net.train(role in active).requires_grad_(role in active)
+
+    def export(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """After training: write what later stages read, with the selected weights; returns facts for ``done.json``.
+
+        Files that are there already are kept. Raises KeyboardInterrupt where it is to stop.
+        """
+        return {}
 
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
         """Pictures of the first sample, [3,H,W] in [0,1], by name."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mcd import Instances, ops
 from mcd.checkpoint import atomic_path, write_text
-from mcd.config import Config, InstancesStage
+from mcd.config import Data, InstancesStage
 from mcd.data import instance_masks, road_mask
 from mcd.stages.base import Batch, Preparation, StageError
 from mcd.stages.residual import fold, pixel_flow, residual_motion
@@ -124,7 +124,7 @@ class InstancesPreparation(Preparation):
         return facts
 
     def _split(self, split: str, should_stop: Callable[[], bool]) -> list[str]:
-        dataset = self.frames(split, None, labels=lambda item: read_masks(self.config, split, item.frame))
+        dataset = self.frames(split, None, labels=lambda item: read_masks(self.context.labels, split, item.frame))
         for batch in self.each_batch(dataset, split, self.config.instances.batch, ".npz", should_stop):
             self.process(split, batch)
         return [item.frame for item in dataset.items]
@@ -213,10 +213,10 @@ def middle_band(width: int, k: int) -> tuple[int, int]:
     return width * (k - 1) // (2 * k), width * (k + 1) // (2 * k)
 
 
-def read_masks(config: Config, split: str, frame: str) -> dict[str, Any]:
+def read_masks(data: Data, split: str, frame: str) -> dict[str, Any]:
     """Labels of a frame: its instance masks [n,H,W], their file names, and the road [1,H,W]."""
-    masks, ids = instance_masks(config.data, split, frame)
-    return {"instances": masks, "ids": ids, "road": road_mask(config.data, split, frame)}
+    masks, ids = instance_masks(data, split, frame)
+    return {"instances": masks, "ids": ids, "road": road_mask(data, split, frame)}
 
 
 def _rows(folder: Path, split: str, frames: list[str]) -> Iterator[InstanceRow]:

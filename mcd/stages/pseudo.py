@@ -57,7 +57,7 @@ class PseudoPreparation(Preparation):
         def labels(item: ObjectItem) -> dict[str, Any]:
             found = FrameInstances.load(frame_path(folder, split, item.frame))
             masks = found.masks[found.dynamic & found.large, 1]
-            return {"instances": masks, "road": road_mask(self.config.data, split, item.frame)}
+            return {"instances": masks, "road": road_mask(self.context.labels, split, item.frame)}
 
         items = [ObjectItem(frame, -1) for frame in frames]
         return self.frames(split, None, items=items, labels=labels)

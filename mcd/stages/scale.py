@@ -77,7 +77,7 @@ class ScaleStage(TrainingStage):
 
         def labels(item: ObjectItem) -> dict[str, Any]:
             mask = FrameInstances.load(frame_path(folder, split, item.frame)).masks[item.row, 1]
-            return {"object_mask": mask[None], "road": road_mask(self.config.data, split, item.frame)}
+            return {"object_mask": mask[None], "road": road_mask(self.context.labels, split, item.frame)}
 
         return self.frames(split, flip_only, items=items, labels=labels)
 

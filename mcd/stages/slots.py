@@ -1,0 +1,173 @@
+"""Slots stage: what moves, taken apart into objects by slot attention (Nguyen et al., CVPR 2024).
+
+Consumes ``predictions``. Each direction of the flow is a picture of its own; object slots compete with a background
+slot to explain it. Leaves ``slots/weights.safetensors`` and one ``slots/masks/SPLIT/CITY/FRAME.npz`` a frame: candidate
+masks of both directions (the published code keeps one and throws the other away), read by :func:`read_candidates`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.utils import flow_to_image
+
+from mcd.checkpoint import atomic_path
+from mcd.config import Augment, Slots
+from mcd.data import FrameDataset
+from mcd.data.files import reading
+from mcd.nets.slots import SLOTS, SlotNet
+from mcd.stages.base import Batch, Context, Outputs, StageError, TrainingStage
+from mcd.stages.frame_predictions import FramePrediction
+from mcd.stages.instances import frame_path
+from mcd.visualize import colour_shares
+
+
+def read_candidates(folder: Path, split: str, frame: str) -> np.ndarray:
+    """Candidate masks of a frame: bool [2, 5, H, W], by direction (previous, next) and slot (0 is the background).
+
+    Args:
+        folder: the stage's folder, ``RUN/slots``.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    path = frame_path(folder / "masks", split, frame)
+    with reading("candidate masks", path), np.load(path) as file:
+        shape = tuple(file["shape"])
+        return np.unpackbits(file["masks"], count=math.prod(shape)).reshape(shape).astype(bool)
+
+
+def write_candidates(folder: Path, split: str, frame: str, masks: np.ndarray) -> None:
+    """What :func:`read_candidates` reads."""
+    buffer = BytesIO()
+    np.savez_compressed(buffer, shape=masks.shape, masks=np.packbits(masks))
+    with atomic_path(frame_path(folder / "masks", split, frame)) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+class SlotsStage(TrainingStage):
+    name = "slots"
+    roles = ("slots",)
+    schedule: Slots
+
+    def __init__(self, context: Context):
+        self.schedule = context.config.slots
+        super().__init__(context)
+
+    def initialise(self) -> None:
+        seen = self.context.run.finished("predictions") or {}
+        if not seen.get("train", {}).get("frames_with_motion", 0):
+            raise StageError(
+                "stage slots: no training frame has a pixel whose residual flow reaches predictions.flow_threshold; "
+                "there is nothing to find objects by"
+            )
+
+    def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
+        folder = self.context.run.stage("predictions")
+        flip_only = augment.model_copy(update={"jitter": 0.0}) if augment is not None else None
+
+        def labels(item: Any) -> dict[str, Any]:
+            found = FramePrediction.load(frame_path(folder, split, item.frame))
+            return {"flow": found.flow, "depth": found.depth[None]}
+
+        return self.frames(split, flip_only, labels=labels)
+
+    def forward(self, batch: Batch, step: int) -> Outputs:
+        scene, still = slot_scene(batch["flow"], batch["depth"], self.schedule.size)
+        training = self.nets["slots"].training
+        use_emptiness = training and self._reached(self.schedule.emptiness_from, step)
+        with self.context.networks():
+            found = self.nets["slots"](scene, self._noise(len(scene), step if training else None), use_emptiness)
+        return {"scene": scene, "still": still, **found._asdict()}
+
+    def _noise(self, count: int, step: int | None) -> Tensor:
+        """What slots start from: fresh in every step of training; else (None) the same for every frame and run."""
+        net = self.nets["slots"]
+        assert isinstance(net, SlotNet)
+        shape = (1 if step is None else count, SLOTS, net.channels)
+        key = (self.config.seed % 2**64,) if step is None else (self.config.seed % 2**64, step)
+        drawn = np.random.default_rng(key).standard_normal(shape, dtype=np.float32)
+        return torch.from_numpy(drawn).to(self.context.device)
+
+    def _reached(self, when: float | None, step: int) -> bool:
+        return when is not None and step >= self.schedule.in_steps(when, self.steps_per_epoch)
+
+    def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
+        settings, training = self.schedule, self.nets["slots"].training
+        flow_seen, depth_seen = outputs["scene"].split((3, 1), dim=1)
+        shares, flow, depth = outputs["masks"], outputs["flow"], outputs["depth"]
+        terms = {
+            "flow": F.mse_loss((shares[:, :, None] * flow).sum(dim=1), flow_seen),
+            "depth": settings.depth * F.mse_loss((shares[:, :, None] * depth).sum(dim=1), depth_seen),
+        }
+        # Validation has the terms that act in the end, so that early and late weights can be compared. Emptiness is
+        # left out of it: masks are written without.
+        if not training or self._reached(settings.background_from, step):
+            # The published code takes the sigmoid of the share, which is none of a logit: it stays in [0.5, 0.73].
+            covers = F.binary_cross_entropy(shares[:, :1].clamp(0, 1), outputs["still"])
+            terms["background"] = settings.background * covers
+            terms["background_flow"] = settings.background_flow * (flow[:, 0] - 1).square().mean()
+            terms["background_depth"] = settings.background_depth * (depth[:, 0] - 1).square().mean()
+        ramp = self.ramp(step, settings.emptiness_from, settings.emptiness_full_from)
+        if training and ramp is not None:
+            emptiness = (outputs["fullness"] - settings.emptiness_target).abs().mean()
+            terms["emptiness"] = ramp * settings.emptiness * emptiness
+        return {"total": torch.stack(list(terms.values())).sum(), **terms}
+
+    def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
+        shares = outputs["masks"][0]
+        drawn = (shares[:, None] * outputs["flow"][0]).sum(dim=0)
+        return {
+            "image": batch["reference"][0],
+            "flow": (outputs["scene"][0, :3] + 1) / 2,
+            "reconstruction": (drawn.clamp(-1, 1) + 1) / 2,
+            "slots": colour_shares(shares),
+        }
+
+    @torch.no_grad()
+    def export(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        self.nets["slots"] = self.context.trained("slots", "slots")
+        facts: dict[str, Any] = {}
+        for split in ("train", "val"):
+            dataset = self.dataset(split, None)
+            batches = self.each_batch(dataset, split, self.schedule.batch, ".npz", should_stop, self.folder / "masks")
+            for batch in batches:
+                shares = F.interpolate(self.forward(batch, 0)["masks"], self.config.data.size, mode="nearest")
+                masks = (shares >= self.schedule.threshold).unflatten(0, (-1, 2)).cpu().numpy()
+                for frame, candidates in zip(batch["frame"], masks, strict=True):
+                    write_candidates(self.folder, split, frame, candidates)
+            facts[split] = {"frames": len(dataset)}
+        return facts
+
+
+def slot_scene(flow: Tensor, depth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """What the slot net sees, for each direction of the flow.
+
+    Args:
+        flow: [B,2,2,H,W] in pixels, 0 where nothing moves; depth: [B,1,H,W].
+        size: height and width of the result.
+
+    Returns:
+        scene [2B,4,h,w], the two directions of a frame side by side: the flow as colours in [-1, 1], white where
+        nothing moves and full at the fastest pixel; (exp(depth / largest) - 1) / (e - 1), 1 where nothing moves. And
+        still [2B,1,h,w] in [0, 1]: 1 where nothing moves.
+    """
+    directions = flow.shape[1]
+    flow = flow.flatten(0, 1)
+    moving = (flow != 0).any(dim=1, keepdim=True)
+    fastest = flow.norm(dim=1).amax(dim=(1, 2))[:, None, None, None]
+    # flow_to_image divides by the fastest pixel of the whole batch; here each picture has its own.
+    colours = flow_to_image(flow / fastest.clamp(min=1e-12)).float() / 127.5 - 1
+    near = torch.expm1(depth / depth.amax(dim=(1, 2, 3), keepdim=True)) / math.expm1(1)
+    near = torch.where(moving, near.repeat_interleave(directions, dim=0), 1.0)
+    planes = torch.cat((colours, near, (~moving).float()), dim=1)
+    planes = F.interpolate(planes, size, mode="bilinear", align_corners=False)
+    return planes[:, :4], planes[:, 4:]

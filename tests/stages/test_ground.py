@@ -1,0 +1,210 @@
+"""Ground from depth, on drawn planes; and when each loss of its stage acts."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mcd.config import ConfigError, parse_config
+from mcd.data import road_mask
+from mcd.nets import build_ground_net
+from mcd.run import Run
+from mcd.stages import Context
+from mcd.stages.ground import (
+    GroundStage,
+    edge_aware_smoothness,
+    join_thirds,
+    level_surfaces,
+    stretched_thirds,
+    surface_normals,
+)
+
+# Not square, and an odd height: swapped axes and thirds that do not divide show.
+SIZE = (50, 64)
+
+
+def camera() -> torch.Tensor:
+    return torch.tensor([[[60.0, 0, 30.0], [0, 55.0, 20.0], [0, 0, 1]]], dtype=torch.float64)
+
+
+def plane_depth(normal: tuple[float, float, float], distance: float) -> torch.Tensor:
+    """Depth [1,1,H,W] of the plane normal · X = distance; 200 where the camera does not see it."""
+    y, x = torch.meshgrid(torch.arange(SIZE[0]).double(), torch.arange(SIZE[1]).double(), indexing="ij")
+    rays = torch.linalg.inv(camera())[0] @ torch.stack((x, y, torch.ones_like(x))).flatten(1)
+    facing = (torch.tensor(normal, dtype=torch.float64) @ rays).view(SIZE)
+    depth = distance / facing
+    return torch.where((depth > 0) & (depth < 200), depth, 200.0)[None, None]
+
+
+def tilted(degrees: float) -> tuple[float, float, float]:
+    """The normal of a road that rises ahead."""
+    return (0.0, math.cos(math.radians(degrees)), math.sin(math.radians(degrees)))
+
+
+@pytest.mark.parametrize("normal", [(0.0, 0.0, 1.0), (0.6, 0.0, 0.8), (0.1, 0.7, 0.5), (-0.3, -0.2, 0.9)])
+def test_normals_of_a_plane_are_its_normal_everywhere(normal):
+    unit = F.normalize(torch.tensor(normal, dtype=torch.float64), dim=0)
+    depth = plane_depth(tuple(unit.tolist()), 8.0)
+    inside = (depth < 200)[0, 0]
+    # Away from pixels whose neighbours do not lie on the plane, and from the mirrored border.
+    inside = ~(F.max_pool2d((~inside)[None].double(), 9, 1, 4)[0] > 0)
+    inside[:4] = inside[-4:] = False
+    inside[:, :4] = inside[:, -4:] = False
+    assert inside.sum() > 200
+    normals = surface_normals(depth, camera(), 4)
+    assert normals.shape == (1, 3, *SIZE)
+    torch.testing.assert_close(normals[0, :, inside], unit[:, None].expand(-1, int(inside.sum())), rtol=0, atol=1e-9)
+
+
+def test_all_four_products_point_the_same_way():
+    # On a curved surface they differ; in the published order one of them is turned round and cancels another.
+    bowl = 5 + 0.002 * (torch.arange(SIZE[1]).double() - 30) ** 2
+    depth = bowl.expand(1, 1, *SIZE)
+    normals = surface_normals(depth, camera(), 4)
+    assert (normals[:, 2] > 0.5).all()
+    # Mirrored columns mirror the normals.
+    K = camera()
+    K[:, 0, 2] = SIZE[1] - 1 - K[:, 0, 2]
+    mirrored = surface_normals(depth.flip(-1), K, 4).flip(-1)
+    torch.testing.assert_close(mirrored[:, 0], -normals[:, 0], rtol=0, atol=1e-9)
+
+
+def test_an_image_smaller_than_the_neighbourhood_is_refused():
+    with pytest.raises(ValueError, match="larger image than 12x64"):
+        surface_normals(torch.ones(1, 1, 12, 64), camera().float(), 4)
+
+
+@pytest.mark.parametrize(("degrees", "is_ground"), [(0, True), (8, True), (-8, True), (13, False), (80, False)])
+def test_ground_is_what_leans_less_than_the_angle(degrees, is_ground):
+    depth = plane_depth(tilted(degrees), 1.5)
+    found = level_surfaces(depth, camera(), 4, 10.0)
+    near = found[0, 0, 36:44, 10:54]
+    assert bool(near.all() if is_ground else not near.any())
+
+
+def test_a_ceiling_is_no_ground_but_by_option():
+    # The published code takes every level surface, above the camera too.
+    ceiling = plane_depth((0.0, -1.0, 0.0), 1.5)
+    assert not level_surfaces(ceiling, camera(), 4, 10.0).any()
+    assert level_surfaces(ceiling, camera(), 4, 10.0, below_camera=False)[0, 0, 5:9, 10:54].all()
+
+
+def test_a_wall_is_no_ground():
+    assert not level_surfaces(plane_depth((0.0, 0.0, 1.0), 10.0), camera(), 4, 10.0).any()
+
+
+def test_thirds_are_the_lower_two_and_fit_back():
+    rows = torch.arange(SIZE[0]).float()[None, None, :, None].expand(1, 1, *SIZE)
+    middle, near = stretched_thirds(rows)
+    third = SIZE[0] // 3  # 16 of 50 rows; two stay above
+    assert middle.shape == near.shape == (1, 1, *SIZE)
+    assert (middle[0, 0, 0, 0].item(), near[0, 0, -1, 0].item()) == (SIZE[0] - 2 * third, SIZE[0] - 1)
+    # A boundary at a row of the image comes back within a row: the enlargement is not of whole pixels.
+    boundary = SIZE[0] - third + 5
+    logits = [20 * (part - boundary) for part in (middle, near)]
+    joined = join_thirds(*logits)
+    assert joined.shape == (1, 1, 2 * third, SIZE[1])
+    truth = (rows[..., -2 * third :, :] > boundary).float()
+    assert (joined != truth).any(dim=-1).sum() <= 1
+
+
+def test_smoothness_costs_less_at_edges_of_the_guide():
+    plane = torch.zeros(1, 1, 4, 6, dtype=torch.float64)
+    plane[..., 3:] = 1
+    flat, edge = torch.zeros(1, 4, 4, 6, dtype=torch.float64), torch.zeros(1, 4, 4, 6, dtype=torch.float64)
+    edge[:, :, :, 3:] = 2
+    # One of five differences along the rows is 1, none along the columns.
+    assert edge_aware_smoothness(plane, flat).item() == pytest.approx(1 / 5)
+    assert edge_aware_smoothness(plane, edge).item() == pytest.approx(math.exp(-2) / 5)
+
+
+def test_the_light_net_takes_any_size_and_the_published_one_its_own():
+    image, disp = torch.rand(1, 3, 16, 24), torch.rand(1, 1, 16, 24)
+    for name in ("light", "full"):
+        assert build_ground_net(name, (64, 64))(image, disp).shape == (1, 1, 16, 24)
+    assert build_ground_net("published", (16, 24))(image, disp).shape == (1, 1, 16, 24)
+    with pytest.raises(ValueError, match="built for 8x8, this image is 16x24"):
+        build_ground_net("published", (8, 8))(image, disp)
+    with pytest.raises(ValueError, match="light, full, published"):
+        build_ground_net("unet", (8, 8))
+
+
+def test_the_unit_of_the_inverse_depth_does_not_matter():
+    net, image, disp = build_ground_net("light", (16, 24)), torch.rand(2, 3, 16, 24), torch.rand(2, 1, 16, 24)
+    torch.testing.assert_close(net(image, disp), net(image, 7 * disp), rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    settings = {"runs": str(tmp_path), "data": {"size": SIZE}, "stages": ["scene", "ground"]}
+    ramps = {"label_until": 4, "label_floor_from": 8, "thirds_from": 2, "thirds_full_from": 6}
+    config = parse_config({**settings, "ground": {"steps": 10, "batch": 2, "distance": 32, **ramps}})
+    return GroundStage(Context(config, Run(config), torch.device("cpu")))
+
+
+@pytest.fixture
+def batch():
+    depth = plane_depth(tilted(0), 1.5).float().expand(2, -1, -1, -1)
+    return {"reference": torch.rand(2, 3, *SIZE), "depth": depth, "K": camera().float().expand(2, -1, -1)}
+
+
+def test_losses_follow_their_schedules(stage, batch):
+    def terms(step):
+        torch.manual_seed(0)
+        return stage.loss(batch, stage.forward(batch, step), step)
+
+    stage.set_mode(0)
+    early, begun, full, late = terms(1), terms(2), terms(6), terms(9)
+    assert set(early) == {"total", "labels", "smoothness"}
+    assert begun["own"] == 0
+    assert begun["near"] == 0
+    assert begun["near_smoothness"] > 0
+    half = terms(4)
+    for name in ("near", "own"):
+        assert half[name].item() == pytest.approx(full[name].item() / 2, rel=1e-5)
+    assert full["near"].item() == pytest.approx(late["near"].item(), rel=1e-6)
+    assert early["labels"].item() == pytest.approx(half["labels"].item(), rel=1e-6)
+    assert full["labels"].item() == pytest.approx(0.625 * early["labels"].item(), rel=1e-5)
+    assert late["labels"].item() == pytest.approx(0.25 * early["labels"].item(), rel=1e-5)
+    for found in (early, full):
+        parts = sum(value.item() for name, value in found.items() if name != "total")
+        assert found["total"].item() == pytest.approx(parts, rel=1e-6)
+
+
+def test_validation_does_not_depend_on_the_step(stage, batch):
+    stage.nets["ground"].eval()
+    with torch.no_grad():
+        scores = [stage.loss(batch, stage.forward(batch, step), step)["total"].item() for step in (0, 5, 9)]
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_the_middle_third_teaches_and_is_not_taught(stage, batch):
+    stage.set_mode(9)
+    outputs = stage.forward(batch, 9)
+    assert not outputs["own_target"].requires_grad
+    assert outputs["near_logits"].requires_grad
+    assert set(outputs["own_target"].unique().tolist()) <= {0.0, 1.0}
+
+
+def test_ramps_are_given_whole():
+    with pytest.raises(ConfigError, match="'thirds_from' and 'thirds_full_from' are given together"):
+        parse_config({"ground": {"steps": 10, "thirds_from": 3}})
+
+
+def test_later_stages_read_the_ground_of_the_run(stage, tmp_path, monkeypatch):
+    from PIL import Image
+
+    context = stage.context
+    assert context.labels.masks == context.config.data.masks
+    folder = context.run.stage("ground") / "masks" / "val" / "a"
+    folder.mkdir(parents=True)
+    level = np.full(SIZE, 100, np.uint8)
+    level[30:] = 200
+    Image.fromarray(level).save(folder / "a_1.png")
+    monkeypatch.setattr("mcd.data.labels._native_size", lambda config, frame: SIZE)
+    found = road_mask(context.labels, "val", "a/a_1")
+    assert found.shape == (1, *SIZE)
+    assert found[0, 30:].all()
+    assert not found[0, :30].any()
