@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,18 +17,24 @@ from torch import Tensor
 from mcd.checkpoint import atomic_path
 from mcd.config import Config, Evaluation
 from mcd.data import EvaluationSet, collate, open_reader, to_device
-from mcd.data.files import resize_image
+from mcd.data.files import reading, resize_image
 from mcd.evaluate import align, has_ground_truth, stage_predictor
 from mcd.predictor import choose_device, resize_depth
+from mcd.stages.frame_predictions import FramePrediction
+from mcd.stages.instances import frame_path
+from mcd.stages.slots import read_candidates
 from mcd.visualize import (
     colour_depth,
     colour_error,
+    colour_flow,
+    colour_shares,
     depth_range,
     from_bytes,
     gather_points,
     outline,
     panel,
     resize_picture,
+    tint,
     to_bytes,
 )
 
@@ -80,6 +87,54 @@ def frame_pictures(config: Config, run_folder: Path) -> str:
         rows = 2 if "depth_gt" in batch else 1
         blocks += f"<h3>{escape(frame)}</h3><div class='tiles rows{rows}'>{tiles}</div>"
     return f"<p class=muted>{' '.join(lines)}</p>{blocks}"
+
+
+def discovery_pictures(config: Config, run_folder: Path) -> str:
+    """Pictures of what the run found by itself in a few held-out frames, stage by stage; "" if it looked for nothing.
+
+    Raises:
+        DataError, OSError: frames, or what a stage left, cannot be read.
+    """
+    left = {stage: run_folder / stage for stage in ("predictions", "ground", "slots")}
+    if not any((folder / "done.json").is_file() for folder in left.values()):
+        return ""
+    reader = open_reader(config.data, "val")
+    blocks = ""
+    for frame in (reader.frames[index] for index in _spread(len(reader.frames), FRAMES)):
+        image = from_bytes(resize_image(reader.read(frame).images[1], config.data.size))
+        tiles = _tile(image, "image")
+        for stage, draw in (("predictions", _moving_tiles), ("ground", _ground_tiles), ("slots", _slot_tiles)):
+            if (left[stage] / "done.json").is_file():
+                tiles += draw(left[stage], frame, image)
+        blocks += f"<h3>{escape(frame)}</h3><div class='tiles rows1'>{tiles}</div>"
+    explained = (
+        "Motion: what the camera's own motion leaves over; hue is direction. Ground is green. Each slot has a "
+        "colour, the background is light grey."
+    )
+    return f"<p class=muted>{explained}</p>{blocks}"
+
+
+def _moving_tiles(folder: Path, frame: str, image: Tensor) -> str:
+    found = FramePrediction.load(frame_path(folder, "val", frame))
+    return "".join(
+        _tile(colour_flow(torch.from_numpy(flow)), f"motion to the {where} frame")
+        for flow, where in zip(found.flow, ("previous", "next"), strict=True)
+    )
+
+
+def _ground_tiles(folder: Path, frame: str, image: Tensor) -> str:
+    path = frame_path(folder / "masks", "val", frame, ".png")
+    with reading("ground", path), Image.open(path) as file:
+        share = torch.from_numpy(np.asarray(file, dtype=np.float32) / 255)
+    return _tile(tint(image, share), "ground")
+
+
+def _slot_tiles(folder: Path, frame: str, image: Tensor) -> str:
+    tiles = ""
+    for masks, where in zip(read_candidates(folder, "val", frame), ("previous", "next"), strict=True):
+        shares = torch.from_numpy(masks).float()
+        tiles += _tile(colour_shares(shares / shares.sum(dim=0).clamp(min=1)), f"slots, {where} frame")
+    return tiles
 
 
 def write_panel(config: Config, run_folder: Path, path: Path, frames: int = 4) -> None:

@@ -9,7 +9,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +21,7 @@ from mcd.config import STAGES, Config, ConfigError, load_config
 from mcd.data import DataError
 from mcd.evaluate import REGIONS, WHOLE
 from mcd.metrics import METRICS
-from mcd.pictures import frame_pictures, write_panel
+from mcd.pictures import discovery_pictures, frame_pictures, write_panel
 from mcd.profiling import PHASES
 
 Logs = Mapping[str, Sequence[Mapping[str, float]]]
@@ -42,7 +42,8 @@ def write_report(run_folder: Path | str) -> Path:
     environment = _read_json(run_folder / "env.json")
     sections = [
         _figures(metrics),
-        _pictures(config, run_folder),
+        _pictures("Held-out frames", frame_pictures, config, run_folder),
+        _pictures("What the run found by itself", discovery_pictures, config, run_folder),
         _curves(logs),
         _times(metrics.get("seconds", {}), logs),
         _details("Config", (run_folder / "config.yaml").read_text()),
@@ -116,12 +117,12 @@ def _metric_table(
     return f"<div class=scroll><table><tr><th></th>{heads}</tr><tr><th></th>{names}</tr>{lines}</table></div>"
 
 
-def _pictures(config: Config, run_folder: Path) -> str:
+def _pictures(title: str, draw: Callable[[Config, Path], str], config: Config, run_folder: Path) -> str:
     try:
-        pictures = frame_pictures(config, run_folder)
+        pictures = draw(config, run_folder)
     except (CheckpointError, DataError, ValueError, OSError) as error:
         pictures = f"<p class=muted>No pictures: {escape(str(error))}</p>"
-    return _section("Held-out frames", pictures) if pictures else ""
+    return _section(title, pictures) if pictures else ""
 
 
 def _curves(logs: Logs) -> str:

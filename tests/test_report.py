@@ -22,7 +22,11 @@ from mcd.config import parse_config
 from mcd.data.synthetic import generate
 from mcd.evaluate import main as evaluate
 from mcd.nets import build_depth_net
+from mcd.pictures import FRAMES
 from mcd.report import main, write_report
+from mcd.stages.frame_predictions import FramePrediction
+from mcd.stages.instances import frame_path
+from mcd.stages.slots import write_candidates
 
 SIZE = (64, 96)
 VOID = {"meta", "img", "circle", "line", "polyline"}
@@ -182,6 +186,26 @@ def test_the_frames_shown_are_those_with_the_most_moving_pixels(
         shares[folder.name] = int((moving & (gt > 1e-3) & (gt < 80))[window].sum())
     most = max(shares, key=lambda name: shares[name])
     assert re.findall(r"<h3>\w+/(\w+)</h3>", write_report(run).read_text()) == [most]
+
+
+def test_what_a_run_found_by_itself_is_shown(streets: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo", {"root": str(streets)}, ())
+    assert "found by itself" not in Page(write_report(run)).text
+    frames = ["/".join(line.split()) for line in (streets / "splits" / "val.txt").read_text().splitlines()]
+    for frame in frames:
+        flow = np.ones((2, 2, *SIZE), np.float32)
+        found = FramePrediction(np.ones(SIZE, np.float32), flow, np.ones(SIZE, bool))
+        found.save(frame_path(run / "predictions", "val", frame))
+        path = frame_path(run / "ground" / "masks", "val", frame, ".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full(SIZE, 200, np.uint8)).save(path)
+        write_candidates(run / "slots", "val", frame, np.ones((2, 5, *SIZE), bool))
+    # A stage that is not finished is not shown.
+    for stage, tiles in (("predictions", 3), ("ground", 4), ("slots", 6)):
+        write_json(run / stage / "done.json", {})
+        page = Page(write_report(run))
+        assert "found by itself" in page.text
+        assert len(page.all("img")) == tiles * min(len(frames), FRAMES)
 
 
 def test_what_stands_in_files_is_text_not_markup(streets: Path, tmp_path: Path) -> None:
