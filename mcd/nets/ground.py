@@ -26,7 +26,7 @@ class GroundNet(nn.Module):
         first, second, third = widths
 
         def norm(channels: int) -> nn.Module:
-            return one_group(channels) if size is None else nn.LayerNorm((channels, *size))
+            return one_group(channels) if size is None else nn.LayerNorm([channels, *size])
 
         self.input_layer = nn.Conv2d(4, first, 3, padding=1)
         self.conv1 = nn.Sequential(nn.Conv2d(first, second, 3, padding=1), norm(second))

@@ -73,13 +73,13 @@ class SlotNet(nn.Module):
 
     def forward(self, scene: Tensor, noise: Tensor, use_emptiness: bool = False) -> Slots:
         self._check(scene, noise)
-        features = scene
+        features, size = scene, (scene.shape[-2], scene.shape[-1])
         for layer in self.encoder:
             features = F.leaky_relu(layer(features))
-        features = features + position(self.encoder_position, scene.shape[-2:], scene)
+        features = features + position(self.encoder_position, size, scene)
         tokens = self.encoder_out(features.flatten(2).transpose(1, 2))
         slots = self.slot_attention(tokens, noise.expand(len(scene), -1, -1))
-        flow, depth, logits = self._decode(slots, scene.shape[-2:])
+        flow, depth, logits = self._decode(slots, size)
         masks = logits.softmax(dim=1)
         objects = slots[:, 1:]
         context = self.emptiness_context(objects.flatten(1)).view_as(objects)
@@ -114,6 +114,11 @@ class SlotNet(nn.Module):
 
 class SlotAttention(nn.Module):
     """Slots compete for tokens: attention is a softmax over slots, and a recurrent cell updates them."""
+
+    slots_mu: Tensor
+    slots_log_sigma: Tensor
+    slots_bg_mu: Tensor
+    slots_bg_log_sigma: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
