@@ -165,6 +165,7 @@ class Predictions(Section):
 class Ground(Schedule):
     """Ground segmentation, taught by the normals of the scene stage's depth."""
 
+    init: Path | None = Field(None, description="stage folder or weights file to start from, such as released ones")
     distance: Positive = Field(11.0, description="of the neighbours that span a normal, at a width of 512")
     angle: Positive = Field(10.0, description="degrees by which a normal of the ground may lean")
     below_camera: bool = Field(True, description="ceilings are no ground; False: the published form")
@@ -186,6 +187,7 @@ class Ground(Schedule):
 class Slots(Schedule):
     """Slot attention on pictures of the residual flow."""
 
+    init: Path | None = Field(None, description="stage folder or weights file to start from, such as released ones")
     size: tuple[Count, Count] = Field((128, 128), description="height and width that the net sees, multiples of 16")
     threshold: Fraction = Field(0.25, description="a slot's mask is where it has at least this share")
     depth: float = Field(0.2, description="weight of the reconstructed depth; that of the flow is 1")

@@ -33,6 +33,26 @@ def test_a_bad_key_is_named(document, message):
         parse_config(document)
 
 
+def test_the_discovery_of_masks_has_the_published_moments():
+    # Published in steps, of which an epoch of 69731 frames in batches of 16 has 4358.
+    config = load_config(CONFIGS[0].parent / "cityscapes_unsupervised.yaml")
+    ground, slots, epoch = config.ground, config.slots, 69731 // 16
+    assert slots.length(epoch) == 174_320
+    assert ground.length(epoch) == 87_160
+    moments = {
+        ground.thirds_from: 17_500,
+        ground.thirds_full_from: 22_500,
+        ground.label_until: 45_000,
+        ground.label_floor_from: 50_000,
+        slots.emptiness_from: 20_000,
+        slots.emptiness_full_from: 120_000,
+        slots.halve_every: 34_864,
+    }
+    for when, step in moments.items():
+        assert ground.in_steps(when, epoch) == step
+    assert slots.warmup == round(0.02 * 174_320)
+
+
 def test_assignments_lie_over_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("scene: {epochs: 3, lr: 2e-4}\n")

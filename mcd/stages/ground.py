@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mcd.checkpoint import atomic_path
+from mcd.checkpoint import atomic_path, find_weights
 from mcd.config import Augment, Ground
 from mcd.data import FrameDataset
 from mcd.nets.ground import ground_input
@@ -36,6 +36,10 @@ class GroundStage(TrainingStage):
     def __init__(self, context: Context):
         self.schedule = context.config.ground
         super().__init__(context)
+
+    def initialise(self) -> None:
+        if self.schedule.init is not None:
+            self.load(find_weights(self.schedule.init), self.roles)
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         folder = self.context.run.stage("predictions")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
-from mcd.checkpoint import atomic_path
+from mcd.checkpoint import atomic_path, find_weights
 from mcd.config import Augment, Slots
 from mcd.data import FrameDataset
 from mcd.data.files import reading
@@ -69,6 +69,8 @@ class SlotsStage(TrainingStage):
                 "stage slots: no training frame has a pixel whose residual flow reaches predictions.flow_threshold; "
                 "there is nothing to find objects by"
             )
+        if self.schedule.init is not None:
+            self.load(find_weights(self.schedule.init), self.roles)
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         folder = self.context.run.stage("predictions")

@@ -239,6 +239,19 @@ def test_scenes_in_which_nothing_moves_are_refused(stage):
     stage.initialise()
 
 
+def test_training_starts_from_the_weights_that_are_named(tmp_path):
+    first = make_stage(tmp_path / "first")
+    first.save_weights(1, None)
+    second = make_stage(tmp_path / "second", init=str(first.folder))
+    with torch.no_grad():
+        for parameter in second.nets["slots"].parameters():
+            parameter.zero_()
+    second.context.run.finish("predictions", train={"frames_with_motion": 1})
+    second.initialise()
+    for name, tensor in first.nets["slots"].state_dict().items():
+        assert torch.equal(second.nets["slots"].state_dict()[name], tensor), name
+
+
 def test_the_size_and_the_ramp_are_checked():
     with pytest.raises(ConfigError, match="multiples of 16, not 100x128"):
         parse_config({"slots": {"steps": 1, "size": (100, 128)}})
