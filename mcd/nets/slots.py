@@ -142,8 +142,10 @@ class SlotAttention(nn.Module):
             attention = logits.float().softmax(dim=-1) + 1e-8
             attention = (attention / attention.sum(dim=1, keepdim=True)).to(values.dtype)
             updates = attention.transpose(1, 2) @ values
-            updated = self.gru(updates.flatten(0, 1), slots.flatten(0, 1).to(updates.dtype))
-            slots = updated.view_as(slots)
+            # The state of the recurrence keeps its precision.
+            with torch.autocast(tokens.device.type, enabled=False):
+                dtype = self.gru.weight_hh.dtype
+                slots = self.gru(updates.flatten(0, 1).to(dtype), slots.flatten(0, 1).to(dtype)).view_as(slots)
             slots = slots + self.mlp(self.norm_mlp(slots))
         return slots
 

@@ -93,6 +93,20 @@ def test_equal_noise_gives_equal_slots_and_other_noise_others(name):
     assert ((first.fullness > 0) & (first.fullness < 1)).all()
 
 
+def test_the_slot_net_runs_in_bfloat16():
+    net = build_slot_net("light").eval()
+    scene, noise = torch.rand(2, 4, 32, 16), torch.randn(1, 5, net.channels)
+    with torch.no_grad():
+        exact = net(scene, noise, True)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = net(scene, noise, True)
+    # 8 bits, through some twenty layers.
+    for name, value in rough._asdict().items():
+        assert value.dtype == torch.float32, name
+    assert (rough.masks - exact.masks).abs().mean() < 0.02
+    assert (rough.fullness - exact.fullness).abs().mean() < 0.02
+
+
 def test_the_slot_net_says_what_it_takes():
     net = build_slot_net("light")
     with pytest.raises(ValueError, match="multiples of 16"):
