@@ -3,8 +3,8 @@
     python -m mcd.convert FOLDER -o OUT
 
 FOLDER is a published checkpoint folder (``…/models/weights``) with any of depth_net.pth, pose_net.pth, raft.pth,
-depth_scale_alignment.pth, slot_attention.pth and ground_segmentation.pth. OUT becomes a stage folder: one weights file,
-which ``init``, mcd.evaluate and mcd.predict take.
+depth_scale_alignment.pth, slot_attention.pth, ground_segmentation.pth and maskrcnn.pth. OUT becomes a stage folder: one
+weights file, which ``init``, mcd.evaluate and mcd.predict take.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from mcd.checkpoint import WEIGHTS, save_weights
 from mcd.nets import (
     build_depth_net,
+    build_detector,
     build_ground_net,
     build_motion_net,
     build_pose_net,
     build_scale_net,
     build_slot_net,
 )
+from mcd.nets.detector import PUBLISHED_MAGNIFY
 
 SIZE = (192, 512)
 
@@ -141,6 +143,17 @@ RELEASED = {
         unused=r"(encoder|decoder)_pos_embedding\.grid",
     ),
     "ground_segmentation.pth": Released("ground", "published", lambda: build_ground_net("published", SIZE), ()),
+    "maskrcnn.pth": Released(
+        "detector",
+        "resnet18",
+        lambda: build_detector("resnet18", SIZE, magnify=PUBLISHED_MAGNIFY),
+        # torchvision before 0.13 had fewer containers around these layers.
+        (
+            (r"^(backbone\.fpn\.\w+_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
+            (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+            *((rf"^roi_heads\.mask_head\.mask_fcn{n}\.", f"roi_heads.mask_head.{n - 1}.0.") for n in (1, 2, 3, 4)),
+        ),
+    ),
 }
 
 

@@ -209,6 +209,35 @@ def scale_state() -> State:
     return b.state
 
 
+def detector_state(*, old_names: bool = False) -> State:
+    """Mask R-CNN of torchvision, with frozen batch normalisation; ``old_names``: as before its release 0.13."""
+    b = Builder(5)
+
+    def frozen_norm(name: str, channels: int) -> None:
+        b.batch_norm(name, channels)
+        del b.state[f"{name}.num_batches_tracked"]
+
+    _resnet18_state(b, lambda part: f"backbone.body.{part}", 5, frozen_norm)
+    inner = "" if old_names else ".0"
+    for level, channels in enumerate((64, 128, 256, 512)):
+        b.conv(f"backbone.fpn.inner_blocks.{level}{inner}", 256, channels, 1, bias=True)
+        b.conv(f"backbone.fpn.layer_blocks.{level}{inner}", 256, 256, 3, bias=True)
+    b.conv("rpn.head.conv" if old_names else "rpn.head.conv.0.0", 256, 256, 3, bias=True)
+    b.conv("rpn.head.cls_logits", 3, 256, 1, bias=True)
+    b.conv("rpn.head.bbox_pred", 12, 256, 1, bias=True)
+    r = "roi_heads."
+    b.linear(r + "box_head.fc6", 1024, 256 * 7 * 7)
+    b.linear(r + "box_head.fc7", 1024, 1024)
+    b.linear(r + "box_predictor.cls_score", 2, 1024)
+    b.linear(r + "box_predictor.bbox_pred", 8, 1024)
+    for index in range(4):
+        b.conv(f"{r}mask_head.mask_fcn{index + 1}" if old_names else f"{r}mask_head.{index}.0", 256, 256, 3, bias=True)
+    b.weight(r + "mask_predictor.conv5_mask.weight", 256, 256, 2, 2)
+    b.bias(r + "mask_predictor.conv5_mask.bias", 256)
+    b.conv(r + "mask_predictor.mask_fcn_logits", 2, 256, 1, bias=True)
+    return with_prefix(b.state)
+
+
 # --- what they compute
 
 

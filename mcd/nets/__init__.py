@@ -1,6 +1,7 @@
 """Networks: depth, pose, residual motion, object scale, ground and slots, each built by name."""
 
 from mcd.nets.depth import DEPTH_NETS, build_depth_net
+from mcd.nets.detector import build_detector
 from mcd.nets.ground import build_ground_net
 from mcd.nets.layers import PretrainedError
 from mcd.nets.motion import build_motion_net
@@ -12,6 +13,7 @@ __all__ = [
     "DEPTH_NETS",
     "PretrainedError",
     "build_depth_net",
+    "build_detector",
     "build_ground_net",
     "build_motion_net",
     "build_pose_net",
