@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 StageName = Literal[
-    "scene", "predictions", "ground", "slots", "instances", "object", "scale", "pseudo", "final", "control"
+    "scene", "predictions", "ground", "slots", "detector", "instances", "object", "scale", "pseudo", "final", "control"
 ]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 MASKED_STAGES: tuple[StageName, ...] = ("scene", "instances", "object", "scale", "pseudo", "final")
@@ -85,6 +85,7 @@ class Nets(Section):
     scale: str = "light"
     slots: str = Field("light", description="light or published")
     ground: str = Field("light", description="light, full, or published (one resolution only)")
+    detector: str = Field("light", description="light or resnet18")
     pretrained: bool = Field(False, description="start backbones from ImageNet weights")
     positive_scale: bool = Field(True, description="scale net cannot go negative; False: the published linear output")
 
@@ -213,6 +214,52 @@ def _check_ramp(first: str, begin: float | None, last: str, end: float | None) -
         raise ValueError(f"'{first}' and '{last}' are given together, in this order")
 
 
+class Detector(Schedule):
+    """Self-training of the detector; ``steps`` or ``epochs`` is the length of one round."""
+
+    batch: Count = 16
+    lr: Positive = 5e-3
+    clip: Positive | None = None
+    select: Literal["best", "last", "ground_truth"] = "last"
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    decay: Positive = Field(0.98, description="factor on the learning rate from round to round")
+    magnify: Positive = Field(1.0, description="inputs are enlarged so many times; 2.6: as the published code does")
+    scores: tuple[Fraction | None, ...] = Field(
+        (None, 0.5, 0.55, 0.55, 0.6, 0.6, 0.65, 0.65, 0.7, 0.7),
+        min_length=1,
+        description="a round each: score above which its detections teach the next; null: the next has the same labels",
+    )
+    filter_after: tuple[int, ...] = Field(
+        (2, 4, 7, 9), description="rounds, from 0, whose detections must fill their boxes and are merged"
+    )
+    views: bool = Field(True, description="the last round looks at parts of the image too")
+    min_area: Fraction = Field(0.001, description="smallest object, share of the image")
+    box_excess: Positive = Field(0.1, description="a box may be so much larger than its mask, as a share of the mask")
+    absorb: Fraction = Field(0.5, description="masks are merged from this overlap, share of the smaller")
+    replace: Fraction = Field(0.25, description="a mask ends where a larger one covers this share of it")
+    both_directions: bool = Field(True, description="slots of both directions of the flow; False: published")
+    split: bool = Field(True, description="parts of a slot that do not touch are objects each; False: published")
+    open: Annotated[float, Field(ge=0)] = Field(10.0, description="half width of what is too thin, at a width of 512")
+    close: Annotated[float, Field(ge=0)] = Field(10.0, description="half width of gaps that are closed, likewise")
+    reach: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="ground must be so near to the box of a slot, at a width of 512; 0, published: inside"
+    )
+    largest_box: Fraction = Field(0.5, description="boxes of slots are smaller, share of the image")
+    fill: Fraction = Field(0.5, description="share of its box that a slot fills")
+
+    @model_validator(mode="after")
+    def _rounds(self) -> Detector:
+        if self.scores[-1] is None:
+            raise ValueError("'scores' must end with a number: the last round's detections are the result")
+        beyond = [number for number in self.filter_after if not 0 <= number < len(self.scores)]
+        if beyond:
+            raise ValueError(
+                f"'filter_after' names round {beyond[0]}, but 'scores' has rounds 0 to {len(self.scores) - 1}"
+            )
+        return self
+
+
 class InstancesStage(Section):
     """Which masks move, and where they are in the neighbouring frames."""
 
@@ -279,6 +326,7 @@ class Config(Section):
     predictions: Predictions = Predictions()
     ground: Ground = Ground(steps=300)
     slots: Slots = Slots(steps=600)
+    detector: Detector = Detector(epochs=1)
     instances: InstancesStage = InstancesStage()
     object: Object = Object(steps=200)
     scale: Scale = Scale(steps=350)

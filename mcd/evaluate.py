@@ -47,6 +47,9 @@ ROW_MEDIAN = "row_median"
 WHOLE = ("scene", "pseudo", "final", "control", ROW_MEDIAN)
 """Whose depth of whole images is evaluated, as they are shown: stages, and a baseline."""
 
+DISCOVERY = {"precision": ".3f", "recall": ".3f", "found": ".0f", "moving": ".0f", "iou": ".3f"}
+"""Figures of what a run discovered, and how they are written."""
+
 Batch = dict[str, Any]
 Predict = Callable[[Batch], Tensor]
 """A batch of an :class:`EvaluationSet` (``image`` [B,3,H,W], ``frame``) to depths [B,1,h,w] of any size and scale."""
@@ -226,13 +229,19 @@ def write_metrics(
     stages: dict[str, Regions] = before.get("stages", {})
     stages["object"] = {region: before[region] for region in ("objects",) if region in before}
     seconds: dict[str, float] = before.get("seconds", {})
+    discovery: dict[str, dict[str, float]] = before.get("discovery", {})
+    per_frame: dict[str, float] = before.get("milliseconds_per_frame", {})
     for stage in STAGES:
         done = run_folder / stage / "done.json"
         facts = json.loads(done.read_text()) if done.is_file() else {}
         if facts.get("metrics"):
             stages[stage] = facts["metrics"]
+        if facts.get("discovery"):
+            discovery[stage] = facts["discovery"]
         if "seconds" in facts:
             seconds[stage] = facts["seconds"]
+            if facts.get("frames"):
+                per_frame[stage] = round(1e3 * facts["seconds"] / facts["frames"], 3)
     stages |= evaluated or {}
     objects = stages.pop("object")
     config = load_config(run_folder / "config.yaml")
@@ -242,13 +251,17 @@ def write_metrics(
     document = {
         "stages": stages,
         **objects,
+        **({"discovery": discovery} if discovery else {}),
         "seconds": {stage: seconds[stage] for stage in STAGES if stage in seconds},
+        **({"milliseconds_per_frame": per_frame} if per_frame else {}),
     }
     write_json(path, document)
     results = [Result(run_folder.name, stage, regions) for stage, regions in (stages | {"object": objects}).items()]
     write_text(run_folder / "metrics.csv", to_csv(results))
     if show:
         Console().print(to_table(results) if results else "nothing was evaluated: the data have no ground truth")
+        if discovery:
+            Console().print(discovery_table(discovery))
     return document
 
 
@@ -290,6 +303,18 @@ def to_table(results: Sequence[Result]) -> Table:
             table.add_row(*first, *(f"{metrics[name]:.3f}" for name in METRICS), style=style)
         if rows:
             table.add_section()
+    return table
+
+
+def discovery_table(discovery: Mapping[str, Mapping[str, float]]) -> Table:
+    """What a run without given masks found of what moves: see :mod:`mcd.discovery`."""
+    table = Table(box=box.SIMPLE, padding=0, title="discovered on held-out frames, at an overlap of one half")
+    table.add_column("", no_wrap=True)
+    for name in DISCOVERY:
+        table.add_column(name, justify="right")
+    for stage, figures in discovery.items():
+        cells = (f"{figures[name]:{digits}}" if name in figures else "" for name, digits in DISCOVERY.items())
+        table.add_row(stage, *cells)
     return table
 
 

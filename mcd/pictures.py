@@ -78,12 +78,12 @@ def frame_pictures(config: Config, run_folder: Path) -> str:
             mask = batch["dynamic_mask"][index]
             dynamic = torch.zeros_like(valid) if mask is None else torch.from_numpy(mask)
             compared = _compared(config.evaluation, image, of_frame, gt, valid, dynamic)
-            tiles = "".join(_tile(picture, caption) for caption, picture in compared)
+            tiles = "".join(tile(picture, caption) for caption, picture in compared)
         else:
             size = _shown_size(batch["native"][index])
-            tiles = _tile(resize_picture(image, size), "image")
+            tiles = tile(resize_picture(image, size), "image")
             for name, depth in of_frame.items():
-                tiles += _tile(colour_depth(resize_depth(depth, size)[0, 0]), name)
+                tiles += tile(colour_depth(resize_depth(depth, size)[0, 0]), name)
         rows = 2 if "depth_gt" in batch else 1
         blocks += f"<h3>{escape(frame)}</h3><div class='tiles rows{rows}'>{tiles}</div>"
     return f"<p class=muted>{' '.join(lines)}</p>{blocks}"
@@ -102,7 +102,7 @@ def discovery_pictures(config: Config, run_folder: Path) -> str:
     blocks = ""
     for frame in (reader.frames[index] for index in _spread(len(reader.frames), FRAMES)):
         image = from_bytes(resize_image(reader.read(frame).images[1], config.data.size))
-        tiles = _tile(image, "image")
+        tiles = tile(image, "image")
         for stage, draw in (("predictions", _moving_tiles), ("ground", _ground_tiles), ("slots", _slot_tiles)):
             if (left[stage] / "done.json").is_file():
                 tiles += draw(left[stage], frame, image)
@@ -117,7 +117,7 @@ def discovery_pictures(config: Config, run_folder: Path) -> str:
 def _moving_tiles(folder: Path, frame: str, image: Tensor) -> str:
     found = FramePrediction.load(frame_path(folder, "val", frame))
     return "".join(
-        _tile(colour_flow(torch.from_numpy(flow)), f"motion to the {where} frame")
+        tile(colour_flow(torch.from_numpy(flow)), f"motion to the {where} frame")
         for flow, where in zip(found.flow, ("previous", "next"), strict=True)
     )
 
@@ -126,14 +126,14 @@ def _ground_tiles(folder: Path, frame: str, image: Tensor) -> str:
     path = frame_path(folder / "masks", "val", frame, ".png")
     with reading("ground", path), Image.open(path) as file:
         share = torch.from_numpy(np.asarray(file, dtype=np.float32) / 255)
-    return _tile(tint(image, share), "ground")
+    return tile(tint(image, share), "ground")
 
 
 def _slot_tiles(folder: Path, frame: str, image: Tensor) -> str:
     tiles = ""
     for masks, where in zip(read_candidates(folder, "val", frame), ("previous", "next"), strict=True):
         shares = torch.from_numpy(masks).float()
-        tiles += _tile(colour_shares(shares / shares.sum(dim=0).clamp(min=1)), f"slots, {where} frame")
+        tiles += tile(colour_shares(shares / shares.sum(dim=0).clamp(min=1)), f"slots, {where} frame")
     return tiles
 
 
@@ -158,7 +158,7 @@ def write_panel(config: Config, run_folder: Path, path: Path, frames: int = 4) -
         dynamic = torch.zeros_like(valid) if mask is None else torch.from_numpy(mask)
         of_frame = {name: depth[index : index + 1] for name, depth in depths.items()}
         compared = _compared(config.evaluation, batch["image"][index].cpu(), of_frame, gt, valid, dynamic)
-        shown = [tile for tile in compared if not tile[0].startswith("error")]
+        shown = [entry for entry in compared if not entry[0].startswith("error")]
         titles = [caption for caption, _ in shown]
         rows.append([picture for _, picture in shown])
     with atomic_path(path) as temporary:
@@ -223,7 +223,8 @@ def _spread(length: int, wanted: int) -> list[int]:
     return [(2 * index + 1) * length // (2 * count) for index in range(count)]
 
 
-def _tile(picture: Tensor, caption: str) -> str:
+def tile(picture: Tensor, caption: str) -> str:
+    """A picture with its caption, as HTML."""
     buffer = io.BytesIO()
     Image.fromarray(to_bytes(picture)).save(buffer, "JPEG", quality=90, subsampling=0)
     source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -19,7 +19,9 @@ from mcd.charts import COLOURS, line_chart
 from mcd.checkpoint import CheckpointError, write_text
 from mcd.config import STAGES, Config, ConfigError, load_config
 from mcd.data import DataError
-from mcd.evaluate import REGIONS, WHOLE
+from mcd.detection_pictures import detection_pictures, write_detection_panel
+from mcd.discovery import discovery_steps, why_little_was_found
+from mcd.evaluate import DISCOVERY, REGIONS, WHOLE
 from mcd.metrics import METRICS
 from mcd.pictures import discovery_pictures, frame_pictures, write_panel
 from mcd.profiling import PHASES
@@ -37,15 +39,17 @@ def write_report(run_folder: Path | str) -> Path:
     run_folder = Path(run_folder)
     config = load_config(run_folder / "config.yaml")
     metrics = _read_json(run_folder / "metrics.json")
-    logs: Logs = {stage: _read_log(run_folder / "log" / f"{stage}.csv") for stage in STAGES}
+    logs: Logs = {stage: _read_log(run_folder / "log", stage) for stage in STAGES}
     logs = {stage: rows for stage, rows in logs.items() if rows}
     environment = _read_json(run_folder / "env.json")
     sections = [
         _figures(metrics),
         _pictures("Held-out frames", frame_pictures, config, run_folder),
+        _discovery(run_folder, metrics.get("discovery", {})),
         _pictures("What the run found by itself", discovery_pictures, config, run_folder),
+        _pictures("Moving objects, round by round", detection_pictures, config, run_folder),
         _curves(logs),
-        _times(metrics.get("seconds", {}), logs),
+        _times(metrics, logs),
         _details("Config", (run_folder / "config.yaml").read_text()),
         _details("Environment", json.dumps(environment, indent=2)),
     ]
@@ -125,6 +129,33 @@ def _pictures(title: str, draw: Callable[[Config, Path], str], config: Config, r
     return _section(title, pictures) if pictures else ""
 
 
+def _discovery(run_folder: Path, figures: Mapping[str, Mapping[str, float]]) -> str:
+    """Figures and steps of a run that found its masks itself; "" for another."""
+    steps = discovery_steps(run_folder)
+    if not steps:
+        return ""
+    heads = "".join(f"<th>{name}</th>" for name in DISCOVERY)
+    lines = ""
+    for stage, found in figures.items():
+        cells = "".join(
+            f"<td>{found[name]:{d}}</td>" if name in found else "<td></td>" for name, d in DISCOVERY.items()
+        )
+        lines += f"<tr><th>{stage}</th>{cells}</tr>"
+    table = f"<div class=scroll><table><tr><th></th>{heads}</tr>{lines}</table></div>" if lines else ""
+    chain = "".join(
+        f"<tr><th>{escape(step.name)}</th><td>{'' if step.score is None else step.score}</td>"
+        f"<td>{'' if step.objects is None else step.objects}</td><td>{step.frames} of {step.among}</td></tr>"
+        for step in steps
+    )
+    failure = why_little_was_found(steps)
+    headline = f"<p class=headline>{escape(failure)}</p>" if failure else ""
+    return _section(
+        "Moving objects, from motion to masks",
+        f"{headline}{table}<div class=scroll><table><tr><th>training frames</th><th>score above</th><th>objects</th>"
+        f"<th>frames with any</th></tr>{chain}</table></div>",
+    )
+
+
 def _curves(logs: Logs) -> str:
     if not logs:
         return ""
@@ -144,7 +175,8 @@ def _curves(logs: Logs) -> str:
     return _section("Loss curves", blocks)
 
 
-def _times(seconds: Mapping[str, float], logs: Logs) -> str:
+def _times(metrics: Mapping[str, Any], logs: Logs) -> str:
+    seconds, per_frame = metrics.get("seconds", {}), metrics.get("milliseconds_per_frame", {})
     stages = [stage for stage in STAGES if stage in seconds or stage in logs]
     if not stages:
         return ""
@@ -166,15 +198,18 @@ def _times(seconds: Mapping[str, float], logs: Logs) -> str:
             )
             cells = "".join(f"<td>{mean[phase]:.1f}</td>" for phase in PHASES)
             detail += f"<tr><th>{stage}</th>{cells}</tr>"
-        overview += f"<tr><th>{stage}</th><td>{took}</td>{numbers}<td class=bar><div>{bar}</div></td></tr>"
+        frame = f"{per_frame[stage]:.1f}" if stage in per_frame else "&ndash;"
+        overview += (
+            f"<tr><th>{stage}</th><td>{took}</td><td>{frame}</td>{numbers}<td class=bar><div>{bar}</div></td></tr>"
+        )
     if seconds:
-        overview += f"<tr><th>total</th><td>{sum(seconds.values()):.0f}</td><td></td><td></td><td></td></tr>"
+        overview += f"<tr><th>total</th><td>{sum(seconds.values()):.0f}</td><td></td><td></td><td></td><td></td></tr>"
     names = {phase: phase.replace("_", " ") for phase in PHASES}
     legend = "".join(f"<span><i style='background:{colours[p]}'></i>{name}</span>" for p, name in names.items())
     heads = "".join(f"<th>{name}</th>" for name in names.values())
     return _section(
         "Time",
-        "<div class=scroll><table><tr><th></th><th>seconds</th><th>ms a step</th><th>images/s</th>"
+        "<div class=scroll><table><tr><th></th><th>seconds</th><th>ms a frame</th><th>ms a step</th><th>images/s</th>"
         f"<th class=bar>where a step goes</th></tr>{overview}</table></div><p class=legend>{legend}</p>"
         "<details><summary>Milliseconds of each phase</summary><div class=scroll><table>"
         f"<tr><th></th>{heads}</tr>{detail}</table></div></details>",
@@ -193,11 +228,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _read_log(path: Path) -> list[dict[str, float]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+def _read_log(folder: Path, stage: str) -> list[dict[str, float]]:
+    """The log of a stage; those of its rounds, if it has some, after one another."""
+    rounds = sorted((folder / stage).glob("round_*.csv"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    rows: list[dict[str, float]] = []
+    for path in (folder / f"{stage}.csv", *rounds):
+        if path.is_file():
+            first = rows[-1]["step"] if rows else 0
+            with path.open(newline="") as file:
+                found = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+            rows += [row | {"step": row["step"] + first} for row in found]
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -205,9 +246,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mcd.report", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--panel", type=Path, metavar="PNG", help="write only one picture of a few frames")
+    parser.add_argument("--objects", type=Path, metavar="PNG", help="write only one picture of the objects found")
     options = parser.parse_args(arguments)
     try:
-        if options.panel:
+        if options.objects:
+            write_detection_panel(load_config(options.run / "config.yaml"), options.run, options.objects)
+            print(options.objects)
+        elif options.panel:
             write_panel(load_config(options.run / "config.yaml"), options.run, options.panel)
             print(options.panel)
         else:

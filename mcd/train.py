@@ -24,15 +24,16 @@ import mcd
 from mcd import ops
 from mcd.checkpoint import CheckpointError, load_state, save_state
 from mcd.config import Config, ConfigError, known_keys, load_config
-from mcd.data import DataError, EvaluationSet, StepSampler, build_loader, fixed_batches, prefetch
+from mcd.data import DataError, EvaluationSet, StepSampler, build_loader, fixed_batches, open_reader, prefetch
 from mcd.data.synthetic import generate
+from mcd.discovery import evaluate_discovery
 from mcd.evaluate import EvaluationError, evaluate_depth, evaluate_stage, write_metrics
 from mcd.predictor import choose_device
 from mcd.profiling import StepTimer
 from mcd.progress import progress
 from mcd.report import write_report
 from mcd.run import Run, RunError, StageLog
-from mcd.stages import STAGES, Context, Preparation, StageError, TrainingStage
+from mcd.stages import STAGES, Context, Preparation, Stage, StageError, TrainingStage
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
 
@@ -80,33 +81,49 @@ def train_run(config: Config, stop: StopSignal) -> Path:
     run = Run(config)
     make_data(config)
     context = Context(config, run, device)
+    frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))
     for name in config.stages:
         if run.finished(name) is not None:
             continue
-        kind = STAGES[name]
-        if issubclass(kind, Preparation):
-            begin = time.perf_counter()
-            try:
-                facts = kind(context).prepare(stop)
-            except KeyboardInterrupt:
-                raise InterruptedRun from None
-            facts["seconds"] = time.perf_counter() - begin
-        else:
-            assert issubclass(kind, TrainingStage)
-            stage = kind(context)
-            facts = train(stage, context, stop)
-            begin = time.perf_counter()
-            try:
-                facts |= stage.export(stop)
-            except KeyboardInterrupt:
-                raise InterruptedRun from None
-            facts["seconds"] += time.perf_counter() - begin
+        facts = run_stage(STAGES[name], context, stop)
         facts["metrics"] = evaluate_stage(config, run.path, name, device)
+        facts["discovery"] = evaluate_discovery(context, name)
+        facts["frames"] = frames
         run.finish(name, **facts)
         write_metrics(run.path)
     write_metrics(run.path, show=True)
     print(f"report: {write_report(run.path)}")
     return run.path
+
+
+def run_stage(kind: type[Stage], context: Context, stop: StopSignal) -> dict[str, Any]:
+    """Run all parts of a stage; returns what the last one has to say, and the time that all took."""
+    facts: dict[str, Any] = {}
+    seconds = 0.0
+    for part in kind.parts(context):
+        done = context.run.finished(part.name)
+        facts = run_part(part, context, stop) if done is None else done
+        if done is None and part.name != kind.name:
+            context.run.finish(part.name, **facts)
+        seconds += facts["seconds"]
+    return facts | {"seconds": seconds}
+
+
+def run_part(part: Stage, context: Context, stop: StopSignal) -> dict[str, Any]:
+    """Prepare or train, and write what later stages read; returns facts for ``done.json``."""
+    facts: dict[str, Any] = {"seconds": 0.0}
+    if isinstance(part, TrainingStage):
+        facts = train(part, context, stop)
+    begin = time.perf_counter()
+    try:
+        if isinstance(part, TrainingStage):
+            facts |= part.export(stop)
+        elif isinstance(part, Preparation):
+            facts |= part.prepare(stop)
+    except KeyboardInterrupt:
+        raise InterruptedRun from None
+    facts["seconds"] += time.perf_counter() - begin
+    return facts
 
 
 def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str, Any]:
@@ -126,7 +143,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str,
         start, phase, best, seconds = state["step"], state["phase"], state["best"], state["seconds"]
         for role, net in stage.nets.items():
             net.load_state_dict(state["nets"][role])
-        optimizer = make_optimizer(stage, start - 1, device)
+        optimizer = make_optimizer(stage, start - 1)
         optimizer.load_state_dict(state["optimizer"])
 
     sampler = StepSampler(len(dataset), schedule.batch, config.seed, start, steps)
@@ -140,7 +157,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str,
             unread += len(batch["skipped"])
             if stage.phase(step) != phase or optimizer is None:
                 phase, best = stage.phase(step), math.inf
-                optimizer = make_optimizer(stage, step, device)
+                optimizer = make_optimizer(stage, step)
             stage.set_mode(step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(stage, step)
@@ -233,10 +250,9 @@ def make_data(config: Config) -> None:
         )
 
 
-def make_optimizer(stage: TrainingStage, step: int, device: torch.device) -> torch.optim.Optimizer:
-    """Adam over the nets that are optimised at ``step``, one group each."""
-    groups = [{"params": list(stage.nets[role].parameters())} for role in stage.active(step)]
-    return torch.optim.Adam(groups, lr=stage.schedule.lr, fused=True)
+def make_optimizer(stage: TrainingStage, step: int) -> torch.optim.Optimizer:
+    """The stage's optimiser over the nets that are optimised at ``step``, one group each."""
+    return stage.optimizer([{"params": list(stage.nets[role].parameters())} for role in stage.active(step)])
 
 
 def learning_rate(stage: TrainingStage, step: int) -> float:

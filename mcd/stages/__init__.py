@@ -1,6 +1,7 @@
 """The stages of a run, in order (Nguyen et al., CVPR 2024). One file a stage."""
 
 from mcd.stages.base import Context, Preparation, Stage, StageError, TrainingStage
+from mcd.stages.detector import DetectorStage
 from mcd.stages.final import ControlStage, FinalStage
 from mcd.stages.frame_predictions import PredictionsPreparation
 from mcd.stages.ground import GroundStage
@@ -18,6 +19,7 @@ STAGES: dict[str, type[Stage]] = {
         PredictionsPreparation,
         GroundStage,
         SlotsStage,
+        DetectorStage,
         InstancesPreparation,
         ObjectStage,
         ScaleStage,

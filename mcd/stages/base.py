@@ -18,6 +18,7 @@ from mcd.data import FrameDataset, fixed_batches, open_reader, prefetch
 from mcd.losses import SmoothnessLoss, ViewSynthesisLoss
 from mcd.nets import (
     build_depth_net,
+    build_detector,
     build_ground_net,
     build_motion_net,
     build_pose_net,
@@ -78,6 +79,10 @@ class Context:
             net = build_slot_net(names.slots)
         elif role == "ground":
             net = build_ground_net(names.ground, self.config.data.size)
+        elif role == "detector":
+            net = build_detector(
+                names.detector, self.config.data.size, magnify=self.config.detector.magnify, pretrained=pretrained
+            )
         else:
             net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=pretrained)
         net = net.to(self.device)
@@ -102,6 +107,14 @@ class Stage(ABC):
         self.context = context
         self.config = context.config
         self.folder = context.run.stage(self.name)
+
+    @classmethod
+    def parts(cls, context: Context) -> Iterator[Stage]:
+        """What runs one after the other, each made when those before are finished; the last one has the stage's facts.
+
+        Parts whose name is not the stage's leave a ``done.json`` of their own.
+        """
+        yield cls(context)
 
     def frames(self, split: str, augment: Augment | None, **options: Any) -> FrameDataset:
         reader = open_reader(self.config.data, split)
@@ -203,6 +216,10 @@ class TrainingStage(Stage):
         if step < first:
             return None
         return min((step - first) / (last - first), 1.0) if last > first else 1.0
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimiser of a phase; fused, so that it can leave out a step that is not finite."""
+        return torch.optim.Adam(groups, lr=self.schedule.lr, fused=True)
 
     def set_mode(self, step: int) -> None:
         """Train mode for the optimised nets, eval mode and no gradient for the others."""

@@ -1,0 +1,294 @@
+"""Detector stage: what the slots found teaches a detector, whose detections teach it again (Nguyen et al., CVPR 2024).
+
+Consumes ``predictions``, ``ground`` and ``slots``. Its parts are the objects that pass as such among the slots' masks,
+``detector/candidates``, and rounds, ``detector/round_N``: each trains on the objects of the one before and then looks
+for objects in every frame. Leaves ``detector/masks/SPLIT/FRAME/{i}.png``, the objects that the last round found, in the
+layout of a segmenter's masks, and ``detector/weights.safetensors``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mcd.checkpoint import WEIGHTS, atomic_path
+from mcd.config import Augment, Detector
+from mcd.data import FrameDataset, WholeFrame, road_mask
+from mcd.data.files import reading
+from mcd.masks import boxes
+from mcd.nets.detector import detector_input, first_layers
+from mcd.progress import progress
+from mcd.run import Run
+from mcd.stages.base import Batch, Context, Outputs, Preparation, Stage, StageError, TrainingStage
+from mcd.stages.detections import (
+    VIEWS,
+    FrameDetections,
+    Window,
+    look_through,
+    objects_of_slots,
+    paste_back,
+    read_counts,
+    tidied,
+    write_counts,
+)
+from mcd.stages.frame_predictions import FramePrediction
+from mcd.stages.instances import frame_path
+from mcd.stages.slots import read_candidates
+from mcd.visualize import outline
+
+CANDIDATES = "detector/candidates"
+
+
+def round_name(number: int) -> str:
+    """The part of the stage that is a round, counted from 0."""
+    return f"detector/round_{number}"
+
+
+class CandidatesPreparation(Preparation):
+    """Objects among the masks of the slots stage, ``detector/candidates/SPLIT/CITY/FRAME.npz``."""
+
+    name = CANDIDATES
+
+    def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        for split in ("train", "val"):
+            dropped: Counter[str] = Counter()
+            dataset = self._dataset(split)
+            for batch in self.each_batch(dataset, split, self.config.detector.batch, ".npz", should_stop):
+                found, reasons = objects_of_slots(
+                    self.config.detector, batch["slots"], batch["ground"], batch["moving"]
+                )
+                dropped += reasons
+                for frame, masks in zip(batch["frame"], found, strict=True):
+                    FrameDetections(masks, torch.ones(len(masks))).save(frame_path(self.folder, split, frame))
+            facts[split] = summarise(self.folder, split, dataset) | {"dropped": dict(dropped)}
+        return facts
+
+    def _dataset(self, split: str) -> FrameDataset:
+        run = self.context.run
+
+        def labels(item: Any) -> dict[str, Any]:
+            seen = FramePrediction.load(frame_path(run.stage("predictions"), split, item.frame))
+            return {
+                "slots": read_candidates(run.stage("slots"), split, item.frame),
+                "moving": seen.moving[None],
+                "ground": road_mask(self.context.labels, split, item.frame),
+            }
+
+        return self.frames(split, None, labels=labels)
+
+
+class DetectorStage(TrainingStage):
+    """One round of self-training."""
+
+    name = "detector"
+    roles = ("detector",)
+    schedule: Detector
+
+    @classmethod
+    def parts(cls, context: Context) -> Iterator[Stage]:
+        yield CandidatesPreparation(context)
+        for number in range(len(context.config.detector.scores)):
+            yield cls(context, number)
+
+    def __init__(self, context: Context, number: int):
+        settings = context.config.detector
+        self.schedule = settings.model_copy(update={"lr": settings.lr * settings.decay**number})
+        self.name = round_name(number)
+        self.number = number
+        self.is_last = number == len(settings.scores) - 1
+        super().__init__(context)
+        self._labels = context.run.stage(newest_labels(context.run, number))
+
+    def from_scratch(self) -> bool:
+        return self.number == 0
+
+    def initialise(self) -> None:
+        if self.number > 0:
+            self.load(self.context.run.stage(round_name(self.number - 1)))
+        elif self.config.init is not None:
+            self.load(self.config.init)
+
+    def set_mode(self, step: int) -> None:
+        super().set_mode(step)
+        fixed = first_layers(self.nets["detector"]) if self.config.nets.pretrained else None
+        if fixed is not None:
+            fixed.requires_grad_(False)
+
+    def optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        settings = self.schedule
+        optimizer = torch.optim.SGD(
+            groups, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=True
+        )
+        # Otherwise a first step that is left out as not finite would leave momentum that nobody has set.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
+
+    def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
+        """Frames with objects: the others would teach that there is nothing, which the labels do not say.
+
+        Raises:
+            StageError: there are none to train on.
+        """
+        counts = read_counts(self._labels / f"{split}.csv")
+        items = [WholeFrame(frame) for frame, count in counts.items() if count]
+        if split == "train" and not items:
+            raise StageError(nothing_found(self.context.run))
+        flip_only = augment.model_copy(update={"jitter": 0.0}) if augment is not None else None
+
+        def labels(item: WholeFrame) -> dict[str, Any]:
+            found = FrameDetections.load(frame_path(self._labels, split, item.frame))
+            return {"instances": found.masks.numpy(), **self._seen(split, item.frame)}
+
+        return self.frames(split, flip_only, items=items, labels=labels)
+
+    def _seen(self, split: str, frame: str) -> dict[str, Any]:
+        """What the detector sees beside the image: depth and probability of ground [1,H,W]."""
+        run = self.context.run
+        depth = FramePrediction.load(frame_path(run.stage("predictions"), split, frame)).depth
+        path = frame_path(run.stage("ground") / "masks", split, frame, ".png")
+        with reading("ground", path), Image.open(path) as file:
+            ground = np.asarray(file.convert("L"), dtype=np.float32) / 255
+        return {"depth": depth[None], "ground": ground[None]}
+
+    def forward(self, batch: Batch, step: int) -> Outputs:
+        net, training = self.nets["detector"], self.nets["detector"].training
+        images = detector_input(batch["reference"], batch["depth"], batch["ground"])
+        # torchvision draws which boxes enter the losses. The draw belongs to the step, so that a resumed run has it
+        # too; validation has always the same. In float32: bfloat16's eight bits are too few for the corners of boxes.
+        devices = [self.context.device] if self.context.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            entropy = (self.config.seed % 2**64, self.number, step + 1 if training else 0)
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+            # Only in this mode it returns losses; it has no layer that behaves differently.
+            net.train()
+            losses = net(list(images), [target(masks) for masks in batch["instances"]])
+            net.train(training)
+        return losses
+
+    def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
+        terms = {name.removeprefix("loss_"): loss for name, loss in outputs.items()}
+        return {"total": torch.stack(list(terms.values())).sum(), **terms}
+
+    def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
+        picture = batch["reference"][0]
+        for mask in batch["instances"][0]:
+            picture = outline(picture, mask)
+        return {"labels": picture}
+
+    def export(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        score = self.schedule.scores[self.number]
+        if score is None:
+            return {"usable": False}
+        net = self.context.trained(self.name, "detector")
+        net.roi_heads.score_thresh = score  # type: ignore[union-attr]  # masks of worse ones are not even drawn
+        windows = VIEWS if self.is_last and self.schedule.views else VIEWS[:1]
+        scene = self.context.trained("scene", "depth") if len(windows) > 1 else None
+        facts: dict[str, Any] = {"score": score}
+        for split in ("train", "val"):
+            dataset = self.frames(split, None, labels=lambda item, split=split: self._seen(split, item.frame))
+            for batch in self.each_batch(dataset, split, self.schedule.batch, ".npz", should_stop):
+                for frame, found in zip(batch["frame"], self.detect(net, scene, windows, batch), strict=True):
+                    found.save(frame_path(self.folder, split, frame))
+            facts[split] = summarise(self.folder, split, dataset)
+        # Too few to train on: the next round, or the next stage, takes what was found before.
+        facts["usable"] = facts["train"]["frames_with_objects"] >= self.schedule.batch
+        if self.is_last:
+            newest = self.name if facts["usable"] else newest_labels(self.context.run, self.number)
+            self._publish(self.context.run.stage(newest), should_stop)
+            facts |= {"masks_from": newest}
+        return facts
+
+    @torch.no_grad()
+    def detect(
+        self, net: nn.Module, scene: nn.Module | None, windows: tuple[Window, ...], batch: Batch
+    ) -> list[FrameDetections]:
+        """Objects of each frame of a batch, seen through each window; ``scene`` is asked for the depth of parts."""
+        thorough = self.number in self.schedule.filter_after
+        masks: list[list[Tensor]] = [[] for _ in batch["frame"]]
+        scores: list[list[Tensor]] = [[] for _ in batch["frame"]]
+        for window in windows:
+            image, depth, ground = batch["reference"], batch["depth"], batch["ground"]
+            if window != VIEWS[0]:
+                assert scene is not None
+                image, ground = look_through(window, image), look_through(window, ground)
+                with self.context.networks():
+                    depth = scene(image)[0].float()
+            for index, found in enumerate(net(list(detector_input(image, depth, ground)))):
+                masks[index].append(paste_back(window, found["masks"]))
+                scores[index].append(found["scores"])
+        return [
+            tidied(self.schedule, FrameDetections(torch.cat(m), torch.cat(s)), ground[0] > 0.5, thorough=thorough)
+            for m, s, ground in zip(masks, scores, batch["ground"], strict=True)
+        ]
+
+    def _publish(self, labels: Path, should_stop: Callable[[], bool]) -> None:
+        """The masks of a part as files that every later stage reads; they appear complete or not at all."""
+        place = self.context.run.stage("detector")
+        final, partial = place / "masks", place / ".masks.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        for split in ("train", "val"):
+            (partial / split).mkdir(parents=True)
+            counts = read_counts(labels / f"{split}.csv")
+            with progress(len(counts), f"detector masks {split}", "image") as bar:
+                for frame in counts:
+                    folder = partial / split / frame
+                    folder.mkdir(parents=True)
+                    found = FrameDetections.load(frame_path(labels, split, frame)).masks.numpy()
+                    for index, mask in enumerate(found.astype(np.uint8) * 255):
+                        Image.fromarray(mask).save(folder / f"{index}.png", compress_level=1)
+                    bar.update()
+                    if should_stop():
+                        raise KeyboardInterrupt
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        with atomic_path(place / WEIGHTS) as temporary:
+            temporary.write_bytes((self.folder / WEIGHTS).read_bytes())
+
+
+def target(masks: Tensor) -> dict[str, Tensor]:
+    """What torchvision's detectors learn of an image with objects [n,H,W]; an image may have none."""
+    return {
+        "boxes": boxes(masks).float(),
+        "labels": torch.ones(len(masks), dtype=torch.int64, device=masks.device),
+        "masks": masks.to(torch.uint8),
+    }
+
+
+def newest_labels(run: Run, before: int) -> str:
+    """The part whose objects a round trains on: the last one before it that found enough, else the candidates."""
+    names = [round_name(number) for number in reversed(range(before))]
+    return next((name for name in names if (run.finished(name) or {}).get("usable")), CANDIDATES)
+
+
+def summarise(folder: Path, split: str, dataset: FrameDataset) -> dict[str, Any]:
+    """Write the list of a part's frames with their numbers of objects, and say what it adds up to."""
+    paths = {item.frame: frame_path(folder, split, item.frame) for item in dataset.items}
+    # Without a file: its image could not be read, and data.on_error is skip.
+    counts = {frame: len(FrameDetections.load(path).scores) for frame, path in paths.items() if path.is_file()}
+    write_counts(folder / f"{split}.csv", counts)
+    return {
+        "frames": len(counts),
+        "frames_with_objects": sum(count > 0 for count in counts.values()),
+        "objects": sum(counts.values()),
+    }
+
+
+def nothing_found(run: Run) -> str:
+    """Why there is nothing to train on."""
+    dropped = ((run.finished(CANDIDATES) or {}).get("train") or {}).get("dropped") or {}
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+    return (
+        "stage detector: no training frame has a slot that passes as a moving object; candidates were dropped as: "
+        f"{reasons or 'nothing large enough moves and is no ground'}. See the keys of 'detector' in --help"
+    )

@@ -1,0 +1,274 @@
+"""The rounds of the detector, on a few drawn frames with a bright car on grey."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mcd.config import parse_config
+from mcd.data import instance_masks
+from mcd.detection_pictures import write_detection_panel
+from mcd.evaluate import write_metrics
+from mcd.report import write_report
+from mcd.run import Run
+from mcd.stages import Context, StageError
+from mcd.stages.detections import VIEWS, FrameDetections, read_counts, write_counts
+from mcd.stages.detector import CANDIDATES, CandidatesPreparation, DetectorStage, newest_labels, round_name, target
+from mcd.stages.frame_predictions import FramePrediction
+from mcd.stages.instances import frame_path
+from mcd.stages.slots import write_candidates
+from mcd.train import InterruptedRun, run_stage
+
+SIZE = (64, 96)
+CAR = (slice(16, 40), slice(30, 66))
+FRAMES = {"train": ["a/a_1", "a/a_2", "a/a_3", "a/a_4"], "val": ["b/b_1", "b/b_2"]}
+
+
+def write_frame(context: Context, split: str, frame: str, shift: int | None) -> None:
+    """A frame whose car stands ``shift`` pixels to the right of CAR, and what earlier stages say of it."""
+    run, root = context.run, context.config.data.root
+    car = np.zeros(SIZE, dtype=bool)
+    if shift is not None:
+        car[CAR[0], CAR[1].start + shift : CAR[1].stop + shift] = True
+    image = np.full((*SIZE, 3), 90, dtype=np.uint8)
+    image[car] = (230, 60, 40)
+    path = root / "triplets" / f"{frame}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate([image] * 3, axis=1)).save(path)
+    path.with_name(f"{path.stem}_cam.txt").write_text("50,0,47.5,0,50,31.5,0,0,1")
+    depth = np.where(car, 4.0, 20.0).astype(np.float32)
+    flow = np.zeros((2, 2, *SIZE), dtype=np.float32)
+    FramePrediction(depth, flow, car).save(frame_path(run.stage("predictions"), split, frame))
+    ground = np.zeros(SIZE, dtype=np.uint8)
+    ground[40:] = 255
+    path = frame_path(run.stage("ground") / "masks", split, frame, ".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(ground).save(path)
+    slots = np.zeros((2, 5, *SIZE), dtype=bool)
+    slots[:, 3], slots[:, 0] = car, ~car
+    write_candidates(run.stage("slots"), split, frame, slots)
+
+
+def make_context(folder: Path, runs: str = "runs", shifts: dict[str, int | None] | None = None, **detector) -> Context:
+    settings = {"steps": 2, "batch": 2, "checkpoint_every": 1, "scores": [None, 0.0], "filter_after": [1]} | detector
+    config = parse_config({
+        "runs": str(folder / runs),
+        "data": {"root": str(folder / "data"), "size": SIZE, "workers": 0},
+        "stages": ["scene", "predictions", "ground", "slots", "detector"],
+        "threads": 1,
+        "detector": settings,
+    })  # fmt: skip
+    context = Context(config, Run(config), torch.device("cpu"))
+    (folder / "data" / "splits").mkdir(parents=True, exist_ok=True)
+    for split, frames in FRAMES.items():
+        lines = "".join(f"{' '.join(frame.split('/'))}\n" for frame in frames)
+        (folder / "data" / "splits" / f"{split}.txt").write_text(lines)
+        for number, frame in enumerate(frames):
+            write_frame(context, split, frame, (shifts or {}).get(frame, 3 * number))
+    return context
+
+
+def never() -> bool:
+    return False
+
+
+def candidates(context: Context) -> dict:
+    part = CandidatesPreparation(context)
+    facts = part.prepare(never)
+    context.run.finish(part.name, **facts)
+    return facts
+
+
+def test_candidates_are_the_cars_of_the_slots(tmp_path: Path) -> None:
+    context = make_context(tmp_path, shifts={"a/a_2": None})
+    facts = candidates(context)
+    assert facts["train"]["objects"] == 3 and facts["train"]["frames_with_objects"] == 3
+    assert read_counts(context.run.stage(CANDIDATES) / "train.csv") == {"a/a_1": 1, "a/a_2": 0, "a/a_3": 1, "a/a_4": 1}
+    found = FrameDetections.load(frame_path(context.run.stage(CANDIDATES), "val", "b/b_1"))
+    expected = torch.zeros(SIZE, dtype=torch.bool)
+    expected[CAR] = True
+    assert torch.equal(found.masks, expected[None])
+
+
+def test_rounds_train_on_frames_with_objects_and_validate_without_augmentation(tmp_path: Path) -> None:
+    # The published code mirrors the frames that it validates on after the first round.
+    context = make_context(tmp_path, shifts={"a/a_2": None})
+    candidates(context)
+    stage = DetectorStage(context, 0)
+    augment = context.config.augment.model_copy(update={"flip": 1.0})
+    train, val = stage.dataset("train", augment), stage.dataset("val", None)
+    assert [item.frame for item in train.items] == ["a/a_1", "a/a_3", "a/a_4"]
+    mirrored, plain = train[0], val[0]
+    assert torch.equal(mirrored["instances"], plain["instances"].flip(-1))
+    assert torch.equal(mirrored["depth"], plain["depth"].flip(-1))
+    assert torch.equal(mirrored["reference"], plain["reference"].flip(-1))  # no colour jitter
+
+
+def test_targets_have_boxes_with_an_area_even_for_a_single_pixel() -> None:
+    masks = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masks[0, 2, 1] = True
+    assert target(masks)["boxes"].tolist() == [[1.0, 2.0, 2.0, 3.0]]
+    # The published code puts a box with an object's label where there is none.
+    assert target(masks[:0])["boxes"].shape == (0, 4)
+
+
+def test_a_round_learns_from_the_last_one_that_found_enough(tmp_path: Path) -> None:
+    run = make_context(tmp_path).run
+    assert newest_labels(run, 0) == CANDIDATES
+    run.finish(round_name(0), usable=False)
+    run.finish(round_name(1), usable=True)
+    run.finish(round_name(2), usable=False)
+    assert newest_labels(run, 1) == CANDIDATES
+    assert newest_labels(run, 2) == newest_labels(run, 3) == round_name(1)
+
+
+def test_the_learning_rate_falls_from_round_to_round(tmp_path: Path) -> None:
+    context = make_context(tmp_path, lr=0.01, decay=0.5, scores=[None, 0.1, 0.2])
+    assert [DetectorStage(context, number).schedule.lr for number in range(3)] == [0.01, 0.005, 0.0025]
+
+
+def test_all_static_frames_say_that_nothing_was_found(tmp_path: Path) -> None:
+    context = make_context(tmp_path, shifts=dict.fromkeys(FRAMES["train"]))
+    candidates(context)
+    with pytest.raises(StageError, match="no training frame has a slot that passes as a moving object"):
+        DetectorStage(context, 0).dataset("train", None)
+
+
+def test_why_candidates_were_dropped_is_said(tmp_path: Path) -> None:
+    context = make_context(tmp_path, largest_box=0.05)
+    candidates(context)
+    with pytest.raises(StageError, match="dropped as: 8 large"):  # four frames in two directions
+        DetectorStage(context, 0).dataset("train", None)
+
+
+class Fixed(nn.Module):
+    """A detector that finds the same in every image."""
+
+    def __init__(self, masks: Tensor, scores: list[float]):
+        super().__init__()
+        self.masks, self.scores, self.seen = masks, torch.tensor(scores), []
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        self.seen.append(torch.stack(images))
+        return [{"masks": self.masks[:, None].float(), "scores": self.scores} for _ in images]
+
+
+class FarAway(nn.Module):
+    """A depth net that sees 50 in every part of an image, and remembers in which mode it was."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [torch.full_like(image[:, :1], 50.0)]
+
+
+def test_five_views_are_looked_through_once_each_and_joined(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    stage = DetectorStage(context, 1)
+    car = torch.zeros(1, *SIZE, dtype=torch.bool)
+    car[0][CAR] = True
+    net = Fixed(car, [0.9])
+    batch = {
+        "frame": ["a", "b"],
+        "reference": torch.rand(2, 3, *SIZE),
+        "depth": torch.rand(2, 1, *SIZE) + 1,
+        "ground": torch.zeros(2, 1, *SIZE),
+    }
+    (one, _) = stage.detect(net, None, VIEWS[:1], batch)
+    assert torch.equal(one.masks, car) and len(net.seen) == 1
+    net.seen.clear()
+    (found, _) = stage.detect(net, FarAway(), VIEWS, batch)
+    # Every image is seen once a view; the published code runs the detector twice.
+    assert len(net.seen) == len(VIEWS) and all(len(images) == 2 for images in net.seen)
+    assert all(torch.equal(images[:, 3], torch.ones(2, *SIZE)) for images in net.seen[1:])
+    assert len(found.masks) >= 1 and (found.masks[:, CAR[0], CAR[1]]).any()
+
+
+def results(context: Context) -> dict[str, bytes]:
+    """Every mask and weight that the stage leaves."""
+    place = context.run.stage("detector")
+    files = [*place.rglob("*.npz"), *(place / "masks").rglob("*.png"), *place.rglob("weights.safetensors")]
+    return {str(path.relative_to(place)): path.read_bytes() for path in sorted(files)}
+
+
+class StopAfter:
+    """Says stop at its n-th question."""
+
+    def __init__(self, number: int):
+        self.left = number
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Context, dict]:
+    """A run of two rounds, and what it said in the end."""
+    folder = tmp_path_factory.mktemp("detector")
+    context = make_context(folder, "whole", views=False, box_excess=9.0)
+    facts = run_stage(DetectorStage, context, never)
+    context.run.finish("detector", **facts, discovery={"found": 4, "moving": 2, "recall": 0.5}, frames=6)
+    return folder, context, facts
+
+
+def test_the_stage_leaves_masks_for_every_frame(whole: tuple[Path, Context, dict]) -> None:
+    _, context, facts = whole
+    place = context.run.stage("detector")
+    assert facts["val"]["frames"] == 2 and facts["seconds"] > 0
+    for split, frames in FRAMES.items():
+        for frame in frames:
+            found, names = instance_masks(context.labels, split, frame)
+            assert (place / "masks" / split / frame).is_dir() and names == list(range(len(found)))
+            last = FrameDetections.load(frame_path(place / "round_1", split, frame))
+            assert np.array_equal(found, last.masks.numpy())
+    assert facts["train"]["objects"] > 0
+    assert (place / "weights.safetensors").read_bytes() == (place / "round_1" / "weights.safetensors").read_bytes()
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(whole: tuple[Path, Context, dict]) -> None:
+    folder, context, _ = whole
+    broken = make_context(folder, "broken", views=False, box_excess=9.0)
+    stops = 0
+    for attempt in range(20):
+        try:
+            run_stage(DetectorStage, broken, StopAfter(2 + attempt))
+            break
+        except InterruptedRun:
+            stops += 1
+    assert stops > 3
+    assert results(broken).keys() == results(context).keys()
+    assert results(broken) == results(context)
+
+
+def test_report_and_metrics_show_rounds_and_figures(whole: tuple[Path, Context, dict], tmp_path: Path) -> None:
+    _, context, _ = whole
+    run = context.run.path
+    document = write_metrics(run)
+    assert document["discovery"] == {"detector": {"found": 4, "moving": 2, "recall": 0.5}}
+    assert document["milliseconds_per_frame"]["detector"] > 0
+    page = write_report(run).read_text()
+    section = page[page.index("Moving objects, from motion to masks") :]
+    section = section[: section.index("Loss curves")]
+    assert "Moving objects, round by round" in section
+    assert "round 1" in section and "slots" in section and "b/b_2" in section and "No pictures" not in section
+    write_detection_panel(context.config, run, tmp_path / "panel.png")
+    with Image.open(tmp_path / "panel.png") as sheet:
+        assert sheet.width > 3 * 480
+
+
+def test_a_last_round_without_detections_leaves_what_was_known_before(tmp_path: Path) -> None:
+    context = make_context(tmp_path, scores=[1.0], filter_after=[0], views=False)
+    facts = run_stage(DetectorStage, context, never)
+    assert facts["masks_from"] == CANDIDATES and facts["train"]["objects"] == 0
+    assert (context.run.stage("detector") / "masks" / "train" / "a" / "a_1" / "0.png").is_file()
+    assert json.loads((context.run.stage(round_name(0)) / "done.json").read_text())["usable"] is False
+
+
+def test_lists_and_files_may_hold_frames_without_objects(tmp_path: Path) -> None:
+    write_counts(tmp_path / "train.csv", {"a": 0})
+    assert read_counts(tmp_path / "train.csv") == {"a": 0}
