@@ -221,6 +221,7 @@ class Detector(Schedule):
     lr: Positive = 5e-3
     clip: Positive | None = None
     select: Literal["best", "last", "ground_truth"] = "last"
+    init: Path | None = Field(None, description="weights that the first round starts from, such as released ones")
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     decay: Positive = Field(0.98, description="factor on the learning rate from round to round")

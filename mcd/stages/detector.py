@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mcd.checkpoint import WEIGHTS, atomic_path
+from mcd.checkpoint import WEIGHTS, atomic_path, find_weights
 from mcd.config import Augment, Detector
 from mcd.data import FrameDataset, WholeFrame, road_mask
 from mcd.data.files import reading
@@ -109,13 +109,13 @@ class DetectorStage(TrainingStage):
         self._labels = context.run.stage(newest_labels(context.run, number))
 
     def from_scratch(self) -> bool:
-        return self.number == 0
+        return self.number == 0 and self.schedule.init is None
 
     def initialise(self) -> None:
         if self.number > 0:
-            self.load(self.context.run.stage(round_name(self.number - 1)))
-        elif self.config.init is not None:
-            self.load(self.config.init)
+            self.load(self.context.run.stage(round_name(self.number - 1)), self.roles)
+        elif self.schedule.init is not None:
+            self.load(find_weights(self.schedule.init), self.roles)
 
     def set_mode(self, step: int) -> None:
         super().set_mode(step)

@@ -133,6 +133,21 @@ def test_the_learning_rate_falls_from_round_to_round(tmp_path: Path) -> None:
     assert [DetectorStage(context, number).schedule.lr for number in range(3)] == [0.01, 0.005, 0.0025]
 
 
+def test_the_first_round_starts_from_given_weights_and_the_others_from_the_round_before(tmp_path: Path) -> None:
+    given = DetectorStage(make_context(tmp_path), 0)
+    with torch.no_grad():
+        next(given.nets["detector"].parameters()).add_(1.0)  # all fresh nets of a seed are the same
+    given.save_weights(0, None)
+    context = make_context(tmp_path, "others", init=str(given.folder))
+    first, second = DetectorStage(context, 0), DetectorStage(context, 1)
+    first.initialise()
+    first.save_weights(0, None)
+    second.initialise()
+    expected = given.nets["detector"].state_dict()
+    for stage in (first, second):
+        assert all(torch.equal(value, expected[name]) for name, value in stage.nets["detector"].state_dict().items())
+
+
 def test_all_static_frames_say_that_nothing_was_found(tmp_path: Path) -> None:
     context = make_context(tmp_path, shifts=dict.fromkeys(FRAMES["train"]))
     candidates(context)
