@@ -51,8 +51,8 @@ template <typename scalar_t> struct AlignInstance {
       compared += convert<Int<V>>(taken & 1);
     }
     const int64_t count = sum(compared);
-    if (count == 0) return nan<scalar_t>();
     const SummaryOfLanes<V> found(summary);
+    if (count == 0 || found.poisoned) return nan<scalar_t>();
     Selection<V, ReadRatio> selection(read, size, count, found.least, found.largest);
     return selection.find((count - 1) / 2, false).low;
   }

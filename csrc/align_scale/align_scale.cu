@@ -30,7 +30,7 @@ __device__ scalar_t closed_form(const AlignScaleParams<scalar_t>& p, int64_t n, 
   }
   const int64_t count = block_sum_all<kThreads>(own);
   const BlockSummary<kThreads, scalar_t> summary(part);
-  if (count == 0) return nan<scalar_t>();
+  if (count == 0 || summary.poisoned) return nan<scalar_t>();
   BlockSelection<kThreads, scalar_t, ReadRatio<scalar_t>> selection(&shared, read, size, count, summary.least, summary.largest);
   return selection.find((count - 1) / 2, false).low;
 }

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Params>) fwd_rows(BackwardWa
 template <typename Params>
 __global__ void __launch_bounds__(kThreads, kBlocks<Params>) bwd_rows(BackwardWarpBwd<Params> bwd) {
   using scalar_t = typename Params::scalar;
-  constexpr int kUsed = Params::motion_channels == 3 ? kSums : kSumMotion;
+  constexpr int kUsed = Params::kMotionChannels == 3 ? kSums : kSumMotion;
   const auto& p = bwd.params;
   const int64_t b = blockIdx.x / p.height;
   const int y = int(blockIdx.x % p.height);

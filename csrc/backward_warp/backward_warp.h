@@ -7,20 +7,24 @@
 
 namespace mcd::MCD_TARGET {
 
-// kMotion: 0 (none), 2 (pixel · depth) or 3 (translation in the source frame).
+// Channels of the motion: 0 (none), 2 (pixel · depth) or 3 (translation in the source frame). On CUDA they are known when
+// kernels are compiled, which saves registers; on CPU a branch costs nothing, and a copy for each kind minutes of compiling.
+constexpr int kAnyMotion = -1;
+
 template <typename scalar_t, typename image_t, int kMotion> struct BackwardWarpParams {
   using scalar = scalar_t;
   using image = image_t;
-  static constexpr int motion_channels = kMotion;
+  static constexpr int kMotionChannels = kMotion;
 
   const image_t* source;      // [B, C, H, W]
   const scalar_t* depth;      // [B, h, w]
   const scalar_t* K;          // [B, 3, 3]
   const scalar_t* T_src_ref;  // [B, 4, 4]
-  const scalar_t* motion;     // [B, kMotion, H, W]
+  const scalar_t* motion;     // [B, motion_channels(), H, W]
   int64_t batch;
-  int channels, height, width, depth_height, depth_width;
+  int channels, height, width, depth_height, depth_width, channels_of_motion;
 
+  MCD_HD int motion_channels() const { return kMotion == kAnyMotion ? channels_of_motion : kMotion; }
   MCD_HD int64_t rows() const { return batch * height; }
   MCD_HD int64_t pixels() const { return int64_t(height) * width; }
   MCD_HD bool full_depth() const { return depth_height == height && depth_width == width; }
@@ -48,20 +52,20 @@ template <typename V> struct Look {
 template <typename V, typename Params>
 MCD_HD Look<V> look(const Params& p, const Camera<Scalar<V>>& camera, int64_t b, int y, int x, int count) {
   using scalar_t = Scalar<V>;
-  constexpr int kMotion = Params::motion_channels;
+  const int motion_channels = p.motion_channels();
   Look<V> look;
   look.depth = p.template depth_at<V>(b, y, x, count);
   look.usable = is_finite(look.depth);
   const int64_t pixel = int64_t(y) * p.width + x;
   V shift[3] = {};
-  if constexpr (kMotion > 0) {
-    look.motion[2] = V{};
-    for (int i = 0; i < kMotion; ++i) {
-      look.motion[i] = load<V>(p.motion + (b * kMotion + i) * p.pixels() + pixel, count);
+  if (motion_channels > 0) {
+    for (int i = 0; i < 3; ++i) {
+      const bool given = i < motion_channels;
+      look.motion[i] = given ? load<V>(p.motion + (b * motion_channels + i) * p.pixels() + pixel, count) : V{};
       look.usable = look.usable & is_finite(look.motion[i]);
     }
-    for (int i = 0; i < kMotion; ++i) look.motion[i] = select<V>(look.usable, look.motion[i], V{});
-    if constexpr (kMotion == 3)
+    for (int i = 0; i < 3; ++i) look.motion[i] = select<V>(look.usable, look.motion[i], V{});
+    if (motion_channels == 3)
       apply(camera.K, look.motion, shift);
     else
       shift[0] = look.motion[0], shift[1] = look.motion[1];
@@ -116,12 +120,11 @@ enum { kSumDepthX = 0, kSumDepth = 3, kSum = 6, kSumMotion = 9, kSums = 18 };
 template <typename Params> struct BackwardWarpBwd {
   using scalar_t = typename Params::scalar;
   using image_t = typename Params::image;
-  static constexpr int kMotion = Params::motion_channels;
 
   Params params;
   const image_t* grad_warped;  // [B, C, H, W]
   scalar_t* grad_depth;        // [B, H, W], before the adjoint of upsampling
-  scalar_t* grad_motion;       // [B, kMotion, H, W]
+  scalar_t* grad_motion;       // [B, motion_channels(), H, W]
   scalar_t* sums;              // [B, H, kSums]
 
   // Writes the pixels' gradients and adds to the sums of their row.
@@ -150,11 +153,13 @@ template <typename Params> struct BackwardWarpBwd {
 
     const V* ray = seen.at.ray;
     store(grad_depth + b * p.pixels() + pixel, grad_q[0] * ray[0] + grad_q[1] * ray[1] + grad_q[2] * ray[2], count);
-    if constexpr (kMotion > 0) {
+    const int motion_channels = p.motion_channels();
+    if (motion_channels > 0) {
       V grad_m[3] = {grad_q[0], grad_q[1], grad_q[2]};
-      if constexpr (kMotion == 3) apply_transposed(camera.K, grad_q, grad_m);
-      for (int i = 0; i < kMotion; ++i)
-        store(grad_motion + (b * kMotion + i) * p.pixels() + pixel, grad_m[i], count);
+      if (motion_channels == 3) apply_transposed(camera.K, grad_q, grad_m);
+      for (int i = 0; i < 3; ++i)
+        if (i < motion_channels)
+          store(grad_motion + (b * motion_channels + i) * p.pixels() + pixel, grad_m[i], count);
     }
     const V columns = scalar_t(x) + iota<V>();
     for (int i = 0; i < 3; ++i) {
@@ -163,7 +168,7 @@ template <typename Params> struct BackwardWarpBwd {
       sums[kSumDepth + i] += by_depth;
       sums[kSum + i] += grad_q[i];
     }
-    if constexpr (kMotion == 3)
+    if (motion_channels == 3)
       for (int i = 0; i < 9; ++i) sums[kSumMotion + i] += grad_q[i / 3] * seen.motion[i % 3];
   }
 };
@@ -201,11 +206,15 @@ void dispatch_warp(
       f(BackwardWarpParams<scalar_t, image_t, channels>{
           source.as<image_t>(), depth.as<scalar_t>(), K.as<scalar_t>(), T_src_ref.as<scalar_t>(),
           motion.as<scalar_t>(), source.size[0], int(source.size[1]), int(source.size[2]), int(source.size[3]),
-          int(depth.size[2]), int(depth.size[3])});
+          int(depth.size[2]), int(depth.size[3]), motion ? int(motion.size[1]) : 0});
     };
+#ifdef __CUDACC__
     if (!motion) return call(std::integral_constant<int, 0>{});
     if (motion.size[1] == 2) return call(std::integral_constant<int, 2>{});
     return call(std::integral_constant<int, 3>{});
+#else
+    call(std::integral_constant<int, kAnyMotion>{});
+#endif
   });
 }
 

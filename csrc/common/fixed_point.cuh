@@ -20,7 +20,7 @@ struct FixedPoint {
   __device__ double scale() const {
     int exponent;
     frexp(__longlong_as_double(*largest), &exponent);
-    return ldexp(1.0, 62 - (64 - __clzll(terms_per_sum)) - exponent);
+    return ldexp(1.0, min<int>(62 - (64 - __clzll(terms_per_sum)) - exponent, 1022));  // finite for the smallest, too
   }
   template <typename T> __device__ void add(int64_t index, T value, double scale) const {
     atomicAdd(sums + index, static_cast<unsigned long long>(__double2ll_rn(double(value) * scale)));

@@ -32,16 +32,18 @@ inline void check_launch(const char* operator_name) {
     throw std::runtime_error(std::string(operator_name) + ": CUDA launch failed: " + cudaGetErrorString(error));
 }
 
-template <typename Body> __global__ void loop_cuda(Body body, int64_t count) {
+constexpr int kLoopThreads = 256;
+// One block at least: else ptxas spills registers where it need not.
+template <typename Body> __global__ void __launch_bounds__(kLoopThreads, 1) loop_cuda(Body body, int64_t count) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < count) body(i);
 }
 
 // body(i) for i in [0, count), one CUDA thread each.
 template <typename Body> void for_each_cuda(int64_t count, void* stream, const char* operator_name, const Body& body) {
-  constexpr int threads = 256;
   if (count == 0) return;
-  loop_cuda<<<unsigned((count + threads - 1) / threads), threads, 0, cudaStream_t(stream)>>>(body, count);
+  const auto blocks = unsigned((count + kLoopThreads - 1) / kLoopThreads);
+  loop_cuda<<<blocks, kLoopThreads, 0, cudaStream_t(stream)>>>(body, count);
   check_launch(operator_name);
 }
 

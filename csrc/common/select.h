@@ -12,10 +12,10 @@ namespace mcd::MCD_TARGET {
 template <typename V>
 using Key = typename Lanes<V>::template of<std::conditional_t<sizeof(Scalar<V>) == 4, uint32_t, uint64_t>>;
 
-// Unsigned integers in the order of the values; not for NaN.
+// Unsigned integers in the order of the values; not for NaN. Zeros are equal and get one key: adding 0 makes -0 a 0.
 template <typename V> MCD_HD Key<V> key_of(V value) {
   constexpr int top = 8 * sizeof(Scalar<V>) - 1;
-  const auto bits = bit_cast<Key<V>>(value);
+  const auto bits = bit_cast<Key<V>>(V(value + Scalar<V>(0)));
   return bits ^ ((Key<V>{} - (bits >> top)) | (Scalar<Key<V>>(1) << top));
 }
 template <typename T> MCD_HD T value_of(Key<T> key) {

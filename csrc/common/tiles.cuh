@@ -6,7 +6,7 @@
 
 namespace mcd::MCD_TARGET {
 
-constexpr int kTile = 4096, kTileThreads = 256;
+constexpr int kTile = 2048, kTileThreads = 256;
 
 inline int64_t tiles_of(int64_t image_size) { return (image_size + kTile - 1) / kTile; }
 

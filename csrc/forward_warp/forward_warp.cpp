@@ -1,7 +1,6 @@
 #include "forward_warp.h"
 
-#include <memory>
-
+#include "../common/buffer.h"
 #include "../common/for_each.h"
 #include "../operators.h"
 
@@ -26,8 +25,8 @@ template <typename T, typename image_t> struct SplatSample {
     for (int64_t i = 0; i < p.pixels(); ++i) nearest[i] = T(__builtin_inff()), pixel_of[i] = -1, ray_of[i] = 0;
 
     const int rays = p.upscale * p.upscale;
-    const std::unique_ptr<T[]> depths(new T[rays * kStep]);
-    const std::unique_ptr<int32_t[]> cells(new int32_t[rays * kStep]);
+    const Buffer<T> depths(rays * kStep);
+    const Buffer<int32_t> cells(rays * kStep);
     for (int y = 0; y < p.height; ++y)
       for (int x = 0; x < p.width; x += kStep) {
         const int count = min(kStep, p.width - x);
@@ -99,7 +98,7 @@ template <typename T, typename image_t> struct GradSample {
   MCD_HD void operator()(int64_t b) const {
     const WarpCameras<T> cameras = p.cameras(b);
     const int64_t attribute_size = p.channels * p.pixels();
-    const std::unique_ptr<T[]> to_attribute(grad_attribute ? new T[attribute_size]() : nullptr);
+    const Buffer<T> to_attribute(grad_attribute ? attribute_size : 0);
     for (int64_t i = 0; grad_depth && i < p.pixels(); ++i) grad_depth[b * p.pixels() + i] = 0;
     for (int64_t i = 0; grad_motion && i < 3 * p.pixels(); ++i) grad_motion[b * 3 * p.pixels() + i] = 0;
     double sums[kWarpSums] = {};

@@ -114,19 +114,21 @@ __global__ void __launch_bounds__(kThreads) cell_gradients_of(CellGradients<T, i
     for (int j = 0; j < kWarpSums; ++j) grad.sums[blockIdx.x * kWarpSums + j] = totals[j];
 }
 
-template <typename T> struct FinishCamera {
-  const T *K, *T_dst_ref;
-  const double* sums;  // [B, blocks, kWarpSums]
-  T* grad_T;
-  int blocks;
-
-  MCD_HD void operator()(int64_t b) const {
-    double total[kWarpSums] = {};
-    for (int64_t block = b * blocks; block < (b + 1) * blocks; ++block)
-      for (int j = 0; j < kWarpSums; ++j) total[j] += sums[block * kWarpSums + j];
-    warp_camera_grad(K + 9 * b, T_dst_ref + 16 * b, total, grad_T + 16 * b);
+// The gradient to a sample's camera: a thread adds up each of the sums.
+template <typename T>
+__global__ void __launch_bounds__(32) finish_cameras(
+    const T* K, const T* T_dst_ref, const double* sums, int blocks, T* grad_T) {
+  static_assert(kWarpSums <= 32, "a thread for each sum");
+  __shared__ double totals[kWarpSums];
+  const int64_t b = blockIdx.x;
+  if (threadIdx.x < kWarpSums) {
+    double total = 0;
+    for (int64_t block = b * blocks; block < (b + 1) * blocks; ++block) total += sums[block * kWarpSums + threadIdx.x];
+    totals[threadIdx.x] = total;
   }
-};
+  __syncthreads();
+  if (threadIdx.x == 0) warp_camera_grad(K + 9 * b, T_dst_ref + 16 * b, totals, grad_T + 16 * b);
+}
 
 // What a source pixel gets from the cells that its rays have won: gathered, so that the order of the sum is fixed.
 template <typename T, typename image_t> struct GatherGradients {
@@ -164,15 +166,16 @@ template <typename T, typename image_t> struct ScatterAttribute {
     const int y = int(pixel / p.width), x = int(pixel % p.width);
     const auto at = look_at_cells<T>(p, from.cameras[b], from.z, from.winner, b, y, x, 1).corner;
     const int right = at.column < p.width - 1 ? 1 : 0, down = at.row < p.height - 1 ? p.width : 0;
+    const double scale = sum.scale();
     for (int c = 0; c < p.channels; ++c) {
       const int64_t plane = (b * p.channels + c) * p.pixels();
       const int64_t upper = plane + int64_t(at.row) * p.width + at.column;
       const T upstream = load<T>(from.grad_warped + plane + pixel, 1);
       const T bottom = at.w_y * upstream, top = upstream - bottom;
-      sum.add(upper, (1 - at.w_x) * top);
-      sum.add(upper + right, at.w_x * top);
-      sum.add(upper + down, (1 - at.w_x) * bottom);
-      sum.add(upper + down + right, at.w_x * bottom);
+      sum.add(upper, (1 - at.w_x) * top, scale);
+      sum.add(upper + right, at.w_x * top, scale);
+      sum.add(upper + down, (1 - at.w_x) * bottom, scale);
+      sum.add(upper + down + right, at.w_x * bottom, scale);
     }
   }
 };
@@ -227,8 +230,9 @@ void forward_warp_bwd(
     if (need_geometry) {
       cell_gradients_of<T, image_t><<<unsigned(p.batch * from.blocks()), kThreads, 0, cudaStream_t(where.stream)>>>(from);
       check_launch(name);
-      for_each_cuda(
-          p.batch, where.stream, name, FinishCamera<T>{p.K, p.T_dst_ref, from.sums, grad_T.as<T>(), from.blocks()});
+      finish_cameras<T><<<unsigned(p.batch), 32, 0, cudaStream_t(where.stream)>>>(
+          p.K, p.T_dst_ref, from.sums, from.blocks(), grad_T.as<T>());
+      check_launch(name);
       for_each_cuda(
           size, where.stream, name, GatherGradients<T, image_t>{from, grad_depth.as<T>(), grad_motion.as<T>()});
     }

@@ -12,6 +12,7 @@ inline int64_t tiles_of(int64_t pixels) { return (pixels + kTile - 1) / kTile; }
 
 // The pixels of a mask ascend, so that those inside a tile are found by bisection; nobody else writes there.
 template <typename scalar_t> struct FuseTile {
+  using V = Pack<scalar_t>;
   FuseDepthFwd<scalar_t> fwd;
 
   MCD_HD void operator()(int64_t i) const {
@@ -25,14 +26,30 @@ template <typename scalar_t> struct FuseTile {
     for (int64_t n = 0; n < p.instances.count; ++n) {
       if (p.instances.frame[n] != b) continue;
       const int64_t last = p.instances.lower_bound(n, end);
-      for (int64_t at = p.instances.lower_bound(n, begin); at < last; ++at) {
+      int64_t at = p.instances.lower_bound(n, begin);
+      while (at < last) {
         const int32_t x = p.instances.pixel[at];
-        const scalar_t depth = p.object_depth[at];
-        if (!is_depth(depth) || (winner[x] >= 0 && !(depth < fused[x]))) continue;
-        fused[x] = depth;
-        winner[x] = int32_t(n);
+        // Masks are made of runs of neighbours, which a pack takes at once.
+        const bool run = at + kLanes<V> <= last && p.instances.pixel[at + kLanes<V> - 1] - x == kLanes<V> - 1;
+        const int count = run ? kLanes<V> : 1;
+        put_in_front(p.object_depth + at, int32_t(n), fused + x, winner + x, count);
+        at += count;
       }
     }
+  }
+
+  // `count` neighbours of instance n, where they are nearer than what is seen.
+  static MCD_HD void put_in_front(const scalar_t* depths, int32_t n, scalar_t* fused, int32_t* winner, int count) {
+    if (count == 1) {
+      if (!is_depth(*depths) || (*winner >= 0 && !(*depths < *fused))) return;
+      *fused = *depths, *winner = n;
+      return;
+    }
+    const V depth = load<V>(depths, count), seen = load<V>(fused, count);
+    const auto who = load<Int<V>>(winner, count);
+    const Mask<V> nearer = (depth > 0) & is_finite(depth) & (as_mask<V>(who < 0) | (depth < seen));
+    store(fused, select<V>(nearer, depth, seen), count);
+    store(winner, select<Int<V>>(convert<Mask<Int<V>>>(nearer), splat<Int<V>>(n), who), count);
   }
 };
 

@@ -16,8 +16,17 @@ template <> struct Bits<double> {
   using type = unsigned long long;
 };
 
+// Neighbours that are read and written as one: images pass through whole, and are most of what this operator moves.
+template <typename T> struct alignas(4 * sizeof(T)) Quad {
+  T lanes[4];
+};
+template <typename T> bool in_quads(const FuseDepthFwd<T>& p) {
+  return p.image_size % 4 == 0 && reinterpret_cast<uintptr_t>(p.background) % sizeof(Quad<T>) == 0;
+}
+
 // The nearest depth of every pixel first, then the smallest instance that has it: integer minima, in whatever order.
-template <typename scalar_t> __global__ void __launch_bounds__(kTileThreads) fuse_tiles(FuseDepthFwd<scalar_t> p) {
+template <typename scalar_t>
+__global__ void __launch_bounds__(kTileThreads) fuse_tiles(FuseDepthFwd<scalar_t> p, bool quads) {
   using Word = typename Bits<scalar_t>::type;
   static_assert(kTile * (sizeof(Word) + sizeof(int)) <= 48 * 1024, "a tile fits shared memory");
   __shared__ Word nearest[kTile];
@@ -39,11 +48,26 @@ template <typename scalar_t> __global__ void __launch_bounds__(kTileThreads) fus
     }
   });
   __syncthreads();
-  const int64_t image = tile.frame * p.image_size;
-  for (int64_t x = tile.begin + threadIdx.x; x < tile.end; x += kTileThreads) {
+  const auto fuse = [&](int64_t x, scalar_t& depth, int32_t& instance) {
     const Word word = nearest[x - tile.begin];
-    p.fused[image + x] = word == none ? p.background[image + x] : bit_cast<scalar_t>(word);
-    p.winner[image + x] = word == none ? -1 : winner[x - tile.begin];
+    depth = word == none ? depth : bit_cast<scalar_t>(word);
+    instance = word == none ? -1 : winner[x - tile.begin];
+  };
+  const int64_t image = tile.frame * p.image_size;
+  if (quads) {
+    for (int64_t x = tile.begin + 4 * threadIdx.x; x < tile.end; x += 4 * kTileThreads) {
+      auto depth = *reinterpret_cast<const Quad<scalar_t>*>(p.background + image + x);
+      Quad<int32_t> instance;
+      for (int k = 0; k < 4; ++k) fuse(x + k, depth.lanes[k], instance.lanes[k]);
+      *reinterpret_cast<Quad<scalar_t>*>(p.fused + image + x) = depth;
+      *reinterpret_cast<Quad<int32_t>*>(p.winner + image + x) = instance;
+    }
+    return;
+  }
+  for (int64_t x = tile.begin + threadIdx.x; x < tile.end; x += kTileThreads) {
+    scalar_t depth = p.background[image + x];
+    fuse(x, depth, p.winner[image + x]);
+    p.fused[image + x] = depth;
   }
 }
 
@@ -69,7 +93,8 @@ void fuse_depth_fwd(
         background, object_depth, view_instances(pixel, offset, frame), fused, winner);
     const int64_t tiles = fwd.batch * tiles_of(fwd.image_size);
     if (tiles == 0) return;
-    fuse_tiles<decltype(scalar)><<<unsigned(tiles), kTileThreads, 0, cudaStream_t(where.stream)>>>(fwd);
+    fuse_tiles<decltype(scalar)><<<unsigned(tiles), kTileThreads, 0, cudaStream_t(where.stream)>>>(
+        fwd, in_quads(fwd));
     check_launch("fuse_depth_fwd");
   });
 }

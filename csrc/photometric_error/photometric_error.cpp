@@ -10,9 +10,41 @@ namespace {
 
 constexpr int kTileHeight = 48, kTileWidth = 172;
 
-template <typename T, typename image_t> struct Images {
-  const image_t *reference, *warped, *sources;  // [B, 3, H, W], [B, S, 3, H, W] twice
-  const bool* valid;                            // [B, S, H, W] or null
+// Images of any storage type. A switch in every row costs nothing, all of the code for each type minutes of compiling.
+template <typename T> struct Rows {
+  using V = Pack<T>;
+  void* data;
+  Dtype dtype;
+
+  // `columns` values from the `at`-th on.
+  MCD_HD void read(int64_t at, int columns, T* to) const {
+    with_type([&](const auto* image) {
+      each(columns, [&](int j, int count) { store(to + j, load<V>(image + at + j, count), count); });
+    });
+  }
+  MCD_HD void write(int64_t at, int columns, const T* from) const {
+    with_type([&](auto* image) {
+      each(columns, [&](int j, int count) { store(image + at + j, load<V>(from + j, count), count); });
+    });
+  }
+
+ private:
+  template <typename F> static MCD_HD void each(int columns, const F& f) {
+    for (int j = 0; j < columns; j += kLanes<V>) f(j, min(kLanes<V>, columns - j));
+  }
+  template <typename F> MCD_HD void with_type(const F& f) const {
+    if constexpr (sizeof(T) == 4) {
+      if (dtype == Dtype::bfloat16) return f(static_cast<bfloat16*>(data));
+      if (dtype == Dtype::float16) return f(static_cast<float16*>(data));
+    }
+    f(static_cast<T*>(data));
+  }
+};
+template <typename T> Rows<T> rows_of(const Tensor& images) { return {images.data, images.dtype}; }
+
+template <typename T> struct Images {
+  Rows<T> reference, warped, sources;  // [B, 3, H, W], [B, S, 3, H, W] twice
+  const bool* valid;                   // [B, S, H, W] or null
   PhotometricWeights<T> weights;
   Tiling tiling;
   int64_t batch;
@@ -20,30 +52,22 @@ template <typename T, typename image_t> struct Images {
 
   MCD_HD int64_t pixels() const { return int64_t(height) * width; }
 
-  // `columns` values of a row, from column x on.
-  static MCD_HD void load_row(T* to, const image_t* row, int columns) {
-    for (int j = 0; j < columns; j += kLanes<Pack<T>>) {
-      const int count = min(kLanes<Pack<T>>, columns - j);
-      store(to + j, load<Pack<T>>(row + j, count), count);
-    }
-  }
   template <bool kBoth> MCD_HD void load_reference(const PhotometricTile<T, kBoth>& errors, int64_t b) const {
     const Tile& tile = errors.tile;
     for (int y = tile.first_row(); y < tile.first_row() + tile.rows(); ++y)
       for (int c = 0; c < 3; ++c)
-        load_row(
-            errors.reference_row(y, c), reference + ((b * 3 + c) * height + y) * width + tile.first_column(),
-            tile.columns());
+        reference.read(
+            ((b * 3 + c) * height + y) * width + tile.first_column(), tile.columns(), errors.reference_row(y, c));
     errors.find_statistics();
   }
   template <bool kBoth>
-  MCD_HD void load_images(const PhotometricTile<T, kBoth>& errors, const image_t* from, int64_t b, int y) const {
+  MCD_HD void load_images(const PhotometricTile<T, kBoth>& errors, const Rows<T>& from, int64_t b, int y) const {
     const Tile& tile = errors.tile;
     for (int64_t i = 0; i < sources_count; ++i)
       for (int c = 0; c < 3; ++c)
-        load_row(
-            errors.image_row(i, y, c),
-            from + (((b * sources_count + i) * 3 + c) * height + y) * width + tile.first_column(), tile.columns());
+        from.read(
+            (((b * sources_count + i) * 3 + c) * height + y) * width + tile.first_column(), tile.columns(),
+            errors.image_row(i, y, c));
   }
   template <bool kBoth> MCD_HD void load_warped(const PhotometricTile<T, kBoth>& errors, int64_t b, int y) const {
     load_images(errors, warped, b, y);
@@ -55,8 +79,8 @@ template <typename T, typename image_t> struct Images {
   }
 };
 
-template <typename T, typename image_t> struct FwdTile {
-  Images<T, image_t> images;
+template <typename T> struct FwdTile {
+  Images<T> images;
   T* error;         // [B, H, W]
   bool* auto_mask;  // [B, H, W]
 
@@ -89,13 +113,13 @@ template <typename T, typename image_t> struct FwdTile {
   }
 };
 
-template <typename T, typename image_t, bool kBoth> struct BwdTile {
+template <typename T, bool kBoth> struct BwdTile {
   using V = Pack<T>;
 
-  Images<T, image_t> images;
-  const T* grad_error;      // [B, H, W]
-  image_t* grad_warped;     // [B, S, 3, H, W]
-  image_t* grad_reference;  // [B, 3, H, W] with kBoth
+  Images<T> images;
+  const T* grad_error;     // [B, H, W]
+  Rows<T> grad_warped;     // [B, S, 3, H, W]
+  Rows<T> grad_reference;  // [B, 3, H, W] with kBoth
 
   MCD_HD void operator()(int64_t number) const {
     const int64_t b = number / images.tiling.count();
@@ -117,10 +141,6 @@ template <typename T, typename image_t, bool kBoth> struct BwdTile {
           put<V>(errors.share_row(i, q) + j, select<V>(chosen == T(i), grad, V{}));
       }
     };
-    const auto write = [&](const T* row, image_t* to) {
-      for (int j = 0; j < columns; j += kLanes<V>)
-        store(to + j, load<V>(row + begin + j, min(kLanes<V>, columns - j)), min(kLanes<V>, columns - j));
-    };
     const auto finish = [&](int p) {
       const int64_t at = int64_t(p) * images.width + tile.left;
       for (int64_t i = 0; i < images.sources_count; ++i) {
@@ -133,23 +153,24 @@ template <typename T, typename image_t, bool kBoth> struct BwdTile {
             }
         });
         for (int c = 0; c < 3; ++c)
-          write(grads + c * errors.stride,
-                grad_warped + ((b * images.sources_count + i) * 3 + c) * images.pixels() + at);
+          grad_warped.write(
+              ((b * images.sources_count + i) * 3 + c) * images.pixels() + at, columns,
+              grads + c * errors.stride + begin);
       }
       if constexpr (kBoth)
         for (int c = 0; c < 3; ++c)
-          write(grads + (3 + c) * errors.stride, grad_reference + (b * 3 + c) * images.pixels() + at);
+          grad_reference.write((b * 3 + c) * images.pixels() + at, columns, grads + (3 + c) * errors.stride + begin);
     };
     errors.template walk<true>(!images.valid, [&](int y) { images.load_warped(errors, b, y); }, choose, finish);
   }
 };
 
-template <typename T, typename image_t>
-Images<T, image_t> make_images(
+template <typename T>
+Images<T> make_images(
     const Tensor& reference, const Tensor& warped, const Tensor& sources, const Tensor& valid,
     const PhotometricWeights<T>& weights) {
   const int height = int(reference.size[2]), width = int(reference.size[3]);
-  return {reference.as<image_t>(), warped.as<image_t>(), sources.as<image_t>(), valid.as<bool>(), weights,
+  return {rows_of<T>(reference), rows_of<T>(warped), rows_of<T>(sources), valid.as<bool>(), weights,
           Tiling::of(height, width, kTileHeight, kTileWidth), reference.size[0], int(warped.size[1]), height, width};
 }
 
@@ -158,14 +179,13 @@ Images<T, image_t> make_images(
 void photometric_error_fwd(
     const Tensor& reference, const Tensor& warped, const Tensor& sources, const Tensor& valid, double ssim_weight,
     double l1_weight, double c1, double c2, const Tensor& error, const Tensor& auto_mask, const Where& where) {
-  dispatch(error.dtype, reference.dtype, [&](auto scalar, auto image) {
+  dispatch(error.dtype, [&](auto scalar) {
     using T = decltype(scalar);
-    using image_t = decltype(image);
-    const auto images = make_images<T, image_t>(
-        reference, warped, sources, valid, photometric_weights<T>(ssim_weight, l1_weight, c1, c2));
+    const auto images =
+        make_images<T>(reference, warped, sources, valid, photometric_weights<T>(ssim_weight, l1_weight, c1, c2));
     for_each_cpu(
         images.batch * images.tiling.count(), where.threads,
-        FwdTile<T, image_t>{images, error.as<T>(), auto_mask.as<bool>()});
+        FwdTile<T>{images, error.as<T>(), auto_mask.as<bool>()});
   });
 }
 
@@ -173,18 +193,17 @@ void photometric_error_bwd(
     const Tensor& grad_error, const Tensor& reference, const Tensor& warped, const Tensor& valid, double ssim_weight,
     double l1_weight, double c1, double c2, bool need_reference, const Tensor& grad_warped,
     const Tensor& grad_reference, const Where& where) {
-  dispatch(grad_error.dtype, reference.dtype, [&](auto scalar, auto image) {
+  dispatch(grad_error.dtype, [&](auto scalar) {
     using T = decltype(scalar);
-    using image_t = decltype(image);
-    const auto images = make_images<T, image_t>(
-        reference, warped, Tensor{}, valid, photometric_weights<T>(ssim_weight, l1_weight, c1, c2));
+    const auto images =
+        make_images<T>(reference, warped, Tensor{}, valid, photometric_weights<T>(ssim_weight, l1_weight, c1, c2));
     const int64_t tiles = images.batch * images.tiling.count();
     const T* upstream = grad_error.as<T>();
-    image_t *to_warped = grad_warped.as<image_t>(), *to_reference = grad_reference.as<image_t>();
+    const auto to_warped = rows_of<T>(grad_warped), to_reference = rows_of<T>(grad_reference);
     if (need_reference)
-      for_each_cpu(tiles, where.threads, BwdTile<T, image_t, true>{images, upstream, to_warped, to_reference});
+      for_each_cpu(tiles, where.threads, BwdTile<T, true>{images, upstream, to_warped, to_reference});
     else
-      for_each_cpu(tiles, where.threads, BwdTile<T, image_t, false>{images, upstream, to_warped, nullptr});
+      for_each_cpu(tiles, where.threads, BwdTile<T, false>{images, upstream, to_warped, to_reference});
   });
 }
 

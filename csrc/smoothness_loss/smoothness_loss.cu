@@ -68,7 +68,8 @@ template <typename T, typename Guide> struct GradPixel {
   }
 };
 
-template <typename T, typename Guide> __global__ void __launch_bounds__(kThreads) grad_tasks(GradPixel<T, Guide> grad) {
+template <typename T, typename Guide>
+__global__ void __launch_bounds__(kThreads, 1) grad_tasks(GradPixel<T, Guide> grad) {
   const auto task = grad.p.task(blockIdx.x);
   const int width = grad.p.scales[task.scale].width;
   for (int i = threadIdx.x; i < (task.last_row - task.first_row) * width; i += kThreads)

@@ -33,8 +33,11 @@ template <typename T, typename image_t> struct LossKernel {
   }
 };
 
+// Blocks that a multiprocessor is to hold, which bounds registers.
+template <typename T> constexpr int kBlocks = sizeof(T) == 4 ? 2 : 1;
+
 template <typename T, typename image_t, bool kGrad>
-__global__ void __launch_bounds__(kBlockThreads, 2) loss_tiles(LossKernel<T, image_t> kernel) {
+__global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKernel<T, image_t> kernel) {
   extern __shared__ double shared[];
   const auto& p = kernel.p;
   const int64_t b = blockIdx.x / kernel.tiles();

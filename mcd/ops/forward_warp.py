@@ -285,7 +285,7 @@ def forward_warp(
         K: [B,3,3] intrinsics for H x W, any invertible matrix; a constant.
         T_dst_ref: [B,4,4] rigid, X_dst = T_dst_ref X_ref.
         motion: [B,3,H,W] residual translation of each reference pixel, in the destination frame.
-        upscale: rays per pixel and axis, at least 1.
+        upscale: rays per pixel and axis, 1 to 181 (the number of a ray fits 16 bits).
 
     Returns:
         warped: [B,C,H,W] in the attribute's dtype, 0 in holes.
@@ -307,8 +307,8 @@ def forward_warp(
     sizes.tensor("T_dst_ref", T_dst_ref, "B 4 4")
     if motion is not None:
         sizes.tensor("motion", motion, "B 3 H W")
-    if not isinstance(upscale, int) or upscale < 1:
-        raise ValueError(f"{name}: upscale is {upscale!r}, it should be a whole number of at least 1")
+    if not isinstance(upscale, int) or not 1 <= upscale <= 181:
+        raise ValueError(f"{name}: upscale is {upscale!r}, it should be a whole number from 1 to 181")
     implementation = OP.implementation(backend, depth)
     with no_autocast(depth.device.type):
         return implementation(attribute, depth, K.detach(), T_dst_ref, motion, upscale=upscale)

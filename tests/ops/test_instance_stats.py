@@ -53,6 +53,7 @@ HARD = {
     "all magnitudes": lambda count, dtype: random_values(count, dtype) * 10 ** (12 * random_values(count, dtype)),
     "one far away": lambda count, dtype: random_values(count, dtype).index_fill(0, torch.tensor([7]), 1e30),
     "infinities": lambda count, dtype: 1 / (2 * random_values(count, dtype)).round(),
+    "zeros of both signs": lambda count, dtype: torch.where((some := random_values(count, dtype)) > 1, 1.0, 0 * some),
     "subnormal": lambda count, dtype: random_values(count, dtype) * torch.finfo(dtype).tiny,
 }
 
