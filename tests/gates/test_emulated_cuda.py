@@ -1,0 +1,139 @@
+"""The CUDA kernels, run on the CPU: compiled as C++ against a header that turns a block's threads into fibers.
+
+It shows that indices, barriers, reductions and atomics are right, not what only a device has: its memory model, its
+arithmetic, its speed. `make check` runs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pybind11
+import pytest
+import torch
+from cases import CASES, Case
+from compare import assert_close_in_float64, assert_same
+from harness import mapped, results, samples
+from torch import Tensor
+
+from mcd.ops import native
+from mcd.ops.registry import OPERATORS, Operator, Sample
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def closing(text: str, at: int) -> int:
+    """Where the parenthesis that opens at `at` is closed."""
+    depth = 0
+    for i in range(at, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if depth == 0:
+            return i
+    raise ValueError("a parenthesis stays open")
+
+
+def as_cplusplus(text: str) -> str:
+    """CUDA's two pieces of syntax as calls: kernel<<<...>>>(...), and shared memory whose size the launch tells."""
+    text = text.replace("extern __shared__ double shared[];", "double* shared = emulated::block.shared.data();")
+    while (launch := text.find("<<<")) >= 0:
+        begin, depth = launch, 0
+        while depth or re.match(r"[\w>]", text[begin - 1]):
+            begin -= 1
+            depth += (text[begin] == ">") - (text[begin] == "<")
+        configured = text.index(">>>", launch)
+        end = closing(text, text.index("(", configured))
+        call = text[begin:launch] + text[configured + 3 : end + 1]
+        text = f"{text[:begin]}emulated::launch({text[launch + 3 : configured]}, [=] {{ {call}; }}){text[end + 1 :]}"
+    return text
+
+
+def ninja_file(folder: Path) -> str:
+    """Copies csrc/, translated, into `folder`; returns what ninja is to do with it."""
+    for source in sorted((ROOT / "csrc").rglob("*.*")):
+        text = as_cplusplus(source.read_text())
+        if source.name == "bindings.cpp":
+            text = text.replace("MCD_DEFINE_ALL(baseline);", "")  # the emulated target alone
+        copy = folder / "csrc" / source.relative_to(ROOT / "csrc")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.is_file() or copy.read_text() != text:
+            copy.write_text(text)
+    python = f"-isystem{pybind11.get_include()} -isystem{sysconfig.get_path('include')} -DMCD_WITH_CUDA"
+    kernel = f"-x c++ -D__CUDACC__ -I{Path(__file__).parent / 'emulated'} -include cuda_runtime.h"
+    lines = [
+        "rule cxx",
+        "  command = $cxx -MD -MF $out.d -std=c++17 -O1 -w -fPIC -fvisibility=hidden $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        "  command = $cxx -shared $in -o $out",
+    ]
+    objects = []
+    for source, flags in [("bindings.cpp", python), *((name, kernel) for name in kernels())]:
+        objects.append(f"{source}.o")
+        lines += [f"build {source}.o: cxx {folder / 'csrc' / source}", f"  flags = {flags}"]
+    return "\n".join([f"cxx = {os.environ.get('CXX') or 'c++'}", *lines, f"build _C.so: link {' '.join(objects)}", ""])
+
+
+def kernels() -> list[str]:
+    return [str(source.relative_to(ROOT / "csrc")) for source in sorted((ROOT / "csrc").glob("*/*.cu"))]
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Any:
+    """The functions of `_C.cuda`, on CPU tensors."""
+    if shutil.which(os.environ.get("CXX") or "c++") is None:
+        pytest.skip("there is no C++ compiler")
+    folder = ROOT / "build" / "emulated"
+    script = ninja_file(folder)
+    (folder / "build.ninja").write_text(script)
+    built = subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder)], capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout
+    specification = importlib.util.spec_from_file_location("_C", folder / "_C.so")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.cuda
+
+
+def inputs(operator: Operator) -> list[Sample]:
+    """The operator's samples, and frames that span several tiles of every kernel."""
+    generator = torch.Generator().manual_seed(0)
+    large = [Case(generator, 2, 21, 45, motion=motion, scales=3) for motion in (0, 2)]
+    return [*samples(operator), *map(CASES[operator.name], large)]
+
+
+def emulated_results(operator: Operator, sample: Sample, module: Any, order: str) -> list[Tensor | None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMULATED_ORDER", order)
+        patch.setattr(native, "_cpu", module)
+        patch.setattr(Tensor, "is_cuda", True)  # scratch memory is then what the kernels need
+        return results(operator, sample, "native")
+
+
+@pytest.mark.parametrize("operator", [pytest.param(operator, id=name) for name, operator in OPERATORS.items()])
+def test_kernels_agree_with_the_reference_in_any_order_of_threads(operator: Operator, emulated: Any) -> None:
+    for sample in inputs(operator):
+        expected = results(operator, sample, "reference")
+        actual = emulated_results(operator, sample, emulated, "forward")
+        assert_close_in_float64(actual, expected, sample.label)
+        for order in ("reverse", "shuffled"):
+            assert_same(emulated_results(operator, sample, emulated, order), actual, f"{sample.label}, {order}")
+
+
+@pytest.mark.parametrize("operator", [pytest.param(operator, id=name) for name, operator in OPERATORS.items()])
+def test_kernels_agree_in_float32_too(operator: Operator, emulated: Any) -> None:
+    # Float has code of its own (a z-buffer of one word); how exact it is, tests/ops asks of the same formulas.
+    for exact in samples(operator):
+        single = mapped(exact, lambda leaf: leaf.float() if leaf.is_floating_point() else leaf)
+        double = mapped(single, lambda leaf: leaf.double() if leaf.is_floating_point() else leaf)
+        actual = emulated_results(operator, single, emulated, "shuffled")
+        assert_close_in_float64(actual, results(operator, double, "reference"), exact.label, 1e-4)
+        assert_same(emulated_results(operator, single, emulated, "forward"), actual, exact.label)
