@@ -17,8 +17,10 @@ help:
 train: $(BUILT)  ## render synthetic streets, train every stage, evaluate, report
 	$(BIN)/python -m mcd.train $(ARGS)
 
+# Triton's interpreter is chosen when triton is imported, hence by a process. Status 5: ARGS leaves it no test.
 test: $(BUILT)  ## prove the build
 	$(BIN)/pytest -m 'not slow' $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/pytest -m 'triton and not slow' $(ARGS) || [ $$? -eq 5 ]
 
 lint: .venv/required  ## style and types
 	$(BIN)/ruff check
@@ -29,7 +31,7 @@ format: .venv/required  ## mend what can be mended of the style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-check: $(BUILT) sanitize  ## the slower gates: sanitizers, slow tests, what the compilers made of csrc/
+check: $(BUILT) sanitize  ## the slower gates: sanitizers, slow tests, what the compilers made of csrc/ and kernels/
 	$(BIN)/python tests/gates/native_code.py
 	$(BIN)/pytest -m slow $(ARGS)
 

@@ -6,15 +6,26 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from mcd import Instances, ops
-from mcd.ops.registry import Operator, Sample
+from mcd.ops.registry import OPERATORS, Operator, Sample
 
 CPU = torch.device("cpu")
+
+
+def serving(name: str, *backends: str) -> list[Any]:
+    """Those of these backends that serve this operator here, as parameters; Triton's are marked."""
+    operator = OPERATORS[name]
+    return [
+        pytest.param(backend, marks=pytest.mark.triton if backend == "triton" else ())
+        for backend in backends
+        if operator.why_not(backend, "cpu") is None
+    ]
 
 
 def samples(operator: Operator, device: torch.device = CPU, dtype: torch.dtype = torch.float64) -> list[Sample]:

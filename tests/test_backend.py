@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,12 @@ from torch import Tensor
 
 import mcd
 from mcd import backend as backends
+from mcd.backend.__main__ import table
+from mcd.config import load_config
 from mcd.ops.registry import OPERATORS, Operator
+from mcd.train import parse_arguments, set_up
+
+CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
 
 
 def as_reference(x: Tensor) -> Tensor:
@@ -146,6 +152,23 @@ def test_availability_names_every_backend_and_why_not() -> None:
     assert state["reference"] is None
     if not torch.cuda.is_available():
         assert mcd.available_backends("cuda")["reference"] == "torch sees no CUDA device"
+
+
+def test_the_table_has_every_operator_and_says_why_a_backend_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    lines = table("cpu")
+    assert [line.split()[0] for line in lines if "reference" in line] == list(OPERATORS)
+    assert any(line.strip().startswith("no triton: ") for line in lines)
+    if not torch.cuda.is_available():
+        assert table("cuda")[-1] == "  no reference: torch sees no CUDA device"
+
+
+def test_the_command_line_and_the_config_choose() -> None:
+    config = load_config(CONFIG, parse_arguments(["--backend", "reference"]).set)
+    set_up(config)
+    assert served(operator()) == "reference"
+    set_up(load_config(CONFIG, ["backend={toy: reference}"]))
+    assert [served(operator(name)) for name in ("toy", "other")] == ["reference", "native"]
 
 
 def test_triton_runs_on_cpu_in_its_interpreter_only(monkeypatch: pytest.MonkeyPatch) -> None:

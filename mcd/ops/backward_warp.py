@@ -12,7 +12,7 @@ pixel whose depth or motion is not finite reads NaN, is not valid, and has no pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -162,35 +162,39 @@ _bwd = native.define(
 )
 
 
-class _BackwardWarp(torch.autograd.Function):
-    """Saves its inputs and nothing else: where each pixel looked is computed again."""
+def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator with its gradients, from two registered ones that have none."""
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(*inputs[:5])
-        warped, coords, valid = _fwd(*inputs)
-        ctx.mark_non_differentiable(coords, valid)
-        return warped, coords, valid
+    class BackwardWarp(torch.autograd.Function):
+        """Saves its inputs and nothing else: where each pixel looked is computed again."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_warped: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[:5]
-        grads = _bwd(grad_warped, *ctx.saved_tensors, needed[0], any(needed[1:]))
-        return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+            ctx.save_for_backward(*inputs[:5])
+            warped, coords, valid = fwd(*inputs)
+            ctx.mark_non_differentiable(coords, valid)
+            return warped, coords, valid
 
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad_warped: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+            needed = ctx.needs_input_grad[:5]
+            grads = bwd(grad_warped, *ctx.saved_tensors, needed[0], any(needed[1:]))
+            return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None
 
-def _native(
-    source: Tensor,
-    depth: Tensor,
-    K: Tensor,
-    T_src_ref: Tensor,
-    motion: Tensor | None = None,
-    *,
-    return_coords: bool = False,
-) -> Any:
-    warped, coords, valid = _BackwardWarp.apply(source, depth, K, T_src_ref, motion, return_coords)
-    return (warped, coords, valid) if return_coords else warped
+    def implementation(
+        source: Tensor,
+        depth: Tensor,
+        K: Tensor,
+        T_src_ref: Tensor,
+        motion: Tensor | None = None,
+        *,
+        return_coords: bool = False,
+    ) -> Any:
+        warped, coords, valid = BackwardWarp.apply(source, depth, K, T_src_ref, motion, return_coords)
+        return (warped, coords, valid) if return_coords else warped
+
+    return implementation
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -229,7 +233,8 @@ OP = register(
     Operator(
         "backward_warp",
         reference=backward_warp_reference,
-        native=_native,
+        native=differentiable(_fwd, _bwd),
+        triton="mcd.kernels.backward_warp:backward_warp",
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

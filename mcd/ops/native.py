@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch  # before _C: the process then has one OpenMP runtime, torch's
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 _C: Any
 try:
@@ -51,18 +53,51 @@ def define(
     workspace: the schema's arguments -> scratch tensors that live for the call only.
     """
     name = schema.split("(")[0].strip()
+
+    def launch(*arguments: Any) -> None:
+        _launch(name, *arguments)
+
+    _defined[name] = (schema[len(name) :], allocate)
+    return _register(name, schema[len(name) :], allocate, workspace, launch)
+
+
+def define_launched(name: str, launch: Callable[..., None]) -> Callable[..., Any]:
+    """Register `torch.ops.mcd.<name>_triton`, which is `torch.ops.mcd.<name>` with another launcher, and return it.
+
+    launch: takes the schema's arguments and then the outputs that the native operator allocates.
+    """
+    arguments, allocate = _defined[name]
+
+    def launch_there(*arguments: Any) -> None:
+        device = _device(arguments)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            launch(*arguments)
+
+    return _register(f"{name}_triton", arguments, allocate, lambda *_: (), launch_there)
+
+
+_defined: dict[str, tuple[str, Callable[..., Any]]] = {}
+
+
+def _register(
+    name: str,
+    arguments_and_outputs: str,
+    allocate: Callable[..., Any],
+    workspace: Callable[..., tuple[Tensor, ...]],
+    launch: Callable[..., None],
+) -> Callable[..., Any]:
     qualified = f"mcd::{name}"
-    torch.library.define(qualified, schema[len(name) :])
+    torch.library.define(qualified, arguments_and_outputs)
 
     def run(*arguments: Any) -> Any:
         outputs = allocate(*arguments)
         inputs = [_dense(argument) for argument in arguments]  # held here: copies must outlive the call
         written = outputs if isinstance(outputs, tuple) else (outputs,)
-        _launch(name, *inputs, *written, *workspace(*arguments))
+        launch(*inputs, *written, *workspace(*arguments))
         return outputs
 
     def refuse(ctx: Any, inputs: Any, output: Any) -> None:
-        raise RuntimeError(f"torch.ops.mcd.{name} has no gradient of its own; call mcd.ops.{name.rsplit('_', 1)[0]}")
+        raise RuntimeError(f"torch.ops.mcd.{name} has no gradient of its own; call the function of mcd.ops")
 
     torch.library.impl(qualified, ("cpu", "cuda"), run)
     torch.library.register_fake(qualified, allocate)
@@ -96,9 +131,13 @@ _cpu = _cpu_module()
 
 
 def _launch(name: str, *arguments: Any) -> None:
-    device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
+    device = _device(arguments)
     if device.type == "cpu":
         getattr(_cpu, name)(*arguments, (torch.get_num_threads(), 0))
         return
     with torch.cuda.device(device):
         getattr(_C.cuda, name)(*arguments, (0, torch.cuda.current_stream().cuda_stream))
+
+
+def _device(arguments: Iterable[Any]) -> torch.device:
+    return next(leaf.device for leaf in tree_leaves(tuple(arguments)) if isinstance(leaf, Tensor))

@@ -76,7 +76,9 @@ class Operator:
         """The function that serves tensors like this one."""
         name = self.backend(backend, tensor.device.type)
         if name == "triton":
-            return _imported(str(self.triton))
+            path = str(self.triton)
+            _import(path)
+            return _triton_functions[path]
         return getattr(self, name)
 
 
@@ -99,8 +101,8 @@ def backend_summary(device: str | torch.device = "cpu") -> str:
     return "; ".join(f"{backend}: {', '.join(names)}" for backend, names in served.items())
 
 
-def _imported(path: str) -> Callable[..., Any]:
+@backends.constant_when_traced
+def _import(path: str) -> None:
     if path not in _triton_functions:
         module, function = path.split(":")
         _triton_functions[path] = getattr(importlib.import_module(module), function)
-    return _triton_functions[path]

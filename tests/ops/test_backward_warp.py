@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from compare import assert_close_in_float64, assert_same
-from harness import results, samples
+from harness import results, samples, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,11 +18,12 @@ from torch import Tensor
 import mcd
 from mcd.ops import OPERATORS, backward_warp, native
 
-BACKENDS = [name for name in ("reference", "native") if OPERATORS["backward_warp"].why_not(name, "cpu") is None]
-needs_native = pytest.mark.skipif("native" not in BACKENDS, reason="mcd._C is not built")
+needs_native = pytest.mark.skipif(
+    OPERATORS["backward_warp"].why_not("native", "cpu") is not None, reason="mcd._C is not built"
+)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=serving("backward_warp", "reference", "native", "triton"))
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -166,6 +167,8 @@ def test_a_nan_in_the_source_spoils_its_four_readers(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_images_of_16_bits_are_rounded_once(backend: str, dtype: torch.dtype) -> None:
+    if backend == "triton" and dtype == torch.bfloat16:
+        pytest.skip("triton's interpreter cuts bfloat16 off where a GPU rounds it")
     source = uniform(-2, 2, 1, 3, 9, 35).to(dtype)
     args = uniform(2, 3, 1, 1, 9, 35).float(), camera(9, 35).float(), pose(0.2).float()
     warped = backward_warp(source, *args, backend=backend)
@@ -193,7 +196,7 @@ def test_every_16_bit_number_is_read_and_written_as_torch_does() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("target", native.cpu_targets() if "native" in BACKENDS else [])
+@pytest.mark.parametrize("target", native.cpu_targets() if native.why_not("cpu") is None else [])
 def test_every_instruction_set_computes_the_same(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     operator = OPERATORS["backward_warp"]
     monkeypatch.setattr(native, "_cpu", getattr(native._C, target))

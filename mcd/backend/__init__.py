@@ -12,7 +12,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -86,6 +87,13 @@ def chosen(operator: str) -> tuple[str, bool]:
     return "auto", False
 
 
+def constant_when_traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Dynamo calls such a function while it traces, and takes the result for a constant. The decorator of this effect,
+    `torch.compiler.assume_constant_result`, would import the whole compiler with every `import mcd`."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def why_not(backend: str, device_type: str) -> str | None:
     """None if the backend can run on this kind of device, else the reason in words."""
     reason = None
@@ -100,9 +108,14 @@ def why_not(backend: str, device_type: str) -> str | None:
     return reason
 
 
+@constant_when_traced
 def _why_no_triton(device_type: str) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
+    for module, lack in (
+        ("triton", "the package triton is not installed"),
+        ("mcd.kernels", "mcd.kernels is not installed; `make` or `pip install -e .` does that"),
+    ):
+        if importlib.util.find_spec(module) is None:
+            return lack
     if device_type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "on CPU triton runs only in its interpreter (TRITON_INTERPRET=1)"
     if device_type not in ("cpu", "cuda"):
