@@ -9,7 +9,7 @@ negative one win. The background passes as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -62,24 +62,28 @@ _bwd = native.define(
 )
 
 
-class _FuseDepth(torch.autograd.Function):
-    """Saves the masks and the winner that it returns."""
+def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator with its gradients, from two registered ones that have none."""
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        fused, winner = _fwd(*inputs)
-        ctx.save_for_backward(winner, *inputs[2:])
-        ctx.mark_non_differentiable(winner)
-        return fused, winner
+    class FuseDepth(torch.autograd.Function):
+        """Saves the masks and the winner that it returns."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_fused: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        return *_bwd(grad_fused, *ctx.saved_tensors), None, None, None
+        @staticmethod
+        def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+            fused, winner = fwd(*inputs)
+            ctx.save_for_backward(winner, *inputs[2:])
+            ctx.mark_non_differentiable(winner)
+            return fused, winner
 
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad_fused: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+            return *bwd(grad_fused, *ctx.saved_tensors), None, None, None
 
-def _native(background: Tensor, object_depth: Tensor, instances: Instances) -> tuple[Tensor, Tensor]:
-    return _FuseDepth.apply(background, object_depth, instances.pixel, instances.offset, instances.frame)
+    def implementation(background: Tensor, object_depth: Tensor, instances: Instances) -> tuple[Tensor, Tensor]:
+        return FuseDepth.apply(background, object_depth, instances.pixel, instances.offset, instances.frame)
+
+    return implementation
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -107,7 +111,8 @@ OP = register(
     Operator(
         "fuse_depth",
         reference=fuse_depth_reference,
-        native=_native,
+        native=differentiable(_fwd, _bwd),
+        triton="mcd.kernels.fuse_depth:fuse_depth",
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )
