@@ -9,12 +9,14 @@ Offsets within an image plane are 32-bit, planes are found by 64-bit ones.
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import triton
 import triton.language as tl
 
 SETTINGS: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
+WIDE: dict[str, Any] = {**SETTINGS, "num_warps": 8}  # where a program has a whole instance
 INT32_MAX = 2**31 - 1
 
 
@@ -25,6 +27,16 @@ def check_plane(operator: str, *sizes: int) -> None:
         count *= size
     if count > INT32_MAX - 2**16:  # what is masked off at the end of a plane has an offset too
         raise ValueError(f"{operator}: {'x'.join(map(str, sizes))} is {count}, triton kernels reach up to 2^31 - 2^16")
+
+
+def bits_of(number: float) -> int:
+    """A number as kernels take it: triton itself would round it to float32."""
+    return struct.unpack("<q", struct.pack("<d", number))[0]
+
+
+@triton.jit
+def number_of(bits):
+    return bits.to(tl.int64).to(tl.float64, bitcast=True)
 
 
 @triton.jit

@@ -92,7 +92,7 @@ def _fwd(
     check_plane("fuse_depth", *background.shape[2:])
     check_entries("fuse_depth", len(pixel))
     keys = torch.full((background.numel(),), -1, dtype=torch.int64, device=background.device).view(torch.uint64)
-    passes = (False,)
+    passes: tuple[bool, ...] = (False,)
     if background.dtype == torch.float64:
         winner.fill_(INT32_MAX)
         passes = (False, True)

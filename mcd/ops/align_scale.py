@@ -14,7 +14,7 @@ Unlike the published code, the mean has no epsilon, is part of the gradient, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -104,36 +104,40 @@ _bwd = native.define(
 )
 
 
-class _AlignScale(torch.autograd.Function):
-    """Saves its inputs and two numbers per instance."""
+def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator with its gradients, from two registered ones that have none."""
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        aligned, loss, mean, scale = _fwd(*inputs)
-        ctx.save_for_backward(*inputs[:5], mean, scale)
-        ctx.delta = inputs[6]
-        ctx.set_materialize_grads(False)
-        return aligned, loss
+    class AlignScale(torch.autograd.Function):
+        """Saves its inputs and two numbers per instance."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_aligned: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad_aligned is None and grad_loss is None:
-            return (None,) * 7
-        grad_object_depth, grad_scale = _bwd(grad_aligned, grad_loss, *ctx.saved_tensors, ctx.delta)
-        return grad_object_depth, None, None, None, None, grad_scale if ctx.needs_input_grad[5] else None, None
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+            aligned, loss, mean, scale = fwd(*inputs)
+            ctx.save_for_backward(*inputs[:5], mean, scale)
+            ctx.delta = inputs[6]
+            ctx.set_materialize_grads(False)
+            return aligned, loss
 
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad_aligned: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
+            if grad_aligned is None and grad_loss is None:
+                return (None,) * 7
+            grad_object_depth, grad_scale = bwd(grad_aligned, grad_loss, *ctx.saved_tensors, ctx.delta)
+            return grad_object_depth, None, None, None, None, grad_scale if ctx.needs_input_grad[5] else None, None
 
-def _native(
-    object_depth: Tensor,
-    target_depth: Tensor,
-    instances: Instances,
-    scale: Tensor | None = None,
-    *,
-    delta: float = 0.005,
-) -> tuple[Tensor, Tensor]:
-    ragged = (instances.pixel, instances.offset, instances.frame)
-    return _AlignScale.apply(object_depth, target_depth.detach(), *ragged, scale, delta)
+    def implementation(
+        object_depth: Tensor,
+        target_depth: Tensor,
+        instances: Instances,
+        scale: Tensor | None = None,
+        *,
+        delta: float = 0.005,
+    ) -> tuple[Tensor, Tensor]:
+        ragged = (instances.pixel, instances.offset, instances.frame)
+        return AlignScale.apply(object_depth, target_depth.detach(), *ragged, scale, delta)
+
+    return implementation
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -164,7 +168,8 @@ OP = register(
     Operator(
         "align_scale",
         reference=align_scale_reference,
-        native=_native,
+        native=differentiable(_fwd, _bwd),
+        triton="mcd.kernels.align_scale:align_scale",
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

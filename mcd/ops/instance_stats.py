@@ -9,7 +9,7 @@ Units are the values'. An empty instance has count 0 and NaN for the rest; a NaN
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -100,25 +100,29 @@ _bwd = native.define(
 )
 
 
-class _InstanceStats(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(values, *arguments[:3])
-        count, mean, *order_statistics = _fwd(values, *arguments)
-        ctx.mark_non_differentiable(count, *order_statistics)
-        return count, mean, *order_statistics
+def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator with its gradients, from two registered ones that have none."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, _: Any, grad_mean: Tensor, *__: Any) -> tuple[Tensor | None, ...]:
-        return _bwd(grad_mean, *ctx.saved_tensors), *[None] * 5
+    class InstanceStatsFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, values: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+            ctx.save_for_backward(values, *arguments[:3])
+            count, mean, *order_statistics = fwd(values, *arguments)
+            ctx.mark_non_differentiable(count, *order_statistics)
+            return count, mean, *order_statistics
 
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, _: Any, grad_mean: Tensor, *__: Any) -> tuple[Tensor | None, ...]:
+            return bwd(grad_mean, *ctx.saved_tensors), *[None] * 5
 
-def _native(
-    values: Tensor, instances: Instances, quantiles: Sequence[float] = (), interpolation: str = "linear"
-) -> InstanceStats:
-    ragged = (instances.pixel, instances.offset, instances.frame)
-    return InstanceStats(*_InstanceStats.apply(values, *ragged, list(quantiles), interpolation == "linear"))
+    def implementation(
+        values: Tensor, instances: Instances, quantiles: Sequence[float] = (), interpolation: str = "linear"
+    ) -> InstanceStats:
+        ragged = (instances.pixel, instances.offset, instances.frame)
+        return InstanceStats(*InstanceStatsFunction.apply(values, *ragged, list(quantiles), interpolation == "linear"))
+
+    return implementation
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -164,7 +168,8 @@ OP = register(
     Operator(
         "instance_stats",
         reference=instance_stats_reference,
-        native=_native,
+        native=differentiable(_fwd, _bwd),
+        triton="mcd.kernels.instance_stats:instance_stats",
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

@@ -76,9 +76,7 @@ class Operator:
         """The function that serves tensors like this one."""
         name = self.backend(backend, tensor.device.type)
         if name == "triton":
-            path = str(self.triton)
-            _import(path)
-            return _triton_functions[path]
+            return _imported(str(self.triton))
         return getattr(self, name)
 
 
@@ -99,6 +97,11 @@ def backend_summary(device: str | torch.device = "cpu") -> str:
     for operator in OPERATORS.values():
         served.setdefault(operator.backend(None, torch.device(device).type), []).append(operator.name)
     return "; ".join(f"{backend}: {', '.join(names)}" for backend, names in served.items())
+
+
+def _imported(path: str) -> Callable[..., Any]:
+    _import(path)
+    return _triton_functions[path]
 
 
 @backends.constant_when_traced

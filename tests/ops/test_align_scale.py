@@ -2,19 +2,16 @@
 
 import pytest
 import torch
+from harness import serving
 
 from mcd import Instances, use_backend
 from mcd.ops import align_scale
 from mcd.ops.instance_stats import random_instances
-from mcd.ops.registry import OPERATORS
 
 
-@pytest.fixture(autouse=True, params=["reference", "native"])
+@pytest.fixture(autouse=True, params=serving("align_scale", "reference", "native", "triton"))
 def backend(request):
     """Each test runs with every backend that is there."""
-    reason = OPERATORS["align_scale"].why_not(request.param, "cpu")
-    if reason is not None:
-        pytest.skip(reason)
     with use_backend(request.param):
         yield request.param
 

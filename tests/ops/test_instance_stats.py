@@ -5,19 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
+from harness import serving
 
 from mcd import Instances, use_backend
 from mcd.ops import instance_stats
 from mcd.ops.instance_stats import distinct, instance_stats_reference, random_instances
-from mcd.ops.registry import OPERATORS
 
 
-@pytest.fixture(autouse=True, params=["reference", "native"])
+@pytest.fixture(autouse=True, params=serving("instance_stats", "reference", "native", "triton"))
 def backend(request):
     """Each test runs with every backend that is there."""
-    reason = OPERATORS["instance_stats"].why_not(request.param, "cpu")
-    if reason is not None:
-        pytest.skip(reason)
     with use_backend(request.param):
         yield request.param
 
