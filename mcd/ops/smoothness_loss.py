@@ -15,7 +15,7 @@ whole image, so that an object's weight depends on its size, and yields NaN with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -90,32 +90,36 @@ _bwd = native.define(
 )
 
 
-class _SmoothnessLoss(torch.autograd.Function):
-    """Saves its inputs and three numbers for each scale and sample."""
+def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator with its gradients, from two registered ones that have none."""
 
-    @staticmethod
-    def forward(ctx: Any, scales: int, *tensors: Tensor) -> Tensor:
-        disparities, guides = list(tensors[:scales]), list(tensors[scales:])
-        loss, factors = _fwd(disparities, guides)
-        ctx.save_for_backward(factors, *tensors)
-        ctx.scales = scales
-        return loss
+    class SmoothnessLoss(torch.autograd.Function):
+        """Saves its inputs and three numbers for each scale and sample."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        factors, *tensors = ctx.saved_tensors
-        grads = _bwd(grad_loss, tensors[: ctx.scales], tensors[ctx.scales :], factors)
-        return None, *grads, *(None for _ in grads)
+        @staticmethod
+        def forward(ctx: Any, scales: int, *tensors: Tensor) -> Tensor:
+            disparities, guides = list(tensors[:scales]), list(tensors[scales:])
+            loss, factors = fwd(disparities, guides)
+            ctx.save_for_backward(factors, *tensors)
+            ctx.scales = scales
+            return loss
 
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+            factors, *tensors = ctx.saved_tensors
+            grads = bwd(grad_loss, tensors[: ctx.scales], tensors[ctx.scales :], factors)
+            return None, *grads, *(None for _ in grads)
 
-def _native(
-    disparities: Sequence[Tensor],
-    images: Sequence[Tensor] | None = None,
-    *,
-    masks: Sequence[Tensor] | None = None,
-) -> Tensor:
-    return _SmoothnessLoss.apply(len(disparities), *disparities, *(masks if masks is not None else images or ()))
+    def implementation(
+        disparities: Sequence[Tensor],
+        images: Sequence[Tensor] | None = None,
+        *,
+        masks: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        return SmoothnessLoss.apply(len(disparities), *disparities, *(masks if masks is not None else images or ()))
+
+    return implementation
 
 
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -145,7 +149,8 @@ OP = register(
     Operator(
         "smoothness_loss",
         reference=smoothness_loss_reference,
-        native=_native,
+        native=differentiable(_fwd, _bwd),
+        triton="mcd.kernels.smoothness_loss:smoothness_loss",
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

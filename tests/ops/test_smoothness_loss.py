@@ -4,8 +4,17 @@ import math
 
 import pytest
 import torch
+from harness import serving
 
+from mcd import use_backend
 from mcd.ops.smoothness_loss import smoothness_loss, smoothness_loss_reference
+
+
+@pytest.fixture(autouse=True, params=serving("smoothness_loss", "reference", "native", "triton"))
+def backend(request):
+    """Each test runs with every backend that is there."""
+    with use_backend(request.param):
+        yield request.param
 
 
 def uniform(*shape, seed=0, low=0.1):
