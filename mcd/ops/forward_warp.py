@@ -19,7 +19,7 @@ reference pixel which happens to have the cell's address.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Any
 
@@ -183,39 +183,43 @@ _bwd = native.define(
 )
 
 
-class _ForwardWarp(torch.autograd.Function):
-    """Saves its inputs, its outputs and the number of the ray that won."""
+def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator with its gradients, from two registered ones that have none."""
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        warped, depth_dst, winner, ray = _fwd(*inputs)
-        ctx.save_for_backward(*inputs[:5], depth_dst, winner, ray)
-        ctx.upscale = inputs[5]
-        ctx.mark_non_differentiable(winner)
-        return warped, depth_dst, winner
+    class ForwardWarp(torch.autograd.Function):
+        """Saves its inputs, its outputs and the number of the ray that won."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_warped: Tensor, grad_depth_dst: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        attribute, depth, _, T_dst_ref, motion, _ = ctx.needs_input_grad
-        grads = _bwd(
-            grad_warped, grad_depth_dst, *ctx.saved_tensors, ctx.upscale, attribute, depth or T_dst_ref or motion
-        )
-        needed = zip(grads, (attribute, depth, T_dst_ref, motion), strict=True)
-        to_attribute, to_depth, to_T, to_motion = (grad if need else None for grad, need in needed)
-        return to_attribute, to_depth, None, to_T, to_motion, None
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+            warped, depth_dst, winner, ray = fwd(*inputs)
+            ctx.save_for_backward(*inputs[:5], depth_dst, winner, ray)
+            ctx.upscale = inputs[5]
+            ctx.mark_non_differentiable(winner)
+            return warped, depth_dst, winner
 
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, grad_warped: Tensor, grad_depth_dst: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+            attribute, depth, _, T_dst_ref, motion, _ = ctx.needs_input_grad
+            grads = bwd(
+                grad_warped, grad_depth_dst, *ctx.saved_tensors, ctx.upscale, attribute, depth or T_dst_ref or motion
+            )
+            needed = zip(grads, (attribute, depth, T_dst_ref, motion), strict=True)
+            to_attribute, to_depth, to_T, to_motion = (grad if need else None for grad, need in needed)
+            return to_attribute, to_depth, None, to_T, to_motion, None
 
-def _native(
-    attribute: Tensor,
-    depth: Tensor,
-    K: Tensor,
-    T_dst_ref: Tensor,
-    motion: Tensor | None = None,
-    *,
-    upscale: int = 3,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _ForwardWarp.apply(attribute, depth, K, T_dst_ref, motion, upscale)
+    def implementation(
+        attribute: Tensor,
+        depth: Tensor,
+        K: Tensor,
+        T_dst_ref: Tensor,
+        motion: Tensor | None = None,
+        *,
+        upscale: int = 3,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return ForwardWarp.apply(attribute, depth, K, T_dst_ref, motion, upscale)
+
+    return implementation
 
 
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -260,7 +264,8 @@ OP = register(
     Operator(
         "forward_warp",
         reference=forward_warp_reference,
-        native=_native,
+        native=differentiable(_fwd, _bwd),
+        triton="mcd.kernels.forward_warp:forward_warp",
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )
