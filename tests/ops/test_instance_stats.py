@@ -57,9 +57,10 @@ HARD = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", HARD)
-def test_ranks_of_many_values_are_exact(kind, dtype):
+def test_ranks_of_many_values_are_exact(kind, dtype, backend):
     values = HARD[kind](3001, dtype)
-    quantiles = [rank / 3000 for rank in range(0, 3001, 97)]
+    step = 1000 if backend == "triton" else 97  # the interpreter takes its time
+    quantiles = [rank / 3000 for rank in range(0, 3001, step)]
     found = instance_stats(values, whole(values), quantiles, "lower").quantiles[0]
     ranks = [math.floor(quantile * 3000) for quantile in quantiles]
     assert found.tolist() == values.sort().values[ranks].tolist()

@@ -140,7 +140,8 @@ def test_saves_a_twentieth_of_what_the_reference_saves(operator: Operator, backe
 
 @pytest.mark.parametrize(("operator", "backend"), IMPLEMENTED)
 def test_registered_operators_pass_opcheck(operator: Operator, backend: str) -> None:
-    for sample in samples(operator):
+    # Schema and shapes of Triton's are the native ones'; the interpreter takes its time.
+    for sample in [first_with_pixels(operator, torch.float64)] if backend == "triton" else samples(operator):
         with RegisteredCalls() as recorded:
             results(operator, sample, backend)
         assert recorded.calls
