@@ -12,7 +12,7 @@ from mcd.kernels.select import RATIO, key_of_rank, read, value_of
 from mcd.ops import native
 from mcd.ops.align_scale import differentiable
 
-_BLOCK = 1024
+_BLOCK = 512
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 SETTINGS: dict[str, Any] = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
-WIDE: dict[str, Any] = {**SETTINGS, "num_warps": 8}  # where a program has a whole instance
+WIDE: dict[str, Any] = {**SETTINGS, "num_warps": 8}  # where four warps would spill or leave a GPU idle
 INT32_MAX = 2**31 - 1
 
 

@@ -19,7 +19,7 @@ from mcd.kernels.camera import (
     ray_component,
     tile_axes,
 )
-from mcd.kernels.common import INT32_MAX, SETTINGS, check_plane
+from mcd.kernels.common import INT32_MAX, SETTINGS, WIDE, check_plane
 from mcd.kernels.fixed_point import add_fixed_point, fixed_point_scale, largest_term, read_fixed_point, room_for
 from mcd.kernels.rays import CAMERAS, UNDO, find_cameras, land, load_back, load_shift, look_back, ray_offset
 from mcd.ops import native
@@ -268,6 +268,7 @@ def _attribute_grad(
     b = (tl.program_id(0) // blocks).to(tl.int64)
     pixel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = pixel < pixels
+    scale = fixed_point_scale(largest, room)
     source = tl.load(winner + b * pixels + pixel, mask=inside, other=-1)
     hit = source >= 0
     z = tl.load(depth_dst + b * pixels + pixel, mask=inside, other=0.0)
@@ -275,7 +276,6 @@ def _attribute_grad(
         cameras + b * CAMERAS, motion, b, pixel, z, source, hit, pixels, height, width, MOTION
     )
     at, right, down, w_x, w_y = corner(u_x, u_y, height, width)
-    scale = fixed_point_scale(largest, room)
     plane, end = b * channels * pixels, (b + 1) * channels * pixels
     while plane < end:
         upstream = tl.load(grad_warped + plane + pixel, mask=hit, other=0.0).to(u_x.dtype)
@@ -376,7 +376,9 @@ def _bwd(
     if need_attribute and attribute.numel():
         largest, total = largest_term(grad_warped), torch.zeros_like(attribute, dtype=torch.int64)
         room = room_for(sizes[0])
-        _attribute_grad[grid](grad_warped, moved, cameras, depth_dst, winner, total, largest, room, *sizes, **variant)
+        _attribute_grad[grid](
+            grad_warped, moved, cameras, depth_dst, winner, total, largest, room, *sizes, **(variant | WIDE)
+        )
         read_fixed_point(total, largest, grad_attribute, room)
 
 
