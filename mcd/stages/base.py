@@ -33,6 +33,11 @@ Outputs = dict[str, Any]
 """What the networks of a stage return: tensors, or lists of tensors."""
 
 
+def widen(values: Tensor) -> Tensor:
+    """What a network returned, for geometry: bfloat16 becomes float32, float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class StageError(RuntimeError):
     """A stage that cannot do its work; the message says what it lacks."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mcd import ops
 from mcd.geometry import invert_rigid
-from mcd.stages.base import Context
+from mcd.stages.base import Context, widen
 
 
 def fold(values: Tensor, sources: int) -> Tensor:
@@ -36,26 +36,25 @@ def residual_motion(
     Args:
         net: motion net; ``net(warped, source)`` is the residual on the source's grid.
         reference: [B,3,H,W]; sources: [B,S,3,H,W]; depth: [B,1,H,W]; K: [B,3,3]; T_src_ref: [B,S,4,4].
-        filtered: drop motion below ``floor`` and below the sample's mean, and keep only pixels that move towards
-            every source. False, as while the motion net is being initialised, keeps whatever was seen.
+        filtered: drop motion below ``floor`` and below the sample's mean. False, as while the motion net is being
+            initialised, keeps whatever was seen.
 
     Returns:
-        [B,S,2,H,W], homogeneous (pixel · depth): added to q_xy before the division.
+        [B,S,2,H,W], homogeneous (pixel · depth): added to q_xy before the division. 0 where a pixel does not move
+        towards every source.
     """
     batch, count = sources.shape[:2]
     source = sources.flatten(0, 1)
     depth_n, K_n, T = fold(depth, count), fold(K, count), T_src_ref.flatten(0, 1)
     warped, depth_src, _ = ops.forward_warp(fold(reference, count), depth_n, K_n, T)
     with context.networks():
-        motion_src = net(warped, source)
-    motion_src = motion_src.float() * keep(motion_src.detach().float(), depth_src.detach(), filtered, floor)
+        motion_src = widen(net(warped, source))
+    motion_src = motion_src * keep(motion_src.detach(), depth_src.detach(), filtered, floor)
     motion, _, _ = ops.forward_warp(motion_src, depth_src, K_n, invert_rigid(T))
     motion = motion.unflatten(0, (batch, count))
-    if filtered:
-        # Every component counts: a sum would drop motion along (1, -1).
-        moves = (motion.detach() != 0).any(dim=2, keepdim=True).all(dim=1, keepdim=True)
-        motion = torch.where(moves, motion, motion.new_zeros(()))
-    return motion
+    # Every component counts: a sum, as published, would drop motion along (1, -1).
+    moves = (motion.detach() != 0).any(dim=2, keepdim=True).all(dim=1, keepdim=True)
+    return torch.where(moves, motion, motion.new_zeros(()))
 
 
 def keep(motion: Tensor, depth: Tensor, filtered: bool, floor: float) -> Tensor:

@@ -17,7 +17,7 @@ from mcd.config import Augment, Scene
 from mcd.data import FrameDataset
 from mcd.geometry import invert_rigid, pose_matrix
 from mcd.road import road_loss
-from mcd.stages.base import Batch, Context, Outputs, TrainingStage
+from mcd.stages.base import Batch, Context, Outputs, TrainingStage, widen
 from mcd.stages.residual import residual_motion
 from mcd.visualize import colour_depth, colour_flow
 
@@ -61,7 +61,7 @@ class SceneStage(TrainingStage):
         with torch.set_grad_enabled(torch.is_grad_enabled() and "depth" in active):
             with self.context.networks():
                 depths = self.nets["depth"](batch["reference"])
-            depths = [depth.float() for depth in depths[: self.config.loss.scales]]
+            depths = [widen(depth) for depth in depths[: self.config.loss.scales]]
             T_src_ref = predict_poses(self.context, self.nets["pose"], batch["reference"], batch["sources"])
         outputs: Outputs = {"depths": depths, "T_src_ref": T_src_ref}
         if self.phase(step) > 0:
@@ -110,7 +110,7 @@ def predict_poses(context: Context, net: torch.nn.Module, reference: Tensor, sou
     previous, following = sources.unbind(1)
     with context.networks():
         angles, translation = net(torch.cat((previous, reference)), torch.cat((reference, following)))
-    T = pose_matrix(angles.float(), translation.float())
+    T = pose_matrix(widen(angles), widen(translation))
     T_ref_previous, T_next_ref = T.chunk(2)
     return torch.stack((invert_rigid(T_ref_previous), T_next_ref), dim=1)
 
