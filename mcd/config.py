@@ -47,12 +47,15 @@ class Synthetic(Section):
 
 
 class Data(Section):
-    kind: Literal["triplets", "sequence"] = "triplets"
+    kind: Literal["triplets", "sequence", "kitti"] = "triplets"
     root: Path = Field(Path("data/synthetic"), description="folder of the data set")
     size: tuple[Count, Count] = Field((64, 192), description="height and width that the networks see")
     synthetic: Synthetic | None = None
     masks: Path = Field(Path("masks"), description="triplets: instance masks, below root")
     road_masks: Path = Field(Path("road_masks"), description="triplets: road masks, below root")
+    split_files: Path = Field(
+        Path("splits"), description="kitti: folder of train_files.txt, val_files.txt and test_files.txt, below root"
+    )
     images: Path = Field(Path(), description="sequence: folder of the frames, below root")
     depth: Path | None = Field(None, description="sequence: folder of 16-bit PNG depth (metres * 256), below root")
     calibration: Path | None = Field(None, description="sequence: KITTI calib_cam_to_cam.txt, below root")
@@ -308,8 +311,16 @@ class Evaluation(Section):
 class Config(Section):
     run: str | None = Field(None, description="name of the run folder; None: the config's stem")
     runs: Path = Field(Path("runs"), description="where run folders are")
-    init: Path | None = Field(None, description="run, stage folder or weights file to start from")
+    init: Path | None = Field(
+        None,
+        description="run, stage folder or weights file to start from (of a run, its final weights before its scene's)",
+    )
     stages: tuple[StageName, ...] = MASKED_STAGES
+    store: Literal["none", "sqlite"] = Field(
+        "none",
+        description="depth and residual flow of the scene nets for later stages: computed anew, or in one file of the "
+        "run (about a tenth of raw float32)",
+    )
     seed: int = 0
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: as torch chooses")

@@ -38,6 +38,7 @@ from mcd.config import STAGES, Config, ConfigError, Evaluation, load_config
 from mcd.data import DataError, EvaluationSet, SequenceFolder, fixed_batches, prefetch
 from mcd.data.evaluation import valid_pixels
 from mcd.data.files import read_depth_array, read_mask, resize_nearest
+from mcd.data.kitti import split_list
 from mcd.data.labels import numbered_masks
 from mcd.metrics import METRICS, depth_metrics, median_ratio
 from mcd.predictor import DepthPredictor, choose_device, resize_depth
@@ -193,6 +194,8 @@ def has_ground_truth(config: Config) -> bool:
     """Whether a config says where ground truth is (it may still be broken)."""
     if config.data.kind == "sequence":
         return config.data.depth is not None
+    if config.data.kind == "kitti":
+        return split_list(config.data, config.evaluation.split).is_file()
     return (config.data.root / f"{config.evaluation.split}_gt_depths").is_dir()
 
 
@@ -204,7 +207,7 @@ def evaluate_stage(config: Config, run_folder: Path, stage: str, device: torch.d
     if not has_ground_truth(config):
         return {}
     if stage == "object":
-        if config.data.kind == "sequence" or not (run_folder / stage / WEIGHTS).is_file():
+        if config.data.kind != "triplets" or not (run_folder / stage / WEIGHTS).is_file():
             return {}
         net = DepthPredictor.load(run_folder, stage, device=device, size=config.data.size)
         metrics = evaluate_objects(net, config)

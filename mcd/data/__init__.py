@@ -1,9 +1,10 @@
-"""Data sets: synthetic streets, image triplets in the Cityscapes layout, and folders of consecutive frames."""
+"""Data sets: synthetic streets, image triplets in the Cityscapes layout, KITTI raw, and folders of consecutive frames."""
 
 from mcd.data.dataset import FrameDataset, WholeFrame
 from mcd.data.evaluation import EvaluationSet
 from mcd.data.files import DataError
 from mcd.data.frames import Frames, Reader, open_reader
+from mcd.data.kitti import KittiFolder
 from mcd.data.labels import instance_masks, road_mask
 from mcd.data.loader import StepSampler, build_loader, collate, fixed_batches, prefetch, to_device
 from mcd.data.sequence import SequenceFolder
@@ -14,6 +15,7 @@ __all__ = [
     "EvaluationSet",
     "FrameDataset",
     "Frames",
+    "KittiFolder",
     "Reader",
     "SequenceFolder",
     "StepSampler",

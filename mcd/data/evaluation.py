@@ -10,7 +10,7 @@ The Cityscapes layout keeps whole images and cuts the ego car off here:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from mcd.data.files import (
     resize_image,
     text,
 )
+from mcd.data.kitti import KittiFolder
 from mcd.data.labels import numbered_masks
 from mcd.data.sequence import SequenceFolder
 
@@ -45,7 +46,8 @@ CROPS = {
 
 
 class EvaluationSet(Dataset[dict[str, Any]]):
-    """The evaluated frames of a config: all that have ground truth (triplets), or ``data.eval_frames`` (a sequence).
+    """The evaluated frames of a config: all that have ground truth (triplets), ``data.eval_frames`` (a sequence), or the
+    list of ``evaluation.split`` (kitti).
 
     Items are dicts: ``image`` [3,H,W] uint8 and ``K`` [3,3] at the networks' size, ``frame``, ``index``, and at the
     size of the ground truth ``depth_gt`` [h,w] float32 in metres (0 = none), ``valid`` [h,w] bool (inside the crop,
@@ -58,7 +60,8 @@ class EvaluationSet(Dataset[dict[str, Any]]):
 
     def __init__(self, config: Config):
         self._config = config
-        self._source = _Cityscapes(config) if config.data.kind == "triplets" else _Sequence(config)
+        kinds: dict[str, Callable[[Config], Any]] = {"triplets": _Cityscapes, "sequence": _Sequence, "kitti": _Kitti}
+        self._source = kinds[config.data.kind](config)
         self.items: Sequence[WorkItem] = [WholeFrame(frame) for frame in self._source.frames]
 
     def __len__(self) -> int:
@@ -130,6 +133,18 @@ class _Cityscapes:
 
     def _rows(self, height: int) -> int:
         return round(self._settings.keep_rows * height)
+
+
+class _Kitti:
+    def __init__(self, config: Config):
+        self._folder = KittiFolder(config.data, config.evaluation.split)
+        self.frames = self._folder.frames
+
+    def view(self, frame: str) -> tuple[Picture, NDArray[np.float64]]:
+        return self._folder.read_image(frame), self._folder.read_intrinsics(frame)
+
+    def truth(self, frame: str) -> tuple[NDArray[np.float32], None]:
+        return self._folder.read_depth(frame), None
 
 
 class _Sequence:

@@ -6,7 +6,7 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,19 +109,26 @@ def read_camera(path: Path) -> NDArray[np.float64]:
     return check_intrinsics(pinhole(fx, fy, cx, cy), str(path))
 
 
-def read_kitti_calibration(path: Path) -> tuple[NDArray[np.float64], tuple[int, int]]:
-    """K [3, 3] of the left colour camera after rectification, and the height and width it is meant for.
+def read_kitti_calibration(path: Path, camera: str = "02") -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """K [3, 3] of a colour camera ("02" left, "03" right) after rectification, and the height and width of its images.
 
     The file is ``calib_cam_to_cam.txt`` of a KITTI raw recording.
     """
+    numbers = read_kitti_numbers(path, {f"P_rect_{camera}": (3, 4), f"S_rect_{camera}": (2,)})
+    width, height = (round(float(number)) for number in numbers[f"S_rect_{camera}"])
+    return check_intrinsics(numbers[f"P_rect_{camera}"][:, :3].copy(), str(path)), (height, width)
+
+
+def read_kitti_numbers(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float64]]:
+    """Arrays of the given shapes by name, from a calibration file of KITTI with lines "name: number number …"."""
     entries = dict(line.partition(":")[::2] for line in read_lines("calibration", path))
+    found: dict[str, NDArray[np.float64]] = {}
     with reading("calibration", path):
-        for key in ("P_rect_02", "S_rect_02"):
+        for key, shape in wanted.items():
             if key not in entries:
-                raise DataError(f"calibration {path} has no line {key}; expected KITTI's calib_cam_to_cam.txt")
-        projection = np.array([float(number) for number in entries["P_rect_02"].split()]).reshape(3, 4)
-        width, height = (round(float(number)) for number in entries["S_rect_02"].split())
-    return check_intrinsics(projection[:, :3].copy(), str(path)), (height, width)
+                raise DataError(f"calibration {path} has no line {key}; expected KITTI's {path.name}")
+            found[key] = np.array([float(number) for number in entries[key].split()]).reshape(shape)
+    return found
 
 
 def pinhole(fx: float, fy: float, cx: float, cy: float) -> NDArray[np.float64]:

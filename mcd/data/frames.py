@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,7 +44,9 @@ class Reader(Protocol):
 
 def open_reader(config: Data, split: str) -> Reader:
     """The reader of a split ("train" or "val") for the kind of data set that the config names."""
+    from mcd.data.kitti import KittiFolder
     from mcd.data.sequence import SequenceFolder
     from mcd.data.triplets import TripletFolder
 
-    return TripletFolder(config, split) if config.kind == "triplets" else SequenceFolder(config, split)
+    kinds: dict[str, Callable[[Data, str], Reader]] = {"triplets": TripletFolder, "sequence": SequenceFolder, "kitti": KittiFolder}
+    return kinds[config.kind](config, split)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mcd.config import Data
 from mcd.data.files import DataError, image_size, read_mask, resize_nearest, text
+from mcd.data.kitti import frame_size
 from mcd.data.sequence import sequence_folder
 from mcd.data.triplets import triplet_frame_size, triplet_path
 
@@ -66,6 +67,8 @@ def _split_folder(folder: Path, split: str, what: str) -> Path:
 def _native_size(config: Data, frame: str) -> tuple[int, int]:
     if config.kind == "triplets":
         return triplet_frame_size(triplet_path(config.root / "triplets", frame))
+    if config.kind == "kitti":
+        return frame_size(config.root, frame)
     folder = sequence_folder(config)
     path = next(folder.glob(f"{frame}.*"), folder / f"{frame}.png")
     return image_size(path)
