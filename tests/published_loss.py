@@ -149,9 +149,7 @@ def sparsity(motion: Tensor) -> Tensor:
     return (2 * mean * (size / (mean + 1e-24) + 1).sqrt()).mean()
 
 
-def scene_loss(
-    reference: Tensor, sources: Tensor, K: Tensor, depths: list[Tensor], T: Tensor, net
-) -> Tensor:
+def scene_loss(reference: Tensor, sources: Tensor, K: Tensor, depths: list[Tensor], T: Tensor, net) -> Tensor:
     """Photometric + 0.002 smoothness / 2^s (means over scales) + 0.02 sparsity, all nets training together."""
     motion = residual_motion(reference, sources, depths[0], K, T, net, True)
     terms = []

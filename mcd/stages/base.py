@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcd.checkpoint import WEIGHTS, find_weights, load_weights, save_weights
-from mcd.config import Augment, Config, Data, Schedule
+from mcd.checkpoint import WEIGHTS, CheckpointError, find_weights, load_weights, save_weights
+from mcd.config import Augment, Config, ConfigError, Data, Schedule
 from mcd.data import FrameDataset, fixed_batches, open_reader, prefetch
 from mcd.losses import SmoothnessLoss, ViewSynthesisLoss
 from mcd.nets import (
+    PretrainedError,
     build_depth_net,
     build_detector,
     build_ground_net,
@@ -74,30 +75,43 @@ class Context:
         """A net for a role of ``config.nets``, on the device; fresh, or with an ImageNet backbone."""
         names = self.config.nets
         net: nn.Module
-        if role == "depth":
-            net = build_depth_net(names.depth, pretrained=pretrained)
-        elif role == "pose":
-            net = build_pose_net(names.pose, pretrained=pretrained)
-        elif role == "motion":
-            net = build_motion_net(names.motion)
-        elif role == "slots":
-            net = build_slot_net(names.slots)
-        elif role == "ground":
-            net = build_ground_net(names.ground, self.config.data.size)
-        elif role == "detector":
-            net = build_detector(
-                names.detector, self.config.data.size, magnify=self.config.detector.magnify, pretrained=pretrained
-            )
-        else:
-            net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=pretrained)
+        try:
+            if role == "depth":
+                net = build_depth_net(names.depth, pretrained=pretrained)
+            elif role == "pose":
+                net = build_pose_net(names.pose, pretrained=pretrained)
+            elif role == "motion":
+                net = build_motion_net(names.motion)
+            elif role == "slots":
+                net = build_slot_net(names.slots)
+            elif role == "ground":
+                net = build_ground_net(names.ground, self.config.data.size)
+            elif role == "detector":
+                net = build_detector(
+                    names.detector, self.config.data.size, magnify=self.config.detector.magnify, pretrained=pretrained
+                )
+            else:
+                net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=pretrained)
+        except (ValueError, PretrainedError) as error:
+            raise ConfigError(f"'nets.{role}': {error}") from None
         net = net.to(self.device)
         if self.config.channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
         return net
 
+    def weights_of(self, stage: str) -> Path:
+        """The file that an earlier stage of this run left; for a run without a scene stage, ``init`` is the scene's.
+
+        Raises:
+            CheckpointError: ``init`` holds no weights.
+        """
+        if stage == "scene" and "scene" not in self.config.stages and self.config.init is not None:
+            return find_weights(self.config.init)
+        return self.run.stage(stage) / WEIGHTS
+
     def trained(self, stage: str, role: str) -> nn.Module:
         """The net that an earlier stage of this run left behind, frozen."""
-        weights = load_weights(self.run.stage(stage) / WEIGHTS)
+        weights = load_weights(self.weights_of(stage))
         net = self.build(role)
         weights.load_into(role, net, getattr(self.config.nets, role))
         return net.eval().requires_grad_(False)
@@ -243,10 +257,17 @@ class TrainingStage(Stage):
         """Pictures of the first sample, [3,H,W] in [0,1], by name."""
         return {}
 
-    def load(self, place: Path | str, roles: Sequence[str] | None = None, stage: str | None = None) -> None:
-        """Load ``roles`` (default: those that the file holds) from a run, a stage folder or a weights file."""
-        weights = load_weights(find_weights(place, stage))
-        for role in roles if roles is not None else [r for r in self.roles if r in weights.tensors]:
+    def load(self, path: Path, roles: Sequence[str] | None = None) -> None:
+        """Load ``roles`` (default: those of the stage that the file holds) from a weights file.
+
+        Raises:
+            CheckpointError: the file holds other architectures than are configured, or none of the stage's nets.
+        """
+        weights = load_weights(path)
+        found = [role for role in self.roles if role in weights.tensors]
+        if not found:
+            raise CheckpointError(f"{path} holds none of the nets of stage {self.name}: {', '.join(self.roles)}")
+        for role in found if roles is None else roles:
             weights.load_into(role, self.nets[role], getattr(self.config.nets, role))
 
     def save_weights(self, step: int, score: float | None) -> None:

@@ -35,7 +35,7 @@ class FinalStage(SceneStage):
         return False
 
     def initialise(self) -> None:
-        self.load(self.context.run.path, self.roles, stage="scene")
+        self.load(self.context.weights_of("scene"), self.roles)
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         instances, pseudo = self.context.run.stage("instances"), self.context.run.stage("pseudo")

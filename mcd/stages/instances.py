@@ -21,9 +21,9 @@ from mcd import Instances, ops
 from mcd.checkpoint import atomic_path, write_text
 from mcd.config import Data, InstancesStage
 from mcd.data import instance_masks, road_mask
-from mcd.stages.base import Batch, Preparation, StageError
-from mcd.stages.residual import fold, pixel_flow, residual_motion
-from mcd.stages.scene import predict_poses
+from mcd.stages.base import Batch, Context, Preparation, StageError
+from mcd.stages.predictions import ScenePredictions
+from mcd.stages.residual import fold
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,11 @@ def frame_path(folder: Path, split: str, frame: str, suffix: str = ".npz") -> Pa
 class InstancesPreparation(Preparation):
     name = "instances"
 
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.predictions = ScenePredictions(context)
+
     def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        trained = self.context.trained
-        self._nets = {role: trained("scene", role) for role in ("depth", "pose", "motion")}
         facts: dict[str, Any] = {}
         for split in ("train", "val"):
             frames = self._split(split, should_stop)
@@ -133,26 +135,12 @@ class InstancesPreparation(Preparation):
     def process(self, split: str, batch: Batch) -> None:
         """Classify the masks of a batch of frames and follow them into the neighbouring frames."""
         settings, width = self.config.instances, self.config.data.size[1]
-        with self.context.networks():
-            depth = self._nets["depth"](batch["reference"])[0]
-        depth = depth.float()
-        T_src_ref = predict_poses(self.context, self._nets["pose"], batch["reference"], batch["sources"])
-        motion = residual_motion(
-            self.context,
-            self._nets["motion"],
-            batch["reference"],
-            batch["sources"],
-            depth,
-            batch["K"],
-            T_src_ref,
-            floor=self.config.scene.motion_floor,
-        )
-        flow = pixel_flow(batch["reference"], depth, batch["K"], T_src_ref, motion)
-        moving = flow.abs().sum(dim=2).mean(dim=1, keepdim=True) >= settings.flow_threshold * width / 512
+        scene = self.predictions(split, batch)
+        moving = scene.flow.abs().sum(dim=2).mean(dim=1, keepdim=True) >= settings.flow_threshold * width / 512
         masks, road = batch["instances"], batch["road"]
         solid = [mask & ~road[b] for b, mask in enumerate(masks)]
         coverage, dynamic = classify(settings, masks, moving)
-        triplets = self._follow(solid, depth, batch["K"], T_src_ref, motion)
+        triplets = self._follow(solid, scene.depth, batch["K"], scene.T_src_ref, scene.motion)
         area = settings.min_area * masks[0].shape[-2] * masks[0].shape[-1] if masks else 0
         start = 0
         for frame, ids, followed in zip(batch["frame"], batch["ids"], triplets, strict=True):

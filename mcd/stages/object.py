@@ -39,7 +39,7 @@ class ObjectStage(TrainingStage):
         super().__init__(context)
 
     def initialise(self) -> None:
-        self.load(self.context.run.path, ("depth", "pose"), stage="scene")
+        self.load(self.context.weights_of("scene"), self.roles)
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         folder = self.context.run.stage("instances")

@@ -17,22 +17,23 @@ from torch import Tensor
 from mcd import Instances, ops
 from mcd.checkpoint import atomic_path
 from mcd.data import FrameDataset, road_mask
-from mcd.stages.base import Batch, Preparation
+from mcd.stages.base import Batch, Context, Preparation
 from mcd.stages.instances import FrameInstances, frame_path, read_rows
 from mcd.stages.object import ObjectItem
+from mcd.stages.predictions import ScenePredictions
 from mcd.stages.scale import predict_scale, scale_inputs
 
 
 class PseudoPreparation(Preparation):
     name = "pseudo"
 
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.predictions = ScenePredictions(context)
+
     def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         trained = self.context.trained
-        self._nets = {
-            "scene": trained("scene", "depth"),
-            "object": trained("object", "depth"),
-            "scale": trained("scale", "scale"),
-        }
+        self._nets = {"object": trained("object", "depth"), "scale": trained("scale", "scale")}
         return {split: self._split(split, should_stop) for split in ("train", "val")}
 
     def _split(self, split: str, should_stop: Callable[[], bool]) -> dict[str, int]:
@@ -57,7 +58,8 @@ class PseudoPreparation(Preparation):
         def labels(item: ObjectItem) -> dict[str, Any]:
             found = FrameInstances.load(frame_path(folder, split, item.frame))
             masks = found.masks[found.dynamic & found.large, 1]
-            return {"instances": masks, "road": road_mask(self.context.labels, split, item.frame)}
+            read = {"instances": masks, "road": road_mask(self.context.labels, split, item.frame)}
+            return read | self.predictions.depth_label(split, item.frame)
 
         items = [ObjectItem(frame, -1) for frame in frames]
         return self.frames(split, None, items=items, labels=labels)
@@ -68,16 +70,15 @@ class PseudoPreparation(Preparation):
         masks = batch["instances"]
         instances = Instances.from_masks(masks)
         frame = instances.frame.long()
+        background = self.predictions.depth(batch)
         inputs = scale_inputs(
             self.context,
-            self._nets["scene"],
+            background[frame],
             self._nets["object"],
             batch["reference"][frame],
             torch.cat(masks)[:, None],
             batch["road"][frame],
         )
-        with self.context.networks():
-            background = self._nets["scene"](batch["reference"])[0].float()
         scale = predict_scale(self.context, self._nets["scale"], inputs)
         # Masks of all frames after one another are the pixels of `instances` in order.
         object_depth = inputs.object_depth[:, 0][inputs.mask[:, 0]]

@@ -20,6 +20,7 @@ from mcd.data import FrameDataset, road_mask
 from mcd.stages.base import Batch, Context, Outputs, TrainingStage
 from mcd.stages.instances import FrameInstances, frame_path, middle_band
 from mcd.stages.object import ObjectItem, object_items
+from mcd.stages.predictions import ScenePredictions
 from mcd.visualize import colour_depth
 
 
@@ -63,7 +64,7 @@ class ScaleStage(TrainingStage):
     def __init__(self, context: Context):
         self.schedule = context.config.scale
         super().__init__(context)
-        self._scene = context.trained("scene", "depth")
+        self._predictions = ScenePredictions(context)
         self._object = context.trained("object", "depth")
 
     def from_scratch(self) -> bool:
@@ -77,13 +78,15 @@ class ScaleStage(TrainingStage):
 
         def labels(item: ObjectItem) -> dict[str, Any]:
             mask = FrameInstances.load(frame_path(folder, split, item.frame)).masks[item.row, 1]
-            return {"object_mask": mask[None], "road": road_mask(self.context.labels, split, item.frame)}
+            read = {"object_mask": mask[None], "road": road_mask(self.context.labels, split, item.frame)}
+            return read | self._predictions.depth_label(split, item.frame)
 
         return self.frames(split, flip_only, items=items, labels=labels)
 
     def forward(self, batch: Batch, step: int) -> Outputs:
+        depth = self._predictions.depth(batch)
         inputs = scale_inputs(
-            self.context, self._scene, self._object, batch["reference"], batch["object_mask"], batch["road"]
+            self.context, depth, self._object, batch["reference"], batch["object_mask"], batch["road"]
         )
         if self.nets["scale"].training and self.schedule.shift_augment > 0:
             inputs = inputs.shifted(self._draw_shift(inputs.mask, batch["draw"]))
@@ -125,11 +128,11 @@ class ScaleStage(TrainingStage):
 
 @torch.no_grad()
 def scale_inputs(
-    context: Context, scene: nn.Module, object_net: nn.Module, image: Tensor, mask: Tensor, road: Tensor
+    context: Context, scene_depth: Tensor, object_net: nn.Module, image: Tensor, mask: Tensor, road: Tensor
 ) -> ScaleInputs:
-    """Run the frozen nets for N objects: image [N,3,H,W], mask [N,1,H,W] bool, road [N,1,H,W] bool."""
+    """Run the frozen object net for N objects: depth [N,1,H,W] and image [N,3,H,W] of their frames, mask [N,1,H,W]
+    bool, road [N,1,H,W] bool."""
     with context.networks():
-        scene_depth = scene(image)[0].float()
         object_depth = object_net(image * mask)[0].float()
     ground = scene_depth * (road & ~surrounding_box(context.config, mask) & ~mask)
     return ScaleInputs(image, mask, scene_depth, ground, object_depth * mask)

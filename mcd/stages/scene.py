@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcd import ops
+from mcd.checkpoint import find_weights
 from mcd.config import Augment, Scene
 from mcd.data import FrameDataset
 from mcd.geometry import invert_rigid, pose_matrix
@@ -39,7 +40,7 @@ class SceneStage(TrainingStage):
 
     def initialise(self) -> None:
         if self.config.init is not None:
-            self.load(self.config.init)
+            self.load(find_weights(self.config.init))
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         return self.frames(split, augment)

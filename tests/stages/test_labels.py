@@ -68,7 +68,8 @@ def test_masking_leaves_the_batch_as_it_is():
 
 def test_objects_are_composed_over_the_scene_in_its_scale_and_the_nearest_wins(context):
     stage = PseudoPreparation(context)
-    stage._nets = {"scene": Constant(30.0), "object": Constant(0.7), "scale": ScaleByWidth()}
+    stage.predictions.nets = {"depth": Constant(30.0)}
+    stage._nets = {"object": Constant(0.7), "scale": ScaleByWidth()}
     batch = {
         "reference": torch.rand(2, 3, *SIZE),
         "road": torch.zeros(2, 1, *SIZE, dtype=torch.bool),
@@ -87,7 +88,8 @@ def test_objects_are_composed_over_the_scene_in_its_scale_and_the_nearest_wins(c
 def test_the_scale_net_sees_ground_outside_the_box_and_a_mean_of_one(context):
     mask = boxes(slice(30, 34))[None, 0:1]
     road = torch.ones(1, 1, *SIZE, dtype=torch.bool)
-    inputs = scale_inputs(context, Constant(8.0), Constant(0.4), torch.rand(1, 3, *SIZE), mask, road)
+    scene_depth = torch.full((1, 1, *SIZE), 8.0)
+    inputs = scale_inputs(context, scene_depth, Constant(0.4), torch.rand(1, 3, *SIZE), mask, road)
     assert not inputs.ground[mask].any()
     assert inputs.ground[0, 0, 40, 40] == 8.0
     seen = {}
