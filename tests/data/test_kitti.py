@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mcd.config import Data, parse_config
 from mcd.data import DataError, EvaluationSet, FrameDataset, open_reader
 from mcd.data.kitti import project_points
+from mcd.evaluate import evaluate_depth, has_ground_truth
 
 Files = Any
 
@@ -66,6 +68,24 @@ def test_points_fall_on_the_pixels_they_project_to(recording: Data) -> None:
     # The right camera stands half a metre to the right: u = 8 - 5 / 4 = 6.75 and 8 - 5 / 9 = 7.44.
     assert right["depth_gt"][5, 6] == 4.0
     assert left["dynamic_mask"] is None
+
+
+@pytest.mark.parametrize(("factor", "off"), [(1.0, 0.0), (3.0, 0.0), (1.0, 0.1)])
+def test_figures_are_those_of_the_points_up_to_one_scale_an_image(recording: Data, factor: float, off: float) -> None:
+    config = parse_config({"data": recording.model_dump(), "evaluation": {"protocol": "kitti", "split": "test"}})
+    assert has_ground_truth(config)
+    assert not has_ground_truth(config.model_copy(update={"data": recording.model_copy(update={"split_files": "no"})}))
+
+    def predict(batch: dict[str, Any]) -> torch.Tensor:
+        depths = torch.full((len(batch["frame"]), 1, HEIGHT, WIDTH), 4.0)
+        # Two points of 4 m count in each image: the median of 4 (1 ± off) is 4.
+        depths[:, 0, 5], depths[:, 0, 7] = 4 * (1 - off), 4 * (1 + off)
+        return factor * depths
+
+    (region,) = evaluate_depth(predict, EvaluationSet(config), config.evaluation).items()
+    assert region[0] == "all"
+    assert region[1]["abs_rel"] == pytest.approx(off, abs=1e-6)
+    assert region[1]["rmse"] == pytest.approx(4 * off, abs=1e-6)
 
 
 def test_the_nearest_point_of_a_pixel_counts_and_none_from_outside() -> None:
