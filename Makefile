@@ -8,7 +8,7 @@ export MCD_CUDA ?= auto
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 BUILT := .venv/built-$(MCD_CUDA)
 
-.PHONY: help train test lint format check sanitize demo-study clean
+.PHONY: help train test lint format check sanitize e2e demo-study clean
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +43,9 @@ sanitize: $(BUILT)  ## operator tests, native CPU code under the address and und
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=build/sanitize/lib \
 	$(BIN)/pytest tests/ops -m 'not compiles and not slow' $(ARGS)
+
+e2e: $(BUILT)  ## every stage of the published system, few steps each, on a small data set; killed, resumed, evaluated
+	$(BIN)/pytest tests/e2e $(ARGS)
 
 demo-study: $(BUILT)  ## the synthetic demonstration with three seeds and its control, into docs/results.md
 	$(BIN)/python -m benchmarks.demo_study $(ARGS)

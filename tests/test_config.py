@@ -14,6 +14,31 @@ def test_every_shipped_config_is_valid(path):
     assert load_config(path).run == path.stem
 
 
+def test_the_cityscapes_config_has_the_published_schedule():
+    config = load_config(Path(__file__).parents[1] / "configs" / "cityscapes.yaml")
+    scene, objects, scale, final = config.scene, config.object, config.scale, config.final
+    steps_per_epoch = 69731 // 12
+    assert (config.data.size, config.loss.scales) == ((192, 512), 4)
+    assert config.nets.model_dump(include={"depth", "pose", "motion", "scale"}) == {
+        "depth": "diffnet", "pose": "resnet18", "motion": "raft", "scale": "resnet18",
+    }  # fmt: skip
+    assert scene.length(steps_per_epoch) == 87_150
+    assert final.length(steps_per_epoch) == 29_050
+    assert [(s.epochs, s.batch, s.lr) for s in (scene, objects, scale, final)] == [
+        (15, 12, 2e-4), (5, 12, 2e-4), (20, 32, 1e-3), (5, 12, 2e-5),
+    ]  # fmt: skip
+    assert [s.clip for s in (scene, objects, scale, final)] == [10, 10, None, 10]
+    assert [s.drops for s in (scene, objects, scale, final)] == [((10, 0.5),), (), ((3, 0.5), (10, 0.5)), ()]
+    assert (scene.motion_from, scene.joint_from, final.motion_from, final.joint_from) == (1, 2, 0, 0)
+    assert (final.pseudo_weight, objects.smoothness, scale.huber) == (0.1, 0.02, 0.005)
+    weights = config.loss.model_dump(include={"ssim", "l1", "c2", "smoothness", "sparsity"})
+    assert weights == {"ssim": 3, "l1": 2, "c2": 9e-6, "smoothness": 0.002, "sparsity": 0.02}
+    assert config.loss.c1 == float("inf")
+    assert config.instances.model_dump(exclude={"batch"}) == {
+        "flow_threshold": 1.0, "coverage": 0.5, "middle": 20, "min_area": 0.005,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [
