@@ -19,7 +19,7 @@ from mcd.data import FrameDataset, fixed_batches, open_reader, prefetch
 from mcd.data.store import Prediction, PredictionStore
 from mcd.run import Run
 from mcd.stages import Context
-from mcd.stages.predictions import ScenePredictions
+from mcd.stages.scene_predictions import ScenePredictions
 from mcd.train import set_up
 
 

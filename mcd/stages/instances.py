@@ -22,8 +22,8 @@ from mcd.checkpoint import atomic_path, write_text
 from mcd.config import Data, InstancesStage
 from mcd.data import instance_masks, road_mask
 from mcd.stages.base import Batch, Context, Preparation, StageError
-from mcd.stages.predictions import ScenePredictions
 from mcd.stages.residual import fold
+from mcd.stages.scene_predictions import ScenePredictions
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from mcd.data import FrameDataset, road_mask
 from mcd.stages.base import Batch, Context, Preparation
 from mcd.stages.instances import FrameInstances, frame_path, read_rows
 from mcd.stages.object import ObjectItem
-from mcd.stages.predictions import ScenePredictions
 from mcd.stages.scale import predict_scale, scale_inputs
+from mcd.stages.scene_predictions import ScenePredictions
 
 
 class PseudoPreparation(Preparation):

@@ -20,7 +20,7 @@ from mcd.data import FrameDataset, road_mask
 from mcd.stages.base import Batch, Context, Outputs, TrainingStage
 from mcd.stages.instances import FrameInstances, frame_path, middle_band
 from mcd.stages.object import ObjectItem, object_items
-from mcd.stages.predictions import ScenePredictions
+from mcd.stages.scene_predictions import ScenePredictions
 from mcd.visualize import colour_depth
 
 

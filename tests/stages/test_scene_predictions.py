@@ -13,8 +13,8 @@ from mcd.config import parse_config
 from mcd.data import DataError
 from mcd.run import Run
 from mcd.stages import Context
-from mcd.stages.predictions import ScenePredictions
 from mcd.stages.residual import homogeneous_motion, pixel_flow
+from mcd.stages.scene_predictions import ScenePredictions
 
 SIZE = (64, 96)
 K = torch.tensor([[60.0, 0, 47.5], [0, 58.0, 31.5], [0, 0, 1]])
