@@ -15,7 +15,7 @@ from torch import Tensor
 from mcd import ops
 from mcd.config import Augment, Final, Scene
 from mcd.data import DataError, FrameDataset
-from mcd.stages.base import Batch, Context, Outputs
+from mcd.stages.base import Batch, Context, Outputs, StageError
 from mcd.stages.instances import FrameInstances, frame_path
 from mcd.stages.scene import SceneStage
 
@@ -38,6 +38,8 @@ class FinalStage(SceneStage):
         self.load(self.context.weights_of("scene"), self.roles)
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
+        if self.pseudo_weight > 0 and self.context.run.finished("pseudo") is None:
+            raise StageError("the stage 'pseudo' comes before 'final'; without labels: final.pseudo_weight=0")
         instances, pseudo = self.context.run.stage("instances"), self.context.run.stage("pseudo")
         empty = np.zeros((1, *self.config.data.size), np.float32)
 

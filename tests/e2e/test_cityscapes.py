@@ -108,7 +108,9 @@ def test_a_released_checkpoint_goes_into_the_final_stage(data: Path, tmp_path: P
     ):
         torch.save(state, released / file)
     convert_folder(released, converted)
-    run = train(data, tmp_path / "runs", "stages=[final]", f"init={converted}", "final.steps=1")
+    run = train(
+        data, tmp_path / "runs", "stages=[final]", f"init={converted}", "final.steps=1", "final.pseudo_weight=0"
+    )
     before, after = (load_weights(folder / "weights.safetensors") for folder in (converted, run / "final"))
     for role in ("depth", "pose", "motion"):
         moved = [

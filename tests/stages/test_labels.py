@@ -9,7 +9,7 @@ from mcd import ops
 from mcd.checkpoint import save_weights
 from mcd.config import parse_config
 from mcd.run import Run
-from mcd.stages import Context
+from mcd.stages import Context, StageError
 from mcd.stages.final import ControlStage, FinalStage
 from mcd.stages.object import masked_images
 from mcd.stages.pseudo import PseudoPreparation
@@ -127,6 +127,12 @@ def test_the_label_adds_its_loss_to_the_final_stage_and_not_to_the_control(conte
     assert terms["pseudo"].item() == pytest.approx(expected, rel=1e-5)
     assert terms["total"].item() == pytest.approx(without["total"].item() + expected, rel=1e-5)
     assert "pseudo" not in without
+
+
+def test_the_final_stage_does_not_train_without_the_labels_it_is_to_use(context):
+    # Every frame without a label counts as one without a moving object.
+    with pytest.raises(StageError, match="'pseudo' comes before 'final'"):
+        FinalStage(context).dataset("train", None)
 
 
 def test_the_final_stage_starts_from_the_scene_stage(context):
