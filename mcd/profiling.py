@@ -1,14 +1,164 @@
-"""Step timer: how long each phase of a training step takes, without a synchronisation in the step."""
+"""Where the time of a run goes: milliseconds by phase in its log, and named ranges for profilers.
+
+Ranges are off, and then cost nothing. `MCD_NVTX=1` sends them to NVTX (domain `mcd`), `--profile START:STOP` to the
+profiler that it opens: `forward`, `loss`, … are the phases of a step, `backward_warp.forward` and
+`backward_warp.backward` the passes of an operator, whichever backend serves it. Inside compiled code there are none.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 PHASES = ("data", "forward", "loss", "loss_backward", "backward", "optimizer")
+DOMAIN = "mcd"
+
+End = Callable[[], None]
+sinks: list[Callable[[str], End]] = []
+"""Each begins a range of a name and returns what ends it."""
+
+
+def nvtx_range(name: str) -> End:
+    """A range of NVTX that may end on another thread, as the backward pass of CUDA tensors runs on one of its own."""
+    import nvtx
+
+    begun = nvtx.start_range(name, domain=DOMAIN)
+    return lambda: nvtx.end_range(begun)
+
+
+def torch_range(name: str) -> End:
+    """A range in the trace of torch.profiler."""
+    begun = torch.profiler.record_function(name)
+    begun.__enter__()
+    return lambda: begun.__exit__(None, None, None)
+
+
+def begin(name: str) -> End:
+    ends = [sink(name) for sink in sinks]
+
+    def end() -> None:
+        for one in reversed(ends):
+            one()
+
+    return end
+
+
+@contextmanager
+def range_of(name: str) -> Iterator[None]:
+    end = begin(name)
+    try:
+        yield
+    finally:
+        end()
+
+
+def ranged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with ranges around its forward pass and around the backward pass of what it returns.
+
+    The backward range begins with the first gradient of an output and ends when those of all inputs are there.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        open_ranges: list[End] = []
+
+        def enter(gradients: Any) -> None:
+            if not open_ranges:
+                open_ranges.append(begin(f"{name}.backward"))
+
+        def leave() -> None:
+            if open_ranges:
+                open_ranges.pop()()
+
+        flat, spec = tree_flatten((args, kwargs))
+        places = [i for i, leaf in enumerate(flat) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if places and torch.is_grad_enabled():
+            for place, tensor in zip(places, _LastOfBackward.apply(leave, *(flat[i] for i in places)), strict=True):
+                flat[place] = tensor
+        args, kwargs = tree_unflatten(flat, spec)
+        with range_of(f"{name}.forward"):
+            outputs = function(*args, **kwargs)
+        for output in tree_flatten(outputs)[0]:
+            if isinstance(output, Tensor) and output.grad_fn is not None:
+                output.grad_fn.register_prehook(enter)
+        return outputs
+
+    return run
+
+
+class _LastOfBackward(torch.autograd.Function):
+    """Passes tensors on as they are; calls `leave` in the backward pass, when the gradients of all have arrived."""
+
+    @staticmethod
+    def forward(ctx: Any, leave: End, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.leave = leave
+        ctx.set_materialize_grads(False)
+        return tuple(tensor.view_as(tensor) for tensor in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.leave()
+        return None, *gradients
+
+
+class ProfileWindow:
+    """The steps START to STOP - 1 of a process's training, counted from 0 over all its stages, under a profiler.
+
+    Under nsys the window is that of cudaProfilerStart and cudaProfilerStop, with NVTX ranges. Otherwise torch.profiler
+    writes `profile.json` into `folder`, for chrome://tracing or ui.perfetto.dev. `steps` None: no window.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, folder: Path):
+        self._start, self._stop = steps or (-1, -1)
+        self._folder = folder
+        self._step = 0
+        self._sink = nvtx_range if under_nsys() else torch_range
+        self._trace: torch.profiler.profile | None = None
+
+    def step(self) -> None:
+        """To be called before every step."""
+        if self._step == self._start:
+            self._open()
+        elif self._step == self._stop:
+            self.close()
+        self._step += 1
+
+    def _open(self) -> None:
+        # NVTX ranges may be on already, by MCD_NVTX.
+        if self._sink not in sinks:
+            sinks.append(self._sink)
+        if under_nsys():
+            torch.cuda.profiler.start()
+        else:
+            self._trace = torch.profiler.profile()
+            self._trace.start()
+
+    def close(self) -> None:
+        """End the window if it is open: at its last step, or where training ends before it."""
+        if not self._start < self._step <= self._stop:
+            return
+        self._start = self._stop = -1
+        if self._trace is None:
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
+        else:
+            self._trace.stop()
+            path = self._folder / "profile.json"
+            self._trace.export_chrome_trace(str(path))
+            print(f"profile: {path}")
+        sinks.remove(self._sink)
+
+
+def under_nsys() -> bool:
+    """Whether Nsight Systems has started this process, and there is a CUDA device to profile."""
+    return "NSYS_PROFILING_SESSION_ID" in os.environ and torch.cuda.is_available()
 
 
 class StepTimer:
@@ -25,17 +175,18 @@ class StepTimer:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        # Waiting for data happens on the host, whatever the device.
-        if self._cuda and phase != "data":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self._events.append((phase, begin, end))
-        else:
-            begin_s = time.perf_counter()
-            yield
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin_s
+        with range_of(phase) if sinks else nullcontext():
+            # Waiting for data happens on the host, whatever the device.
+            if self._cuda and phase != "data":
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                begin.record()
+                yield
+                end.record()
+                self._events.append((phase, begin, end))
+            else:
+                begin_s = time.perf_counter()
+                yield
+                self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin_s
 
     def step(self) -> None:
         self._steps += 1
@@ -50,3 +201,7 @@ class StepTimer:
         means = {phase: 1e3 * self._seconds.get(phase, 0.0) / steps for phase in PHASES}
         self._seconds, self._events, self._steps = {}, [], 0
         return means
+
+
+if os.environ.get("MCD_NVTX") == "1":
+    sinks.append(nvtx_range)

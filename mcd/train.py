@@ -29,7 +29,7 @@ from mcd.data.synthetic import generate
 from mcd.discovery import evaluate_discovery
 from mcd.evaluate import EvaluationError, evaluate_depth, evaluate_stage, write_metrics
 from mcd.predictor import choose_device
-from mcd.profiling import StepTimer
+from mcd.profiling import ProfileWindow, StepTimer
 from mcd.progress import progress
 from mcd.report import write_report
 from mcd.run import Run, RunError, StageLog
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.set)
         with StopSignal() as stop:
-            train_run(config, stop)
+            train_run(config, stop, options.profile)
     except InterruptedRun:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -75,45 +75,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train_run(config: Config, stop: StopSignal) -> Path:
+def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None = None) -> Path:
     """Train, evaluate and report every stage of ``config``; returns the run folder."""
     device = set_up(config)
     run = Run(config)
     make_data(config)
-    context = Context(config, run, device)
+    context, window = Context(config, run, device), ProfileWindow(profile, run.path)
     frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))
     for name in config.stages:
         if run.finished(name) is not None:
             continue
-        facts = run_stage(STAGES[name], context, stop)
+        facts = run_stage(STAGES[name], context, stop, window)
         facts["metrics"] = evaluate_stage(config, run.path, name, device)
         facts["discovery"] = evaluate_discovery(context, name)
         facts["frames"] = frames
         run.finish(name, **facts)
         write_metrics(run.path)
+    window.close()
     write_metrics(run.path, show=True)
     print(f"report: {write_report(run.path)}")
     return run.path
 
 
-def run_stage(kind: type[Stage], context: Context, stop: StopSignal) -> dict[str, Any]:
+def run_stage(kind: type[Stage], context: Context, stop: StopSignal, window: ProfileWindow) -> dict[str, Any]:
     """Run all parts of a stage; returns what the last one has to say, and the time that all took."""
     facts: dict[str, Any] = {}
     seconds = 0.0
     for part in kind.parts(context):
         done = context.run.finished(part.name)
-        facts = run_part(part, context, stop) if done is None else done
+        facts = run_part(part, context, stop, window) if done is None else done
         if done is None and part.name != kind.name:
             context.run.finish(part.name, **facts)
         seconds += facts["seconds"]
     return facts | {"seconds": seconds}
 
 
-def run_part(part: Stage, context: Context, stop: StopSignal) -> dict[str, Any]:
+def run_part(part: Stage, context: Context, stop: StopSignal, window: ProfileWindow) -> dict[str, Any]:
     """Prepare or train, and write what later stages read; returns facts for ``done.json``."""
     facts: dict[str, Any] = {"seconds": 0.0}
     if isinstance(part, TrainingStage):
-        facts = train(part, context, stop)
+        facts = train(part, context, stop, window)
     begin = time.perf_counter()
     try:
         if isinstance(part, TrainingStage):
@@ -126,7 +127,7 @@ def run_part(part: Stage, context: Context, stop: StopSignal) -> dict[str, Any]:
     return facts
 
 
-def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str, Any]:
+def train(stage: TrainingStage, context: Context, stop: StopSignal, window: ProfileWindow) -> dict[str, Any]:
     """Train one stage to its end, or to a stop; returns facts for ``done.json``."""
     config, schedule, device = context.config, stage.schedule, context.device
     dataset = stage.dataset("train", config.augment)
@@ -152,6 +153,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal) -> dict[str,
     begin, unread = time.perf_counter() - seconds, 0
     with closing(StageLog(context.run, stage.name, start)) as log, progress(steps, stage.name, "step", start) as bar:
         for step in range(start, steps):
+            window.step()
             with timer("data"):
                 batch = next(batches)
             unread += len(batch["skipped"])
@@ -414,10 +416,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("config", nargs="?", default=DEFAULT_CONFIG, help="YAML file (default: configs/synthetic.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay a value over the config")
     parser.add_argument("--backend", help="reference, native, triton or auto; short for --set backend=")
+    parser.add_argument("--profile", type=step_window, metavar="START:STOP", help="profile these training steps")
     options = parser.parse_args(arguments)
     if options.backend:
         options.set.append(f"backend={options.backend}")
     return options
+
+
+def step_window(text: str) -> tuple[int, int]:
+    start, separator, stop = text.partition(":")
+    if not (separator and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not START:STOP, two step numbers, the smaller one first")
+    return int(start), int(stop)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mcd import backend as backends
+from mcd import profiling
 from mcd.backend import BACKENDS, BackendUnavailable
 
 
@@ -75,9 +76,10 @@ class Operator:
     def implementation(self, backend: str | None, tensor: Tensor) -> Callable[..., Any]:
         """The function that serves tensors like this one."""
         name = self.backend(backend, tensor.device.type)
-        if name == "triton":
-            return _imported(str(self.triton))
-        return getattr(self, name)
+        function = _imported(str(self.triton)) if name == "triton" else getattr(self, name)
+        if not torch.compiler.is_compiling() and profiling.sinks:
+            return profiling.ranged(self.name, function)
+        return function
 
 
 OPERATORS: dict[str, Operator] = {}
