@@ -8,7 +8,7 @@ export MCD_CUDA ?= auto
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 BUILT := .venv/built-$(MCD_CUDA)
 
-.PHONY: help train test lint format check sanitize e2e demo-study clean
+.PHONY: help train test lint format check sanitize e2e bench bench-full peers wheels demo-study clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,6 +46,31 @@ sanitize: $(BUILT)  ## operator tests, native CPU code under the address and und
 
 e2e: $(BUILT)  ## every stage of the published system, few steps each, on a small data set; killed, resumed, evaluated
 	$(BIN)/pytest tests/e2e $(ARGS)
+
+# Two allocator settings, one process each: glibc reads them when it starts. The tuned one keeps freed memory mapped, in
+# huge pages, which favours PyTorch; bars are judged by it.
+TUNED := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736
+BENCH := $(BIN)/python -m pytest benchmarks
+
+bench: $(BUILT)  ## operators, training step, data: into benchmarks/results/ and the README
+	mkdir -p build
+	GLIBC_TUNABLES=$(TUNED) $(BENCH) --benchmark-json=build/bench-tuned.json $(ARGS)
+	$(BENCH) --backends-only --seconds=1 -k 'operator and 12x192x512' --benchmark-json=build/bench-default.json $(ARGS)
+	$(BIN)/python -m benchmarks.report build/bench-tuned.json build/bench-default.json
+
+bench-full:  ## the same with every size at batch 12, everything compiled, more rounds
+	$(MAKE) bench ARGS='--full $(ARGS)'
+
+peers: $(BUILT)  ## what benchmarks and tests compare with beside PyTorch: kornia, torch-scatter
+	$(BIN)/pip install --quiet kornia==0.9.0
+	$(BIN)/pip install --quiet --no-build-isolation torch-scatter==2.1.2
+
+# For the Python of that machine, which need not be this one; pip takes a platform tag literally, so several are named.
+wheels: .venv/bin/python  ## what benchmarks/gpu.sh wants on a machine without a network, into wheels/
+	rm -rf wheels
+	$(BIN)/pip download --quiet --dest wheels --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+		$(foreach tag,2_28 2_27 2_24 2_17 2_12 2_5,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64 \
+		--platform manylinux1_x86_64 --requirement benchmarks/wheels.txt
 
 demo-study: $(BUILT)  ## the synthetic demonstration with three seeds and its control, into docs/results.md
 	$(BIN)/python -m benchmarks.demo_study $(ARGS)

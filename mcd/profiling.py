@@ -137,7 +137,7 @@ class ProfileWindow:
         if under_nsys():
             torch.cuda.profiler.start()
         else:
-            self._trace = torch.profiler.profile()
+            self._trace = torch.profiler.profile(acc_events=True)
             self._trace.start()
 
     def close(self) -> None:
