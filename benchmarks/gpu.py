@@ -1,0 +1,205 @@
+"""The parts of ``benchmarks/gpu.sh`` that are Python: ``python -m benchmarks.gpu PART RESULTS.json``.
+
+    operators   contests on the GPU, without torch.compile; a second call adds it at the first size
+    step        the training step: eager, compiled, graphed
+    small       every operator once at the sizes of its tests, for compute-sanitizer
+    table       print the short table
+
+Results are written after every row. What has begun is noted first, so that a call after a crash goes on behind it:
+exit status 3 says that the GPU has to be left to a new process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CRASHED = 3
+
+
+class Results:
+    """The results file: a document in `report`'s reduced form, with notes on what was tried."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.document: dict[str, Any] = {"machine": {}, "rows": [], "tried": {}}
+        if path.is_file():
+            self.document = json.loads(path.read_text())
+
+    def save(self) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.document, indent=1) + "\n")
+        temporary.replace(self.path)
+
+    def attempt(self, what: str, make_row: Callable[[], dict[str, Any]]) -> None:
+        """Add the row, in place of the one with the same kind, operator and size, or note why there is none."""
+        if what in self.document["tried"]:
+            return
+        self.document["tried"][what] = "crashed"
+        self.save()
+        try:
+            row = make_row()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.document["tried"][what] = reason
+            print(f"{what}: {reason}", flush=True)
+        else:
+            key = [row.get(name) for name in ("kind", "operator", "size")]
+            others = [r for r in self.document["rows"] if [r.get(n) for n in ("kind", "operator", "size")] != key]
+            self.document["rows"] = [*others, row]
+            self.document["tried"][what] = "done"
+        self.save()
+        self._leave_if_crashed(what)
+
+    def _leave_if_crashed(self, what: str) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            return
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            self.document["tried"][what] = f"the GPU failed: {str(error).splitlines()[0]}"
+            self.save()
+            sys.exit(CRASHED)
+
+
+def operators(results: Results, device: Any, quick: bool, seconds: float) -> None:
+    """All operators at all sizes first, then once more with the compiled reference, as long as there is time."""
+    from benchmarks.clocks import copy_bandwidth
+    from benchmarks.conftest import FULL, QUICK
+    from benchmarks.contest import Contest
+    from mcd.ops import OPERATORS
+
+    sizes = QUICK if quick else FULL
+    copy = copy_bandwidth(device, quick)
+    deadline = time.monotonic() + seconds
+    plan = [(name, size, False) for size in sizes for name in OPERATORS]
+    plan += [(name, sizes[0], True) for name in OPERATORS if not quick]
+    for name, size, compiled in plan:
+        if time.monotonic() > deadline:
+            print(f"no time left for {name} at {size}{' compiled' * compiled}", flush=True)
+            continue
+
+        def row(name: str = name, size: Any = size, compiled: bool = compiled) -> dict[str, Any]:
+            contest = Contest(name, size, device, compiled=compiled, quick=quick)
+            contest.check()
+            contest.round()
+            contest.forget()
+            for _ in range(2 if quick else 5):
+                contest.round()
+            return {"kind": "operator", **contest.summary(copy)}
+
+        results.attempt(f"{name} {'x'.join(map(str, size))}{' compiled' * compiled}", row)
+
+
+def step(results: Results, device: Any, quick: bool) -> None:
+    from benchmarks.conftest import FULL
+    from benchmarks.training_step import TrainingStep
+
+    def row(compiled: bool) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            training = TrainingStep((2, 64, 96) if quick else FULL[0], device, Path(folder), compiled=compiled)
+            training.check()
+            training.round()
+            training.forget()
+            for _ in range(2 if quick else 12):
+                training.round()
+            return {"kind": "training step", **training.summary()}
+
+    results.attempt("training step", lambda: row(compiled=False))
+    if not quick:  # compiling may take longer than there is time
+        results.attempt("training step, compiled too", lambda: row(compiled=True))
+
+
+def small(device: Any) -> None:
+    """Forward and backward of every sample with every backend that has kernels of its own."""
+    import torch
+    from harness import results as outputs_and_gradients
+    from harness import samples
+
+    from mcd.ops import OPERATORS
+
+    ran = 0
+    for operator in OPERATORS.values():
+        for backend in ("native", "triton"):
+            if operator.why_not(backend, device.type) is None:
+                for sample in samples(operator, device, torch.float32):
+                    outputs_and_gradients(operator, sample, backend)
+                    ran += 1
+    print(f"{ran} calls")
+    if not ran:
+        sys.exit("no backend with kernels can run here")
+
+
+def show(results: Results, parts: Path) -> None:
+    """What became of the parts, then a line an operator."""
+    from benchmarks.bars import COMPILED, verdicts
+
+    if parts.is_file():
+        results.document["parts"] = [line.split("\t") for line in parts.read_text().splitlines()]
+        results.save()
+        for name, outcome, seconds in results.document["parts"]:
+            print(f"{name:14}{outcome:28}{seconds:>5} s")
+    titles = ["native us", "forward", "of copy", "x triton", "x eager", "x compiled"]
+    print(f"\n{'12x192x512, cold':22}" + "".join(f"{title:>11}" for title in titles) + "  bars")
+    for row in results.document["rows"]:
+        contestants = row["contestants"]
+        native = contestants.get("native")
+        if row["kind"] != "operator" or row["size"] != results.document["rows"][0]["size"] or native is None:
+            continue
+        both, forward = (1e6 * native["seconds"][f"{span}_cold"] for span in ("both", "forward"))
+        cells = [f"{both:.1f}", f"{forward:.1f}", f"{native['share_of_copy']['both_cold']:.0%}"]
+        cells += [
+            f"{contestants[name]['times_native']['both_cold']:.2f}" if name in contestants else "-"
+            for name in ("triton", "reference", COMPILED)
+        ]
+        bars = ", ".join(f"{verdict.what}: {'met' if verdict.met else 'MISSED'}" for verdict in verdicts(row))
+        print(f"{row['operator']:22}" + "".join(f"{cell:>11}" for cell in cells) + f"  {bars}")
+    for row in results.document["rows"]:
+        if row["kind"] == "training step":
+            for name, entry in row["contestants"].items():
+                print(f"training step, {name:24}{1e3 * entry['seconds']['total']:>9.2f} ms")
+    failed = {what: outcome for what, outcome in results.document["tried"].items() if outcome != "done"}
+    for what, outcome in failed.items():
+        print(f"{what}: {outcome}"[:160])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("operators", "step", "small", "table"))
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes")
+    parser.add_argument("--seconds", type=float, default=1e9, help="operators: begin nothing after so long")
+    parser.add_argument("--parts", type=Path, default=Path("parts.tsv"), help="table: what gpu.sh noted of its parts")
+    options = parser.parse_args()
+    results = Results(options.results)
+    if options.part == "table":
+        show(results, options.parts)
+        return 0
+    import torch
+
+    from benchmarks import machine
+
+    device = torch.device(options.device)
+    if options.part == "small":
+        small(device)
+        return 0
+    results.document["machine"] = {k: v for k, v in machine.describe().items() if k != "glibc_tunables"}
+    results.save()
+    if options.part == "operators":
+        operators(results, device, options.quick, options.seconds)
+    else:
+        step(results, device, options.quick)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
