@@ -176,7 +176,8 @@ class Contest:
         for name, contestant in self.contestants.items():
             seconds = {key: statistics.median(times) for key, times in contestant.times.items()}
             entry: dict[str, Any] = {"seconds": seconds, **contestant.memory}
-            entry["share_of_copy"] = {key: moved[key.split("_")[0]] / value / copy for key, value in seconds.items()}
+            entry["bytes_per_s"] = {key: moved[key.split("_")[0]] / value for key, value in seconds.items()}
+            entry["share_of_copy"] = {key: rate / copy for key, rate in entry["bytes_per_s"].items()}
             if native is not None:
                 entry["times_native"] = {
                     key: statistics.median(a / b for a, b in zip(times, native.times[key], strict=True))

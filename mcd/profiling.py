@@ -7,6 +7,7 @@ profiler that it opens: `forward`, `loss`, … are the phases of a step, `backwa
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -154,6 +155,14 @@ class ProfileWindow:
             self._trace.export_chrome_trace(str(path))
             print(f"profile: {path}")
         sinks.remove(self._sink)
+
+
+def step_window(text: str) -> tuple[int, int]:
+    """START:STOP as the command line has it."""
+    start, separator, stop = text.partition(":")
+    if not (separator and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not START:STOP, two step numbers, the smaller one first")
+    return int(start), int(stop)
 
 
 def under_nsys() -> bool:

@@ -29,7 +29,7 @@ from mcd.data.synthetic import generate
 from mcd.discovery import evaluate_discovery
 from mcd.evaluate import EvaluationError, evaluate_depth, evaluate_stage, write_metrics
 from mcd.predictor import choose_device
-from mcd.profiling import ProfileWindow, StepTimer
+from mcd.profiling import ProfileWindow, StepTimer, step_window
 from mcd.progress import progress
 from mcd.report import write_report
 from mcd.run import Run, RunError, StageLog
@@ -421,13 +421,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.backend:
         options.set.append(f"backend={options.backend}")
     return options
-
-
-def step_window(text: str) -> tuple[int, int]:
-    start, separator, stop = text.partition(":")
-    if not (separator and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not START:STOP, two step numbers, the smaller one first")
-    return int(start), int(stop)
 
 
 if __name__ == "__main__":
