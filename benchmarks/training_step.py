@@ -48,7 +48,7 @@ class TrainingStep:
         self.size, self.device = size, device
         self.stage = SceneStage(Context(config, Run(config), device))
         self.stage.set_mode(0)
-        self.optimizer = make_optimizer(self.stage, 0, device)
+        self.optimizer = make_optimizer(self.stage, 0)
         scene = Scene(size, device)
         self.batch = {"reference": scene.image(), "sources": scene.images(SOURCES), "K": scene.camera()[0]}
         self.timer = StepTimer(device)

@@ -113,7 +113,7 @@ class DetectorStage(TrainingStage):
 
     def initialise(self) -> None:
         if self.number > 0:
-            self.load(self.context.run.stage(round_name(self.number - 1)), self.roles)
+            self.load(find_weights(self.context.run.stage(round_name(self.number - 1))), self.roles)
         elif self.schedule.init is not None:
             self.load(find_weights(self.schedule.init), self.roles)
 

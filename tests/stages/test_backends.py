@@ -78,7 +78,7 @@ def test_the_first_step_is_that_of_the_reference(make_stage: MakeStage, motion_f
 
 def losses(stage: SceneStage, batch: dict) -> Tensor:
     """The loss of every step of a short training."""
-    optimizer = make_optimizer(stage, 0, CPU)
+    optimizer = make_optimizer(stage, 0)
     found = []
     for step in range(STEPS):
         stage.set_mode(step)

@@ -15,6 +15,7 @@ from mcd.config import parse_config
 from mcd.data import instance_masks
 from mcd.detection_pictures import write_detection_panel
 from mcd.evaluate import write_metrics
+from mcd.profiling import ProfileWindow
 from mcd.report import write_report
 from mcd.run import Run
 from mcd.stages import Context, StageError
@@ -226,7 +227,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Context, dict
     """A run of two rounds, and what it said in the end."""
     folder = tmp_path_factory.mktemp("detector")
     context = make_context(folder, "whole", views=False, box_excess=9.0)
-    facts = run_stage(DetectorStage, context, never)
+    facts = run_stage(DetectorStage, context, never, ProfileWindow(None, context.run.path))
     context.run.finish("detector", **facts, discovery={"found": 4, "moving": 2, "recall": 0.5}, frames=6)
     return folder, context, facts
 
@@ -251,7 +252,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(whole:
     stops = 0
     for attempt in range(20):
         try:
-            run_stage(DetectorStage, broken, StopAfter(2 + attempt))
+            run_stage(DetectorStage, broken, StopAfter(2 + attempt), ProfileWindow(None, broken.run.path))
             break
         except InterruptedRun:
             stops += 1
@@ -278,7 +279,7 @@ def test_report_and_metrics_show_rounds_and_figures(whole: tuple[Path, Context, 
 
 def test_a_last_round_without_detections_leaves_what_was_known_before(tmp_path: Path) -> None:
     context = make_context(tmp_path, scores=[1.0], filter_after=[0], views=False)
-    facts = run_stage(DetectorStage, context, never)
+    facts = run_stage(DetectorStage, context, never, ProfileWindow(None, context.run.path))
     assert facts["masks_from"] == CANDIDATES and facts["train"]["objects"] == 0
     assert (context.run.stage("detector") / "masks" / "train" / "a" / "a_1" / "0.png").is_file()
     assert json.loads((context.run.stage(round_name(0)) / "done.json").read_text())["usable"] is False
