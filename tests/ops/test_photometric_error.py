@@ -5,7 +5,6 @@ from math import inf
 import pytest
 import torch
 
-from mcd.ops import native
 from mcd.ops.photometric_error import photometric_error, photometric_error_reference
 
 CONSTANTS = [(inf, 9e-6), (1e-4, 9e-4), (1e-4, inf)]
@@ -159,7 +158,6 @@ def test_half_precision_images_are_computed_in_float32():
     assert halves[1].grad.dtype == torch.bfloat16
 
 
-@pytest.mark.skipif(native.why_not("cpu") is not None, reason="the compiled module is not built")
 def test_tiles_of_the_native_error_join_without_a_seam():
     # Two CPU tiles and five CUDA tiles in each direction, of unequal size.
     reference = images(1, 3, 73, 261)

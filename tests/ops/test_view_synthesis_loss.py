@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from mcd.ops import native
 from mcd.ops.backward_warp import backward_warp
 from mcd.ops.photometric_error import photometric_error
 from mcd.ops.view_synthesis_loss import OP, view_synthesis_loss, view_synthesis_loss_reference
@@ -176,7 +175,6 @@ def test_bad_arguments_are_named(changes, exception, message):
         view_synthesis_loss(**bad(**changes))
 
 
-@pytest.mark.skipif(native.why_not("cpu") is not None, reason="the compiled module is not built")
 @pytest.mark.parametrize("moving", [True, False])
 def test_tiles_of_the_native_loss_join_without_a_seam(moving):
     # Two CPU tiles and five CUDA tiles in each direction, of unequal size; depths of sizes that divide neither.
