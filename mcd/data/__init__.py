@@ -1,4 +1,4 @@
-"""Data sets: synthetic streets, image triplets in the Cityscapes layout, KITTI raw, and folders of consecutive frames."""
+"""Data sets: synthetic streets, image triplets in the Cityscapes layout, KITTI raw, folders of consecutive frames."""
 
 from mcd.data.dataset import FrameDataset, WholeFrame
 from mcd.data.evaluation import EvaluationSet

@@ -46,8 +46,8 @@ CROPS = {
 
 
 class EvaluationSet(Dataset[dict[str, Any]]):
-    """The evaluated frames of a config: all that have ground truth (triplets), ``data.eval_frames`` (a sequence), or the
-    list of ``evaluation.split`` (kitti).
+    """The evaluated frames of a config: all that have ground truth (triplets), ``data.eval_frames`` (a sequence), or
+    the list of ``evaluation.split`` (kitti).
 
     Items are dicts: ``image`` [3,H,W] uint8 and ``K`` [3,3] at the networks' size, ``frame``, ``index``, and at the
     size of the ground truth ``depth_gt`` [h,w] float32 in metres (0 = none), ``valid`` [h,w] bool (inside the crop,

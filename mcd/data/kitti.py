@@ -1,7 +1,7 @@
 """KITTI raw with split lists, such as those of Eigen et al. (NeurIPS 2014). Below the root of the data set:
 
     {date}/calib_cam_to_cam.txt, {date}/calib_velo_to_cam.txt
-    {date}/{drive}/image_02/data/{index}.png               left colour camera; image_03 is the right one; .jpg serves too
+    {date}/{drive}/image_02/data/{index}.png               left colour camera; image_03: the right one; or .jpg
     {date}/{drive}/velodyne_points/data/{index}.bin        x, y, z, reflectance of every point
 
 and in ``data.split_files`` the lists {train,val,test}_files.txt, whose lines are "{date}/{drive} {index} {l or r}".
@@ -138,9 +138,7 @@ def _calibration(folder: Path, camera: str) -> tuple[NDArray[np.float64], tuple[
 @cache
 def _lidar_to_image(folder: Path, camera: str) -> NDArray[np.float64]:
     """[3, 4] from LiDAR coordinates to homogeneous pixels of a rectified camera."""
-    numbers = read_kitti_numbers(
-        folder / "calib_cam_to_cam.txt", {f"P_rect_{camera}": (3, 4), "R_rect_00": (3, 3)}
-    )
+    numbers = read_kitti_numbers(folder / "calib_cam_to_cam.txt", {f"P_rect_{camera}": (3, 4), "R_rect_00": (3, 3)})
     motion = read_kitti_numbers(folder / "calib_velo_to_cam.txt", {"R": (3, 3), "T": (3, 1)})
     T_camera_lidar = np.vstack((np.hstack((motion["R"], motion["T"])), [0, 0, 0, 1]))
     rectify = np.eye(4)

@@ -104,7 +104,12 @@ def test_lists_of_another_place_serve(recording: Data, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("", "is empty"), (f"{DATE}/{DRIVE} 5", "entry 1"), (f"{DATE}/{DRIVE} 5 x", "entry 1"), (f"{DRIVE} 5 l", "entry 1")],
+    [
+        ("", "is empty"),
+        (f"{DATE}/{DRIVE} 5", "entry 1"),
+        (f"{DATE}/{DRIVE} 5 x", "entry 1"),
+        (f"{DRIVE} 5 l", "entry 1"),
+    ],
 )
 def test_an_unusable_list_is_named(recording: Data, line: str, message: str) -> None:
     (recording.root / "splits" / "train_files.txt").write_text(line)
