@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mcd.config import Data
 from mcd.data.files import Picture
 
 
@@ -40,13 +38,3 @@ class Reader(Protocol):
             DataError: a file is missing, broken or does not fit the others.
         """
         ...
-
-
-def open_reader(config: Data, split: str) -> Reader:
-    """The reader of a split ("train" or "val") for the kind of data set that the config names."""
-    from mcd.data.kitti import KittiFolder
-    from mcd.data.sequence import SequenceFolder
-    from mcd.data.triplets import TripletFolder
-
-    kinds: dict[str, Callable[[Data, str], Reader]] = {"triplets": TripletFolder, "sequence": SequenceFolder, "kitti": KittiFolder}
-    return kinds[config.kind](config, split)
