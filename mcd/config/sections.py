@@ -1,21 +1,17 @@
-"""Typed configuration: YAML file, then ``--set a.b=c``; every unknown or ill-typed key is rejected by name.
+"""What a config says: one tree of frozen sections, every key with its type, default and meaning.
 
-A config is one tree of frozen sections. Lengths of stages are given in ``steps`` or in ``epochs``; everything a
-schedule says about time (phases, drops) is in the same unit.
+Lengths of stages are given in ``steps`` or in ``epochs``; everything a schedule says about time (phases, drops) is in
+the same unit.
 """
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 StageName = Literal[
     "scene", "predictions", "ground", "slots", "detector", "instances", "object", "scale", "pseudo", "final", "control"
@@ -28,10 +24,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Range = tuple[float, float]
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message names the key."""
 
 
 class Section(BaseModel):
@@ -350,96 +342,3 @@ class Config(Section):
         """Hash of everything that decides the result (not where it is written, nor how often it is logged)."""
         document = self.model_dump(mode="json", exclude={"run", "runs", "log_every", "picture_every", "device"})
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML config and lay ``a.b=c`` assignments over it.
-
-    Raises:
-        ConfigError: the file is missing or no YAML mapping, a key is unknown (the nearest known one is named),
-            a value has the wrong type, or an assignment is not of the form ``a.b=c``.
-    """
-    path = Path(path)
-    try:
-        document = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError:
-        raise ConfigError(f"config {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {path} cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"config {path} must be a mapping of keys, not {type(document).__name__}")
-    for assignment in overrides:
-        _assign(document, assignment)
-    document.setdefault("run", path.stem)
-    return parse_config(document, source=str(path))
-
-
-def parse_config(document: Mapping[str, Any], source: str = "config") -> Config:
-    """Validate a mapping; see :func:`load_config` for the errors."""
-    try:
-        return Config.model_validate(document)
-    except ValidationError as error:
-        lines = [f"{source} is not valid:"]
-        lines += [f"  {_explain(dict(item))}" for item in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
-
-
-def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> list[tuple[str, Any, str]]:
-    """Every key as (dotted name, default, description), for ``--help`` and for suggestions."""
-    keys: list[tuple[str, Any, str]] = []
-    for name, field in section.model_fields.items():
-        nested = _section_of(field.annotation)
-        default = field.get_default(call_default_factory=True)
-        if nested is None:
-            keys.append((prefix + name, default, field.description or ""))
-        else:
-            keys.extend(
-                (key, getattr(default, key.rsplit(".", 1)[1], value) if default is not None else value, text)
-                for key, value, text in known_keys(nested, f"{prefix}{name}.")
-            )
-    return keys
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
-
-
-def _explain(item: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        names = [name for name, _, _ in known_keys()] + sorted(
-            {n.split(".")[0] for n, _, _ in known_keys() if "." in n}
-        )
-        near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-        return f"unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else "")
-    value = item.get("input")
-    got = "" if isinstance(value, dict | BaseModel) or item["type"] == "missing" else f" (got {value!r})"
-    return f"'{key}': {item['msg']}{got}" if key else f"{item['msg']}{got}"
-
-
-def _assign(document: dict[str, Any], assignment: str) -> None:
-    key, separator, text = assignment.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {assignment}: expected KEY=VALUE, for example --set scene.lr=0.001")
-    *sections, last = key.split(".")
-    for name in sections:
-        child = document.get(name)
-        if child is None:
-            child = document[name] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {assignment}: '{name}' is a value, not a section")
-        document = child
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {assignment}: {error}") from error
-    # YAML reads 1e-3 as text; a number is meant.
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if last in ("steps", "epochs") and value is not None:
-        document.pop("epochs" if last == "steps" else "steps", None)
-    document[last] = value

@@ -1,0 +1,40 @@
+"""Typed configuration."""
+
+from mcd.config.reading import ConfigError, known_keys, load_config, parse_config
+from mcd.config.sections import (
+    STAGES,
+    Augment,
+    Config,
+    Data,
+    Detector,
+    Evaluation,
+    Final,
+    Ground,
+    InstancesStage,
+    Object,
+    Scale,
+    Scene,
+    Schedule,
+    Slots,
+)
+
+__all__ = [
+    "STAGES",
+    "Augment",
+    "Config",
+    "ConfigError",
+    "Data",
+    "Detector",
+    "Evaluation",
+    "Final",
+    "Ground",
+    "InstancesStage",
+    "Object",
+    "Scale",
+    "Scene",
+    "Schedule",
+    "Slots",
+    "known_keys",
+    "load_config",
+    "parse_config",
+]
