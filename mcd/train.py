@@ -11,14 +11,13 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import mcd
 from mcd import ops
@@ -28,6 +27,7 @@ from mcd.data import DataError, EvaluationSet, StepSampler, build_loader, fixed_
 from mcd.data.synthetic import generate
 from mcd.discovery import evaluate_discovery
 from mcd.evaluate import EvaluationError, evaluate_depth, evaluate_stage, write_metrics
+from mcd.nan_guard import NanGuard, TrainingDivergedError
 from mcd.predictor import choose_device
 from mcd.profiling import ProfileWindow, StepTimer, step_window
 from mcd.progress import progress
@@ -40,10 +40,6 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
 
 class InterruptedRun(Exception):  # noqa: N818 - not an error
     """SIGTERM or Ctrl-C: what had to be saved is saved."""
-
-
-class TrainingDivergedError(RuntimeError):
-    """A loss or gradient is not finite; the message names the batch."""
 
 
 # What goes wrong without being a bug: told in one line. FileExistsError: another's folder stands where data should.
@@ -291,57 +287,6 @@ def cut_graph(outputs: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Tenso
 def clip_gradient(net: nn.Module, largest: float | None) -> Tensor:
     """Clip a net's gradient to a norm; returns the norm before, without waiting for the device."""
     return torch.nn.utils.clip_grad_norm_(net.parameters(), math.inf if largest is None else largest)
-
-
-class NanGuard:
-    """Keeps a step whose loss or gradient is not finite from reaching the weights, and names its batch.
-
-    The decision is taken on the device (the fused optimiser skips the update); the host looks only in
-    :meth:`report`. Buffers such as batch-norm statistics are put back as they were.
-    """
-
-    def __init__(self, action: str, device: torch.device):
-        self.skipped = 0
-        self._action = action
-        self._fine = torch.zeros((), device=device)
-        self._seen: list[tuple[int, list[str], Tensor]] = []
-        self._buffers: list[Tensor] = []
-
-    def remember(self, nets: dict[str, nn.Module]) -> None:
-        self._buffers = [buffer.clone() for buffer in _float_buffers(nets)]
-
-    def check(
-        self, step: int, frames: list[str], loss: Tensor, norms: list[Tensor], nets: dict[str, nn.Module]
-    ) -> Tensor:
-        """1 where the step must be skipped, else 0, as the fused optimiser wants it."""
-        values = torch.stack([loss.detach(), *norms])
-        bad = (~torch.isfinite(values)).any().to(self._fine.dtype)
-        for buffer, before in zip(_float_buffers(nets), self._buffers, strict=True):
-            buffer.copy_(torch.where(bad > 0, before, buffer))
-        self._seen.append((step, frames, bad))
-        return bad
-
-    def report(self) -> None:
-        """Look at the steps since the last call.
-
-        Raises:
-            TrainingDivergedError: a step was not finite and the action is "stop".
-        """
-        flags = torch.stack([bad for _, _, bad in self._seen]).tolist() if self._seen else []
-        for (step, frames, _), bad in zip(self._seen, flags, strict=True):
-            if bad:
-                what = f"loss or gradient of step {step + 1} is not finite; batch: {', '.join(frames)}"
-                if self._action == "stop":
-                    raise TrainingDivergedError(
-                        f"{what}. The weights are as they were before it; on_nan=skip leaves it out"
-                    )
-                tqdm.write(f"skipped: {what}")
-                self.skipped += 1
-        self._seen = []
-
-
-def _float_buffers(nets: dict[str, nn.Module]) -> Iterator[Tensor]:
-    return (buffer for net in nets.values() for buffer in net.buffers() if buffer.is_floating_point())
 
 
 class Validation:

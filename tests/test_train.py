@@ -11,8 +11,9 @@ from torch import nn
 from mcd.checkpoint import save_weights
 from mcd.config import Schedule, parse_config
 from mcd.data.synthetic import generate
+from mcd.nan_guard import NanGuard, TrainingDivergedError
 from mcd.run import Run, RunError, StageLog
-from mcd.train import NanGuard, StopSignal, TrainingDivergedError, cut_graph, learning_rate, main
+from mcd.train import StopSignal, cut_graph, learning_rate, main
 
 
 @pytest.fixture(scope="module")
