@@ -14,14 +14,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mcd.checkpoint import atomic_path
+from mcd.checkpoint import atomic_path, load_weights
 from mcd.config import Config, Evaluation
-from mcd.data import EvaluationSet, collate, open_reader, to_device
+from mcd.data import EvaluationSet, FrameDataset, WholeFrame, collate, open_reader, to_device
 from mcd.data.files import reading, resize_image
 from mcd.evaluate import align, has_ground_truth, stage_predictor
 from mcd.predictor import choose_device, resize_depth
-from mcd.stages.frame_predictions import FramePrediction
+from mcd.run import Run
+from mcd.stages import Context
 from mcd.stages.instances import frame_path
+from mcd.stages.residual import moving_pixels
+from mcd.stages.scene_predictions import ScenePredictions
 from mcd.stages.slots import read_candidates
 from mcd.visualize import (
     colour_depth,
@@ -89,13 +92,72 @@ def frame_pictures(config: Config, run_folder: Path) -> str:
     return f"<p class=muted>{' '.join(lines)}</p>{blocks}"
 
 
+def motion_pictures(config: Config, run_folder: Path) -> str:
+    """Pictures of what moves by itself in a few held-out frames; "" if the scene stage has learned no residual motion.
+
+    Raises:
+        DataError, CheckpointError, ValueError, OSError: frames or weights cannot be read.
+    """
+    rows = _motion_rows(config, run_folder, FRAMES)
+    blocks = "".join(
+        f"<h3>{escape(frame)}</h3><div class='tiles rows1'>{''.join(tile(p, caption) for caption, p in pictures)}</div>"
+        for frame, pictures in rows
+    )
+    explained = (
+        "What the camera's own motion leaves over: hue is direction, saturation is length. Green moves by at least "
+        f"{config.instances.flow_threshold:g} pixels at a width of 512."
+    )
+    return f"<p class=muted>{explained}</p>{blocks}" if rows else ""
+
+
+def write_motion_panel(config: Config, run_folder: Path, path: Path) -> None:
+    """One PNG of what :func:`motion_pictures` shows.
+
+    Raises:
+        DataError, CheckpointError, ValueError, OSError: there is no residual motion; frames or weights cannot be read.
+    """
+    rows = _motion_rows(config, run_folder, FRAMES)
+    if not rows:
+        raise ValueError(f"{run_folder} has no net of residual motion")
+    sheet = panel([[p for _, p in pictures] for _, pictures in rows], [caption for caption, _ in rows[0][1]])
+    with atomic_path(path) as temporary:
+        Image.fromarray(to_bytes(sheet)).save(temporary, "PNG")
+
+
+def _motion_rows(config: Config, run_folder: Path, wanted: int) -> list[tuple[str, list[tuple[str, Tensor]]]]:
+    """Frames, and the captions and pictures of each."""
+    device = choose_device(config.device)
+    context = Context(config, Run.at(run_folder, config), device)
+    weights = context.weights_of("scene")
+    if not weights.is_file() or "motion" not in load_weights(weights).nets:
+        return []
+    reader = open_reader(config.data, "val")
+    items = [WholeFrame(reader.frames[index]) for index in _spread(len(reader.frames), wanted)]
+    dataset = FrameDataset(reader, config.data, items=items)
+    batch = to_device(collate([dataset[index] for index in range(len(items))]), device)
+    scene = ScenePredictions(context)("val", batch)
+    moving = moving_pixels(scene.flow, config.instances.flow_threshold).float()
+    return [
+        (
+            frame,
+            [
+                ("image", image),
+                ("motion to the previous frame", colour_flow(flow[0])),
+                ("motion to the next frame", colour_flow(flow[1])),
+                ("moves", tint(image, mask[0])),
+            ],
+        )
+        for frame, image, flow, mask in zip(batch["frame"], batch["reference"], scene.flow, moving, strict=True)
+    ]
+
+
 def discovery_pictures(config: Config, run_folder: Path) -> str:
     """Pictures of what the run found by itself in a few held-out frames, stage by stage; "" if it looked for nothing.
 
     Raises:
         DataError, OSError: frames, or what a stage left, cannot be read.
     """
-    left = {stage: run_folder / stage for stage in ("predictions", "ground", "slots")}
+    left = {stage: run_folder / stage for stage in ("ground", "slots")}
     if not any((folder / "done.json").is_file() for folder in left.values()):
         return ""
     reader = open_reader(config.data, "val")
@@ -103,23 +165,12 @@ def discovery_pictures(config: Config, run_folder: Path) -> str:
     for frame in (reader.frames[index] for index in _spread(len(reader.frames), FRAMES)):
         image = from_bytes(resize_image(reader.read(frame).images[1], config.data.size))
         tiles = tile(image, "image")
-        for stage, draw in (("predictions", _moving_tiles), ("ground", _ground_tiles), ("slots", _slot_tiles)):
+        for stage, draw in (("ground", _ground_tiles), ("slots", _slot_tiles)):
             if (left[stage] / "done.json").is_file():
                 tiles += draw(left[stage], frame, image)
         blocks += f"<h3>{escape(frame)}</h3><div class='tiles rows1'>{tiles}</div>"
-    explained = (
-        "Motion: what the camera's own motion leaves over; hue is direction. Ground is green. Each slot has a "
-        "colour, the background is light grey."
-    )
+    explained = "Ground is green. Each slot has a colour, the background is light grey."
     return f"<p class=muted>{explained}</p>{blocks}"
-
-
-def _moving_tiles(folder: Path, frame: str, image: Tensor) -> str:
-    found = FramePrediction.load(frame_path(folder, "val", frame))
-    return "".join(
-        tile(colour_flow(torch.from_numpy(flow)), f"motion to the {where} frame")
-        for flow, where in zip(found.flow, ("previous", "next"), strict=True)
-    )
 
 
 def _ground_tiles(folder: Path, frame: str, image: Tensor) -> str:

@@ -23,7 +23,7 @@ from mcd.detection_pictures import detection_pictures, write_detection_panel
 from mcd.discovery import discovery_steps, why_little_was_found
 from mcd.evaluate import DISCOVERY, REGIONS, WHOLE
 from mcd.metrics import METRICS
-from mcd.pictures import discovery_pictures, frame_pictures, write_panel
+from mcd.pictures import discovery_pictures, frame_pictures, motion_pictures, write_motion_panel, write_panel
 from mcd.profiling import PHASES
 
 Logs = Mapping[str, Sequence[Mapping[str, float]]]
@@ -45,6 +45,7 @@ def write_report(run_folder: Path | str) -> Path:
     sections = [
         _figures(metrics),
         _pictures("Held-out frames", frame_pictures, config, run_folder),
+        _pictures("What moves by itself", motion_pictures, config, run_folder),
         _discovery(run_folder, metrics.get("discovery", {})),
         _pictures("What the run found by itself", discovery_pictures, config, run_folder),
         _pictures("Moving objects, round by round", detection_pictures, config, run_folder),
@@ -246,12 +247,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mcd.report", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--panel", type=Path, metavar="PNG", help="write only one picture of a few frames")
+    parser.add_argument("--motion", type=Path, metavar="PNG", help="write only one picture of what moves by itself")
     parser.add_argument("--objects", type=Path, metavar="PNG", help="write only one picture of the objects found")
     options = parser.parse_args(arguments)
     try:
         if options.objects:
             write_detection_panel(load_config(options.run / "config.yaml"), options.run, options.objects)
             print(options.objects)
+        elif options.motion:
+            write_motion_panel(load_config(options.run / "config.yaml"), options.run, options.motion)
+            print(options.motion)
         elif options.panel:
             write_panel(load_config(options.run / "config.yaml"), options.run, options.panel)
             print(options.panel)

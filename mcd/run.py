@@ -42,6 +42,13 @@ class Run:
         except OSError as error:
             raise RunError(f"run folder {self.path} cannot be written: {error}") from error
 
+    @classmethod
+    def at(cls, path: Path, config: Config) -> Run:
+        """The run in a folder, to look at: nothing is checked or written."""
+        run = cls.__new__(cls)
+        run.path, run.config = path, config
+        return run
+
     def stage(self, name: str) -> Path:
         """Folder of one stage."""
         return self.path / name

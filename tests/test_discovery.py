@@ -86,6 +86,7 @@ def context(tmp_path: Path) -> Context:
         "runs": str(tmp_path / "runs"),
         "data": {"root": str(tmp_path / "data"), "size": SIZE},
         "stages": ["ground", "detector", "instances"],
+        "store": "sqlite",
     })  # fmt: skip
     root = tmp_path / "data"
 

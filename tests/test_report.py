@@ -21,10 +21,9 @@ from mcd.checkpoint import save_weights, write_json
 from mcd.config import parse_config
 from mcd.data.synthetic import generate
 from mcd.evaluate import main as evaluate
-from mcd.nets import build_depth_net
+from mcd.nets import build_depth_net, build_motion_net, build_pose_net
 from mcd.pictures import FRAMES
 from mcd.report import main, write_report
-from mcd.stages.frame_predictions import FramePrediction
 from mcd.stages.instances import frame_path
 from mcd.stages.slots import write_candidates
 
@@ -193,19 +192,32 @@ def test_what_a_run_found_by_itself_is_shown(streets: Path, tmp_path: Path) -> N
     assert "found by itself" not in Page(write_report(run)).text
     frames = ["/".join(line.split()) for line in (streets / "splits" / "val.txt").read_text().splitlines()]
     for frame in frames:
-        flow = np.ones((2, 2, *SIZE), np.float32)
-        found = FramePrediction(np.ones(SIZE, np.float32), flow, np.ones(SIZE, bool))
-        found.save(frame_path(run / "predictions", "val", frame))
         path = frame_path(run / "ground" / "masks", "val", frame, ".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full(SIZE, 200, np.uint8)).save(path)
         write_candidates(run / "slots", "val", frame, np.ones((2, 5, *SIZE), bool))
     # A stage that is not finished is not shown.
-    for stage, tiles in (("predictions", 3), ("ground", 4), ("slots", 6)):
+    for stage, tiles in (("ground", 2), ("slots", 4)):
         write_json(run / stage / "done.json", {})
         page = Page(write_report(run))
         assert "found by itself" in page.text
         assert len(page.all("img")) == tiles * min(len(frames), FRAMES)
+
+
+def test_what_moves_by_itself_is_shown_where_a_net_says_it(streets: Path, tmp_path: Path) -> None:
+    without = make_run(tmp_path / "without", {"root": str(streets)}, ("scene",))
+    assert "What moves by itself" not in Page(write_report(without)).text
+    assert main([str(without), "--motion", str(tmp_path / "panel.png")]) == 1
+    run = make_run(tmp_path / "demo", {"root": str(streets)}, ())
+    nets = {"depth": build_depth_net("light"), "pose": build_pose_net("light"), "motion": build_motion_net("light")}
+    save_weights(run / "scene" / "weights.safetensors", nets, dict.fromkeys(nets, "light"), {"size": SIZE})
+    source = Page(write_report(run)).source
+    section = source[source.index("What moves by itself") :]
+    assert section.count("<img") == 4 * 4
+    assert "motion to the next frame</figcaption>" in section
+    assert main([str(run), "--motion", str(tmp_path / "panel.png")]) == 0
+    with Image.open(tmp_path / "panel.png") as sheet:
+        assert sheet.width > 4 * SIZE[1] and sheet.height > 4 * SIZE[0]
 
 
 def test_what_stands_in_files_is_text_not_markup(streets: Path, tmp_path: Path) -> None:

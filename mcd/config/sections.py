@@ -338,6 +338,13 @@ class Config(Section):
     final: Final = Final(steps=300)
     evaluation: Evaluation = Evaluation()
 
+    @model_validator(mode="after")
+    def _stored(self) -> Config:
+        readers = [name for name in ("predictions", "ground", "slots", "detector") if name in self.stages]
+        if readers and self.store == "none":
+            raise ValueError(f"stage '{readers[0]}' needs a store of the scene nets' predictions: set store: sqlite")
+        return self
+
     def digest(self) -> str:
         """Hash of everything that decides the result (not where it is written, nor how often it is logged)."""
         document = self.model_dump(mode="json", exclude={"run", "runs", "log_every", "picture_every", "device"})

@@ -90,6 +90,12 @@ class PredictionStore:
             )
         return None if row is None else _decode(*row)
 
+    def frames(self, split: str) -> set[str]:
+        """The frames of a split that are there."""
+        with self._errors():
+            rows = self._database().execute("SELECT frame FROM prediction WHERE split = ?", (split,))
+            return {frame for (frame,) in rows}
+
     def __len__(self) -> int:
         with self._errors():
             return self._database().execute("SELECT count(*) FROM prediction").fetchone()[0]

@@ -3,10 +3,10 @@
 from mcd.stages.base import Context, Preparation, Stage, StageError, TrainingStage
 from mcd.stages.detector import DetectorStage
 from mcd.stages.final import ControlStage, FinalStage
-from mcd.stages.frame_predictions import PredictionsPreparation
 from mcd.stages.ground import GroundStage
 from mcd.stages.instances import InstancesPreparation
 from mcd.stages.object import ObjectStage
+from mcd.stages.predictions import PredictionsPreparation
 from mcd.stages.pseudo import PseudoPreparation
 from mcd.stages.scale import ScaleStage
 from mcd.stages.scene import SceneStage

@@ -151,15 +151,32 @@ class Stage(ABC):
         """Batches of the frames whose file ``FOLDER/SPLIT/FRAME + suffix`` is still missing, with a progress bar.
 
         The folder is the stage's own, if no other is given.
+        """
+        place = (folder or self.folder) / split
+
+        def is_done(frame: str) -> bool:
+            return (place / f"{frame}{suffix}").is_file()
+
+        return self.batches_left(dataset, split, batch, is_done, should_stop)
+
+    def batches_left(
+        self,
+        dataset: FrameDataset,
+        split: str,
+        batch: int,
+        is_done: Callable[[str], bool],
+        should_stop: Callable[[], bool],
+    ) -> Iterator[Batch]:
+        """Batches of the frames that are not done, with a progress bar.
 
         A batch is left out only as a whole: its composition, and so the last bit of every result, does not depend on
         where an earlier run was killed.
         """
-        config, frames, folder = self.config, [item.frame for item in dataset.items], folder or self.folder
+        config, frames = self.config, [item.frame for item in dataset.items]
         done: set[str] = set()
         for first in range(0, len(frames), batch):
             together = frames[first : first + batch]
-            if all((folder / split / f"{frame}{suffix}").is_file() for frame in together):
+            if all(is_done(frame) for frame in together):
                 done.update(together)
         loader = fixed_batches(dataset, batch, config.data.workers, self.context.device, skip=done)
         with progress(len(frames), f"{self.name} {split}", "image", len(done)) as bar:

@@ -39,8 +39,9 @@ from mcd.stages.detections import (
     tidied,
     write_counts,
 )
-from mcd.stages.frame_predictions import FramePrediction
 from mcd.stages.instances import frame_path
+from mcd.stages.residual import moving_pixels
+from mcd.stages.scene_predictions import ScenePredictions
 from mcd.stages.slots import read_candidates
 from mcd.visualize import outline
 
@@ -63,9 +64,8 @@ class CandidatesPreparation(Preparation):
             dropped: Counter[str] = Counter()
             dataset = self._dataset(split)
             for batch in self.each_batch(dataset, split, self.config.detector.batch, ".npz", should_stop):
-                found, reasons = objects_of_slots(
-                    self.config.detector, batch["slots"], batch["ground"], batch["moving"]
-                )
+                moving = moving_pixels(batch["flow"], self.config.predictions.flow_threshold)
+                found, reasons = objects_of_slots(self.config.detector, batch["slots"], batch["ground"], moving)
                 dropped += reasons
                 for frame, masks in zip(batch["frame"], found, strict=True):
                     FrameDetections(masks, torch.ones(len(masks))).save(frame_path(self.folder, split, frame))
@@ -73,13 +73,12 @@ class CandidatesPreparation(Preparation):
         return facts
 
     def _dataset(self, split: str) -> FrameDataset:
-        run = self.context.run
+        run, predictions = self.context.run, ScenePredictions(self.context)
 
         def labels(item: Any) -> dict[str, Any]:
-            seen = FramePrediction.load(frame_path(run.stage("predictions"), split, item.frame))
             return {
                 "slots": read_candidates(run.stage("slots"), split, item.frame),
-                "moving": seen.moving[None],
+                "flow": predictions.stored(split, item.frame).flow,
                 "ground": road_mask(self.context.labels, split, item.frame),
             }
 
@@ -107,6 +106,7 @@ class DetectorStage(TrainingStage):
         self.is_last = number == len(settings.scores) - 1
         super().__init__(context)
         self._labels = context.run.stage(newest_labels(context.run, number))
+        self._predictions = ScenePredictions(context)
 
     def from_scratch(self) -> bool:
         return self.number == 0 and self.schedule.init is None
@@ -154,12 +154,10 @@ class DetectorStage(TrainingStage):
 
     def _seen(self, split: str, frame: str) -> dict[str, Any]:
         """What the detector sees beside the image: depth and probability of ground [1,H,W]."""
-        run = self.context.run
-        depth = FramePrediction.load(frame_path(run.stage("predictions"), split, frame)).depth
-        path = frame_path(run.stage("ground") / "masks", split, frame, ".png")
+        path = frame_path(self.context.run.stage("ground") / "masks", split, frame, ".png")
         with reading("ground", path), Image.open(path) as file:
             ground = np.asarray(file.convert("L"), dtype=np.float32) / 255
-        return {"depth": depth[None], "ground": ground[None]}
+        return {"depth": self._predictions.stored(split, frame).depth, "ground": ground[None]}
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         net, training = self.nets["detector"], self.nets["detector"].training

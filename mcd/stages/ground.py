@@ -23,8 +23,8 @@ from mcd.config import Augment, Ground
 from mcd.data import FrameDataset
 from mcd.nets.ground import ground_input
 from mcd.stages.base import Batch, Context, Outputs, TrainingStage
-from mcd.stages.frame_predictions import FramePrediction
 from mcd.stages.instances import frame_path
+from mcd.stages.scene_predictions import ScenePredictions
 from mcd.visualize import tint
 
 
@@ -36,17 +36,17 @@ class GroundStage(TrainingStage):
     def __init__(self, context: Context):
         self.schedule = context.config.ground
         super().__init__(context)
+        self._predictions = ScenePredictions(context)
 
     def initialise(self) -> None:
         if self.schedule.init is not None:
             self.load(find_weights(self.schedule.init), self.roles)
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
-        folder = self.context.run.stage("predictions")
         colours = augment.model_copy(update={"hue": (0.0, 0.0)}) if augment is not None else None
 
         def labels(item: Any) -> dict[str, Any]:
-            return {"depth": FramePrediction.load(frame_path(folder, split, item.frame)).depth[None]}
+            return {"depth": self._predictions.stored(split, item.frame).depth}
 
         return self.frames(split, colours, labels=labels)
 

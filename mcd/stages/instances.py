@@ -22,7 +22,7 @@ from mcd.checkpoint import atomic_path, write_text
 from mcd.config import Data, InstancesStage
 from mcd.data import instance_masks, road_mask
 from mcd.stages.base import Batch, Context, Preparation, StageError
-from mcd.stages.residual import fold
+from mcd.stages.residual import fold, moving_pixels
 from mcd.stages.scene_predictions import ScenePredictions
 
 
@@ -134,9 +134,9 @@ class InstancesPreparation(Preparation):
     @torch.no_grad()
     def process(self, split: str, batch: Batch) -> None:
         """Classify the masks of a batch of frames and follow them into the neighbouring frames."""
-        settings, width = self.config.instances, self.config.data.size[1]
+        settings = self.config.instances
         scene = self.predictions(split, batch)
-        moving = scene.flow.abs().sum(dim=2).mean(dim=1, keepdim=True) >= settings.flow_threshold * width / 512
+        moving = moving_pixels(scene.flow, settings.flow_threshold)
         masks, road = batch["instances"], batch["road"]
         solid = [mask & ~road[b] for b, mask in enumerate(masks)]
         coverage, dynamic = classify(settings, masks, moving)

@@ -82,6 +82,18 @@ def homogeneous_motion(flow: Tensor, depth: Tensor, K: Tensor, T_src_ref: Tensor
     return flow * z
 
 
+def moving_pixels(flow: Tensor, threshold: float) -> Tensor:
+    """[B,1,H,W] bool: where |x| + |y| of the residual flow [B,S,2,H,W], a mean over the sources, reaches a threshold in
+    pixels at a width of 512."""
+    return flow.abs().sum(dim=2).mean(dim=1, keepdim=True) >= threshold * flow.shape[-1] / 512
+
+
+def fast_flow(flow: Tensor, threshold: float) -> Tensor:
+    """The residual flow [B,S,2,H,W], 0 where |x| + |y| is below a threshold in pixels at a width of 512."""
+    length = flow.abs().sum(dim=2, keepdim=True)
+    return torch.where(length >= threshold * flow.shape[-1] / 512, flow, flow.new_zeros(()))
+
+
 def pixel_flow(
     reference: Tensor, depth: Tensor, K: Tensor, T_src_ref: Tensor, motion: Tensor, floor: float = 0.01
 ) -> Tensor:

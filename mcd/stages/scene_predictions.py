@@ -69,18 +69,29 @@ class ScenePredictions:
         depth, flow, T_src_ref = stack("depth"), stack("flow"), stack("poses")
         return ScenePrediction(depth, T_src_ref, homogeneous_motion(flow, depth, batch["K"], T_src_ref), flow)
 
+    def stored(self, split: str, frame: str) -> Prediction:
+        """What the store holds of a frame.
+
+        Raises:
+            DataError: there is no store, or the frame is not in it.
+        """
+        prediction = None if self.store is None else self.store.read(split, frame)
+        if prediction is None:
+            if self.store is None:
+                raise DataError("there is no prediction store: set store: sqlite")
+            raise DataError(
+                f"prediction store {self.store.path} has no frame {frame} of split '{split}': the stages 'predictions' "
+                "and 'instances' fill it"
+            )
+        return prediction
+
     def depth_label(self, split: str, frame: str) -> dict[str, Any]:
         """The stored depth of a frame as a label ``scene_depth`` [1,H,W]; empty without a store.
 
         Raises:
             DataError: there is a store, and the frame is not in it.
         """
-        if self.store is None:
-            return {}
-        prediction = self.store.read(split, frame)
-        if prediction is None:
-            raise DataError(f"prediction store {self.store.path} has no frame {frame} of split '{split}'")
-        return {"scene_depth": prediction.depth}
+        return {} if self.store is None else {"scene_depth": self.stored(split, frame).depth}
 
     @torch.no_grad()
     def depth(self, batch: Batch) -> Tensor:

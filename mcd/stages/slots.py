@@ -25,8 +25,9 @@ from mcd.data import FrameDataset
 from mcd.data.files import reading
 from mcd.nets.slots import SLOTS, SlotNet
 from mcd.stages.base import Batch, Context, Outputs, StageError, TrainingStage
-from mcd.stages.frame_predictions import FramePrediction
 from mcd.stages.instances import frame_path
+from mcd.stages.residual import fast_flow
+from mcd.stages.scene_predictions import ScenePredictions
 from mcd.visualize import colour_shares
 
 
@@ -61,6 +62,7 @@ class SlotsStage(TrainingStage):
     def __init__(self, context: Context):
         self.schedule = context.config.slots
         super().__init__(context)
+        self._predictions = ScenePredictions(context)
 
     def initialise(self) -> None:
         seen = self.context.run.finished("predictions") or {}
@@ -73,17 +75,17 @@ class SlotsStage(TrainingStage):
             self.load(find_weights(self.schedule.init), self.roles)
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
-        folder = self.context.run.stage("predictions")
         flip_only = augment.model_copy(update={"jitter": 0.0}) if augment is not None else None
 
         def labels(item: Any) -> dict[str, Any]:
-            found = FramePrediction.load(frame_path(folder, split, item.frame))
-            return {"flow": found.flow, "depth": found.depth[None]}
+            found = self._predictions.stored(split, item.frame)
+            return {"flow": found.flow, "depth": found.depth}
 
         return self.frames(split, flip_only, labels=labels)
 
     def forward(self, batch: Batch, step: int) -> Outputs:
-        scene, still = slot_scene(batch["flow"], batch["depth"], self.schedule.size)
+        flow = fast_flow(batch["flow"], self.config.predictions.flow_threshold)
+        scene, still = slot_scene(flow, batch["depth"], self.schedule.size)
         training = self.nets["slots"].training
         use_emptiness = training and self._reached(self.schedule.emptiness_from, step)
         with self.context.networks():

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mcd.checkpoint import WEIGHTS
 from mcd.config import parse_config
 from mcd.data import instance_masks
+from mcd.data.store import Prediction
 from mcd.detection_pictures import write_detection_panel
 from mcd.evaluate import write_metrics
 from mcd.profiling import ProfileWindow
@@ -21,8 +23,8 @@ from mcd.run import Run
 from mcd.stages import Context, StageError
 from mcd.stages.detections import VIEWS, FrameDetections, read_counts, write_counts
 from mcd.stages.detector import CANDIDATES, CandidatesPreparation, DetectorStage, newest_labels, round_name, target
-from mcd.stages.frame_predictions import FramePrediction
 from mcd.stages.instances import frame_path
+from mcd.stages.scene_predictions import open_store
 from mcd.stages.slots import write_candidates
 from mcd.train import InterruptedRun, run_stage
 
@@ -44,8 +46,11 @@ def write_frame(context: Context, split: str, frame: str, shift: int | None) -> 
     Image.fromarray(np.concatenate([image] * 3, axis=1)).save(path)
     path.with_name(f"{path.stem}_cam.txt").write_text("50,0,47.5,0,50,31.5,0,0,1")
     depth = np.where(car, 4.0, 20.0).astype(np.float32)
-    flow = np.zeros((2, 2, *SIZE), dtype=np.float32)
-    FramePrediction(depth, flow, car).save(frame_path(run.stage("predictions"), split, frame))
+    flow = np.where(car, np.float32(2), np.float32(0))[None, None].repeat(2, axis=0).repeat(2, axis=1)
+    poses = np.eye(4, dtype=np.float32)[None].repeat(2, axis=0)
+    store = open_store(context)
+    assert store is not None
+    store.write(split, {frame: Prediction(depth[None], flow, poses)})
     ground = np.zeros(SIZE, dtype=np.uint8)
     ground[40:] = 255
     path = frame_path(run.stage("ground") / "masks", split, frame, ".png")
@@ -62,10 +67,14 @@ def make_context(folder: Path, runs: str = "runs", shifts: dict[str, int | None]
         "runs": str(folder / runs),
         "data": {"root": str(folder / "data"), "size": SIZE, "workers": 0},
         "stages": ["scene", "predictions", "ground", "slots", "detector"],
+        "store": "sqlite",
         "threads": 1,
         "detector": settings,
     })  # fmt: skip
     context = Context(config, Run(config), torch.device("cpu"))
+    scene = context.run.stage("scene")
+    scene.mkdir(parents=True, exist_ok=True)
+    (scene / WEIGHTS).write_bytes(b"nets that a store can belong to")
     (folder / "data" / "splits").mkdir(parents=True, exist_ok=True)
     for split, frames in FRAMES.items():
         lines = "".join(f"{' '.join(frame.split('/'))}\n" for frame in frames)

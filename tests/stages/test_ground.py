@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mcd.checkpoint import WEIGHTS
 from mcd.config import ConfigError, parse_config
 from mcd.data import road_mask
 from mcd.nets import build_ground_net
@@ -138,10 +139,13 @@ def test_the_unit_of_the_inverse_depth_does_not_matter():
 
 @pytest.fixture
 def stage(tmp_path):
-    settings = {"runs": str(tmp_path), "data": {"size": SIZE}, "stages": ["scene", "ground"]}
+    settings = {"runs": str(tmp_path), "data": {"size": SIZE}, "stages": ["scene", "ground"], "store": "sqlite"}
     ramps = {"label_until": 4, "label_floor_from": 8, "thirds_from": 2, "thirds_full_from": 6}
     config = parse_config({**settings, "ground": {"steps": 10, "batch": 2, "distance": 32, **ramps}})
-    return GroundStage(Context(config, Run(config), torch.device("cpu")))
+    context = Context(config, Run(config), torch.device("cpu"))
+    context.run.stage("scene").mkdir()
+    (context.run.stage("scene") / WEIGHTS).write_bytes(b"nets that a store can belong to")
+    return GroundStage(context)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 
 from mcd.config import InstancesStage
 from mcd.stages.instances import FrameInstances, classify, middle_band
-from mcd.stages.residual import keep
+from mcd.stages.residual import fast_flow, keep, moving_pixels
 
 SIZE = (16, 80)
 
@@ -48,6 +48,20 @@ def test_the_mean_motion_is_taken_over_seen_pixels_only():
         False,
     ]
     assert keep(motion, depth, filtered=False, floor=1e-5).flatten().tolist() == [True, True] + [False] * 4
+
+
+def test_what_moves_fast_enough_moves_whatever_the_size_of_the_image():
+    # One pixel at a width of 512 is a quarter at 128. Towards one source alone it has to be twice as fast.
+    flow = torch.zeros(1, 2, 2, 1, 128)
+    flow[0, :, 0, 0, 0] = 0.25
+    flow[0, :, 0, 0, 1] = 0.24
+    flow[0, 0, :, 0, 2] = torch.tensor([0.25, -0.25])
+    flow[0, 0, 0, 0, 3] = 0.3
+    assert moving_pixels(flow, 1.0).flatten()[:5].tolist() == [True, False, True, False, False]
+    assert not moving_pixels(flow, 1.0)[..., 5:].any()
+    fast = fast_flow(flow, 1.0)
+    assert torch.equal(fast[..., 0], flow[..., 0]) and not fast[..., 1].any()
+    assert torch.equal(fast[0, 0, :, 0, 2:4], flow[0, 0, :, 0, 2:4]) and not fast[0, 1, :, 0, 2:].any()
 
 
 def test_an_image_of_holes_moves_nowhere():

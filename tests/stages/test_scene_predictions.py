@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mcd.checkpoint import WEIGHTS, CheckpointError
-from mcd.config import parse_config
+from mcd.config import ConfigError, parse_config
 from mcd.data import DataError
 from mcd.run import Run
 from mcd.stages import Context
@@ -102,13 +102,25 @@ def test_a_label_of_depth_is_there_with_a_store_only(tmp_path, batch):
     predictions = make(tmp_path, "sqlite")
     depth = predictions("train", batch).depth
     assert torch.equal(torch.from_numpy(predictions.depth_label("train", "c/b")["scene_depth"]), depth[1])
-    with pytest.raises(DataError, match="has no frame c/z of split 'train'"):
-        predictions.depth_label("train", "c/z")
     without = make(tmp_path / "none", "none")
     assert without.depth_label("train", "c/b") == {}
     assert torch.equal(without.depth(batch), without.nets["depth"](batch["reference"])[0])
     given = torch.ones(2, 1, *SIZE)
     assert without.depth(batch | {"scene_depth": given}) is given
+
+
+@pytest.mark.parametrize("stage", ["predictions", "ground", "slots", "detector"])
+def test_a_stage_that_reads_predictions_in_its_loader_asks_for_a_store(stage):
+    with pytest.raises(ConfigError, match=f"stage '{stage}' needs a store"):
+        parse_config({"stages": ["scene", stage]})
+    assert parse_config({"stages": ["scene", stage], "store": "sqlite"}).store == "sqlite"
+
+
+def test_a_frame_that_nobody_stored_says_which_stages_would(tmp_path):
+    with pytest.raises(DataError, match=r"sqlite has no frame c/z of split 'train': the stages 'predictions' and"):
+        make(tmp_path, "sqlite").stored("train", "c/z")
+    with pytest.raises(DataError, match="there is no prediction store: set store: sqlite"):
+        make(tmp_path / "none", "none").stored("train", "c/z")
 
 
 def test_a_store_belongs_to_its_weights(tmp_path, batch):

@@ -13,7 +13,6 @@ from mcd.nets import build_slot_net
 from mcd.nets.slots import suppress_empty
 from mcd.run import Run
 from mcd.stages import Context, StageError
-from mcd.stages.frame_predictions import FramePrediction
 from mcd.stages.slots import SlotsStage, read_candidates, slot_scene, write_candidates
 from mcd.train import learning_rate
 
@@ -227,22 +226,6 @@ def test_candidates_come_back_from_disk(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="cannot be read"):
         read_candidates(tmp_path, "val", "city/frame.1")
-
-
-def test_predictions_come_back_from_disk_in_half_precision(tmp_path):
-    draw = np.random.default_rng(0)
-    depth = draw.uniform(0.1, 100, (5, 7)).astype(np.float32)
-    flow = draw.normal(0, 5, (2, 2, 5, 7)).astype(np.float32)
-    moving = draw.random((5, 7)) > 0.5
-    FramePrediction(depth, flow, moving).save(tmp_path / "a.npz")
-    back = FramePrediction.load(tmp_path / "a.npz")
-    # Half precision has 11 bits.
-    np.testing.assert_allclose(back.depth, depth, rtol=2**-11)
-    np.testing.assert_allclose(back.flow, flow, rtol=2**-11, atol=1e-6)
-    assert np.array_equal(back.moving, moving)
-    assert back.depth.dtype == back.flow.dtype == np.float32
-    with pytest.raises(DataError, match="does not exist"):
-        FramePrediction.load(tmp_path / "b.npz")
 
 
 def test_scenes_in_which_nothing_moves_are_refused(stage):

@@ -1,0 +1,54 @@
+"""Predictions stage: what the scene stage's nets see in every frame goes into the store, so that no later stage has to
+look again.
+
+Consumes image triplets and the scene stage's nets. Leaves the run's ``predictions.sqlite``
+(:class:`mcd.data.store.PredictionStore`), which later stages read through :class:`ScenePredictions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mcd.progress import progress
+from mcd.stages.base import Context, Preparation
+from mcd.stages.residual import moving_pixels
+from mcd.stages.scene_predictions import ScenePredictions
+
+
+class PredictionsPreparation(Preparation):
+    name = "predictions"
+
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self._predictions = ScenePredictions(context)
+        assert self._predictions.store is not None, "a config with this stage asks for a store"
+        self._store = self._predictions.store
+
+    def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        for split in ("train", "val"):
+            dataset, stored = self.frames(split, None), self._store.frames(split)
+            batch = self.config.predictions.batch
+            for loaded in self.batches_left(dataset, split, batch, stored.__contains__, should_stop):
+                self._predictions(split, loaded)
+            facts[split] = self._summary(split, [item.frame for item in dataset.items])
+        return facts
+
+    def _summary(self, split: str, frames: list[str]) -> dict[str, Any]:
+        shares: list[float] = []
+        with progress(len(frames), f"what moves in {split}", "image") as bar:
+            for frame in frames:
+                found = self._store.read(split, frame)
+                # Not stored: its image could not be read, and data.on_error is skip.
+                if found is not None:
+                    flow = torch.from_numpy(found.flow)[None]
+                    shares.append(float(moving_pixels(flow, self.config.predictions.flow_threshold).float().mean()))
+                bar.update()
+        return {
+            "frames": len(shares),
+            "frames_with_motion": sum(share > 0 for share in shares),
+            "moving_share": sum(shares) / len(shares) if shares else 0.0,
+        }
