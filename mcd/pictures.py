@@ -163,7 +163,7 @@ def discovery_pictures(config: Config, run_folder: Path) -> str:
     reader = open_reader(config.data, "val")
     blocks = ""
     for frame in (reader.frames[index] for index in _spread(len(reader.frames), FRAMES)):
-        image = from_bytes(resize_image(reader.read(frame).images[1], config.data.size))
+        image = from_bytes(resize_image(reader.read(frame, sources=False).images[0], config.data.size))
         tiles = tile(image, "image")
         for stage, draw in (("ground", _ground_tiles), ("slots", _slot_tiles)):
             if (left[stage] / "done.json").is_file():
@@ -222,7 +222,7 @@ def choose_frames(config: Config) -> tuple[dict[str, Any], str]:
     if not has_ground_truth(config):
         reader = open_reader(config.data, "val")
         frames = [reader.frames[index] for index in _spread(len(reader.frames), FRAMES)]
-        images = [reader.read(frame).images[1] for frame in frames]
+        images = [reader.read(frame, sources=False).images[0] for frame in frames]
         small = torch.stack([from_bytes(resize_image(image, config.data.size)) for image in images])
         return {"image": small, "frame": frames, "native": [image.shape[:2] for image in images]}, evenly
     dataset = EvaluationSet(config)

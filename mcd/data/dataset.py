@@ -49,6 +49,7 @@ class FrameDataset(Dataset[Item]):
     Args:
         augment: flips, jitter and random spacing of sequences; None for none of them.
         items: what to iterate over; default: every frame of the reader.
+        sources: False leaves the neighbouring frames out, for what looks at the reference alone.
         labels: arrays of an item by name. Those with two or more dimensions end in H, W, are bool or floating, and
             follow resize (nearest) and flips; other values pass as they are.
 
@@ -64,14 +65,15 @@ class FrameDataset(Dataset[Item]):
         augment: Augment | None = None,
         seed: int = 0,
         items: Sequence[WorkItem] | None = None,
+        sources: bool = True,
         labels: Callable[[Any], Mapping[str, Any]] | None = None,
     ):
         self.items: Sequence[WorkItem] = [WholeFrame(frame) for frame in reader.frames] if items is None else items
         self._reader, self._config, self._augment, self._labels = reader, config, augment, labels
-        self._seed = seed % 2**64
+        self._sources, self._seed = sources, seed % 2**64
         frames = {item.frame for item in self.items}
         spacings = len(config.spacing) if config.kind == "sequence" else 1
-        fits = len(frames) * spacings * 9 * config.size[0] * config.size[1] <= CACHE_BYTES
+        fits = len(frames) * spacings * (9 if sources else 3) * config.size[0] * config.size[1] <= CACHE_BYTES
         self._cache: dict[tuple[str, int], tuple[NDArray[np.uint8], NDArray[np.float64]]] | None = {} if fits else None
 
     def __len__(self) -> int:
@@ -108,10 +110,10 @@ class FrameDataset(Dataset[Item]):
             labels = {name: value.flip(-1) if isinstance(value, Tensor) else value for name, value in labels.items()}
         if augment is not None and jittered < augment.jitter:
             images = jitter(images, augment, rng)
-        previous, reference, following = torch.from_numpy(np.array(images))
+        planes = torch.from_numpy(np.array(images))
         return {
-            "reference": reference,
-            "sources": torch.stack((previous, following)),
+            "reference": planes[len(planes) // 2],
+            **({"sources": planes[[0, 2]]} if self._sources else {}),
             "K": torch.from_numpy(K).float(),
             "frame": item.frame,
             "index": torch.tensor(index),
@@ -120,10 +122,10 @@ class FrameDataset(Dataset[Item]):
         }
 
     def _load(self, frame: str, spacing: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """Images [3,3,H,W] (frame, channel) and K at the networks' size."""
+        """Images [3,3,H,W] or [1,3,H,W] (frame, channel) and K at the networks' size."""
         if self._cache is not None and (frame, spacing) in self._cache:
             return self._cache[frame, spacing]
-        frames, size = self._reader.read(frame, spacing), self._config.size
+        frames, size = self._reader.read(frame, spacing, sources=self._sources), self._config.size
         shapes = {image.shape[:2] for image in frames.images}
         if len(shapes) > 1:
             raise DataError(f"the three images of frame {frame} differ in size: {sorted(shapes)}")

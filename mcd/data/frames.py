@@ -1,4 +1,4 @@
-"""What a reader of any data set gives: three frames and the camera that took them."""
+"""What a reader of any data set gives: a frame, its neighbours and the camera that took them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mcd.data.files import Picture
 
 @dataclass(frozen=True)
 class Frames:
-    """Three consecutive frames at their native size."""
+    """Three consecutive frames at their native size, or the middle one alone."""
 
-    images: tuple[Picture, Picture, Picture]
-    """Previous, reference, next."""
+    images: tuple[Picture, ...]
+    """Previous, reference, next; or the reference."""
     K: NDArray[np.float64]
     """[3, 3] in pixels of ``images``."""
 
@@ -31,8 +31,8 @@ class Reader(Protocol):
         """Distances to the sources that can be had for this frame; the first is the usual one."""
         ...
 
-    def read(self, frame: str, spacing: int | None = None) -> Frames:
-        """The frame between its neighbours at a distance; None: the usual one.
+    def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
+        """The frame between its neighbours at a distance (None: the usual one), or without them.
 
         Raises:
             DataError: a file is missing, broken or does not fit the others.

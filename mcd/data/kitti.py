@@ -52,10 +52,11 @@ class KittiFolder:
     def spacings(self, frame: str) -> tuple[int, ...]:
         return (1,)
 
-    def read(self, frame: str, spacing: int | None = None) -> Frames:
+    def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
         folder, _, index = frame.rpartition("/")
-        images = [self.read_image(f"{folder}/{int(index) + step:010d}") for step in (-1, 0, 1)]
-        return Frames((images[0], images[1], images[2]), self.read_intrinsics(frame))
+        steps = (-1, 0, 1) if sources else (0,)
+        images = tuple(self.read_image(f"{folder}/{int(index) + step:010d}") for step in steps)
+        return Frames(images, self.read_intrinsics(frame))
 
     def read_image(self, frame: str) -> Picture:
         """One frame [H, W, 3].

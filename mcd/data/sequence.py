@@ -69,11 +69,11 @@ class SequenceFolder:
         room = min(self._position[frame] - self._first, self._last - self._position[frame])
         return tuple(spacing for spacing in self._config.spacing if spacing <= room)
 
-    def read(self, frame: str, spacing: int | None = None) -> Frames:
+    def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
         spacing = self.spacings(frame)[0] if spacing is None else spacing
         position = self._position[frame]
-        previous, reference, following = (self._image(position + step) for step in (-spacing, 0, spacing))
-        return Frames((previous, reference, following), self.K)
+        steps = (-spacing, 0, spacing) if sources else (0,)
+        return Frames(tuple(self._image(position + step) for step in steps), self.K)
 
     def read_image(self, frame: str) -> Picture:
         """One frame [H, W, 3]."""

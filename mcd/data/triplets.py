@@ -32,9 +32,11 @@ class TripletFolder:
     def spacings(self, frame: str) -> tuple[int, ...]:
         return (1,)
 
-    def read(self, frame: str, spacing: int | None = None) -> Frames:
+    def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
         path = triplet_path(self._folder, frame)
-        return Frames(split_triplet(read_image(path), path), read_intrinsics(path.with_name(f"{path.stem}_cam.txt")))
+        images = split_triplet(read_image(path), path)
+        K = read_intrinsics(path.with_name(f"{path.stem}_cam.txt"))
+        return Frames(images if sources else images[1:2], K)
 
 
 def triplet_path(folder: Path, frame: str) -> Path:

@@ -82,7 +82,7 @@ class CandidatesPreparation(Preparation):
                 "ground": road_mask(self.context.labels, split, item.frame),
             }
 
-        return self.frames(split, None, labels=labels)
+        return self.frames(split, None, sources=False, labels=labels)
 
 
 class DetectorStage(TrainingStage):
@@ -150,7 +150,7 @@ class DetectorStage(TrainingStage):
             found = FrameDetections.load(frame_path(self._labels, split, item.frame))
             return {"instances": found.masks.numpy(), **self._seen(split, item.frame)}
 
-        return self.frames(split, flip_only, items=items, labels=labels)
+        return self.frames(split, flip_only, items=items, sources=False, labels=labels)
 
     def _seen(self, split: str, frame: str) -> dict[str, Any]:
         """What the detector sees beside the image: depth and probability of ground [1,H,W]."""
@@ -194,7 +194,9 @@ class DetectorStage(TrainingStage):
         scene = self.context.trained("scene", "depth") if len(windows) > 1 else None
         facts: dict[str, Any] = {"score": score}
         for split in ("train", "val"):
-            dataset = self.frames(split, None, labels=lambda item, split=split: self._seen(split, item.frame))
+            dataset = self.frames(
+                split, None, sources=False, labels=lambda item, split=split: self._seen(split, item.frame)
+            )
             for batch in self.each_batch(dataset, split, self.schedule.batch, ".npz", should_stop):
                 for frame, found in zip(batch["frame"], self.detect(net, scene, windows, batch), strict=True):
                     found.save(frame_path(self.folder, split, frame))

@@ -48,7 +48,7 @@ class GroundStage(TrainingStage):
         def labels(item: Any) -> dict[str, Any]:
             return {"depth": self._predictions.stored(split, item.frame).depth}
 
-        return self.frames(split, colours, labels=labels)
+        return self.frames(split, colours, sources=False, labels=labels)
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         settings, image, depth = self.schedule, batch["reference"], batch["depth"]

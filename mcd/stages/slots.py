@@ -81,7 +81,7 @@ class SlotsStage(TrainingStage):
             found = self._predictions.stored(split, item.frame)
             return {"flow": found.flow, "depth": found.depth}
 
-        return self.frames(split, flip_only, labels=labels)
+        return self.frames(split, flip_only, sources=False, labels=labels)
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         flow = fast_flow(batch["flow"], self.config.predictions.flow_threshold)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from mcd.config import Augment, Data
 from mcd.data import DataError, FrameDataset, Frames, dataset, open_reader
-from mcd.data.files import resize_image
+from mcd.data.files import read_image, resize_image
 
 Files = Any
 
@@ -30,8 +31,8 @@ class OneFrame:
     def spacings(self, frame: str) -> tuple[int, ...]:
         return (1,)
 
-    def read(self, frame: str, spacing: int | None = None) -> Frames:
-        return Frames((self.image, self.image, self.image), self.K)
+    def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
+        return Frames((self.image,) * (3 if sources else 1), self.K)
 
 
 def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -50,6 +51,25 @@ def test_an_item_holds_the_triplet_and_its_camera(triplets: Data, files: Files) 
     assert torch.equal(item["sources"], torch.stack((whole[..., :WIDTH], whole[..., 2 * WIDTH :])))
     assert item["K"].dtype == torch.float32
     assert item["K"].tolist() == [[12.5, 0, 8.25], [0, 11.5, 4.5], [0, 0, 1]]
+
+
+def test_what_looks_at_the_reference_alone_reads_and_ships_nothing_else(
+    triplets: Data, sequence: Callable[..., Data], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, alone = (
+        FrameDataset(open_reader(triplets, "train"), triplets, Augment(flip=1, jitter=1), sources=s)[0, 3]
+        for s in (True, False)
+    )
+    assert set(whole) - set(alone) == {"sources"}
+    assert same(alone, {name: value for name, value in whole.items() if name != "sources"})
+    opened: list[Path] = []
+    monkeypatch.setattr("mcd.data.sequence.read_image", lambda path: opened.append(path) or read_image(path))
+    config = sequence()
+    reader = open_reader(config, "train")
+    for sources, count in ((True, 3), (False, 1)):
+        opened.clear()
+        FrameDataset(reader, config, sources=sources)[0]
+        assert len(opened) == count and opened[count // 2].stem == reader.frames[0]
 
 
 def test_an_item_depends_on_seed_draw_and_index_alone(triplets: Data) -> None:
