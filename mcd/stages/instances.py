@@ -21,6 +21,7 @@ from mcd import Instances, ops
 from mcd.checkpoint import atomic_path, write_text
 from mcd.config import Data, InstancesStage
 from mcd.data import instance_masks, road_mask
+from mcd.progress import progress
 from mcd.stages.base import Batch, Context, Preparation, StageError
 from mcd.stages.residual import fold, moving_pixels
 from mcd.stages.scene_predictions import ScenePredictions
@@ -208,18 +209,14 @@ def read_masks(data: Data, split: str, frame: str) -> dict[str, Any]:
 
 
 def _rows(folder: Path, split: str, frames: list[str]) -> Iterator[InstanceRow]:
-    for frame in frames:
-        path = frame_path(folder, split, frame)
-        if not path.is_file():
-            continue  # its image could not be read, and data.on_error is skip
-        found = FrameInstances.load(path)
-        for row, name in enumerate(found.ids):
-            yield InstanceRow(
-                frame,
-                row,
-                int(name),
-                bool(found.dynamic[row]),
-                bool(found.large[row]),
-                bool(found.triplet[row]),
-                float(found.coverage[row]),
-            )
+    with progress(len(frames), f"list of instances {split}", "image") as bar:
+        for frame in frames:
+            path = frame_path(folder, split, frame)
+            # Without a file: its image could not be read, and data.on_error is skip.
+            if path.is_file():
+                # Field by field: masks, which are nearly all of the file, are not unpacked.
+                with np.load(path) as file:
+                    fields = [file[name].tolist() for name in ("ids", "dynamic", "large", "triplet", "coverage")]
+                for row, values in enumerate(zip(*fields, strict=True)):
+                    yield InstanceRow(frame, row, *values)
+            bar.update()
