@@ -258,7 +258,7 @@ class TrainingStage(Stage):
         return torch.optim.Adam(groups, lr=self.schedule.lr, fused=True)
 
     def set_mode(self, step: int) -> None:
-        """Train mode for the optimised nets, eval mode and no gradient for the others."""
+        """Train mode for the optimised nets; eval mode for the others, and no gradient, so that they cost no graph."""
         active = self.active(step)
         for role, net in self.nets.items():
             net.train(role in active).requires_grad_(role in active)

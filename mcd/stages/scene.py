@@ -57,13 +57,10 @@ class SceneStage(TrainingStage):
         return (("depth", "pose"), ("motion",), self.roles)[self.phase(step)]
 
     def forward(self, batch: Batch, step: int) -> Outputs:
-        active = self.active(step)
-        # Networks that are not optimised cost no graph.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and "depth" in active):
-            with self.context.networks():
-                depths = self.nets["depth"](batch["reference"])
-            depths = [widen(depth) for depth in depths[: self.config.loss.scales]]
-            T_src_ref = predict_poses(self.context, self.nets["pose"], batch["reference"], batch["sources"])
+        with self.context.networks():
+            depths = self.nets["depth"](batch["reference"])
+        depths = [widen(depth) for depth in depths[: self.config.loss.scales]]
+        T_src_ref = predict_poses(self.context, self.nets["pose"], batch["reference"], batch["sources"])
         outputs: Outputs = {"depths": depths, "T_src_ref": T_src_ref}
         if self.phase(step) > 0:
             outputs["motion"] = residual_motion(
