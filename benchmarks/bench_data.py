@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.conftest import Settings
+from benchmarks.conftest import Settings, record
 from mcd.config import Augment, Data
 from mcd.data import FrameDataset, StepSampler, build_loader, open_reader, prefetch
 from mcd.data.synthetic import generate
@@ -47,7 +47,8 @@ def bench_data(benchmark: Any, settings: Settings, tmp_path: Path) -> None:
             measured.append(images_per_second(workers))
 
     benchmark.pedantic(one_round, rounds=2 if settings.quick else 3)
-    benchmark.extra_info.update(
+    record(
+        benchmark,
         kind="data",
         size=[batch, height, width],
         images_per_s={f"{workers} workers": statistics.median(measured) for workers, measured in rates.items()},

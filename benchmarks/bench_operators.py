@@ -1,8 +1,4 @@
-"""Every operator: backends, torch.compile and peers, in turn within each round.
-
-What pytest-benchmark prints is the time of a round, of all contestants together; the times of each are in the JSON's
-`extra_info`, and `python -m benchmarks.report` makes a table of them.
-"""
+"""Every operator: backends, torch.compile and peers, in turn within each round."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.conftest import Settings, run_rounds
+from benchmarks.conftest import Settings, record, run_rounds
 from benchmarks.contest import Contest
 from benchmarks.inputs import Size
 from mcd.ops import OPERATORS
@@ -31,5 +27,5 @@ def bench_operator(benchmark: Any, settings: Settings, copy: float, operator: st
     )
     contest.check()
     run_rounds(benchmark, settings, contest)
-    benchmark.extra_info.update(kind="operator", **contest.summary(copy))
+    record(benchmark, kind="operator", **contest.summary(copy))
     torch._dynamo.reset()

@@ -1,4 +1,8 @@
-"""What all benchmarks share: options, sizes, and the figures of the machine in the results."""
+"""What all benchmarks share: options, sizes, and where their figures go.
+
+pytest-benchmark times rounds, of all contestants together, which is of no interest. The times of each are in its JSON's
+`extra_info`, and in the table that is printed at the end.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, report
 from benchmarks.bars import COMPILED, CPU
 from benchmarks.clocks import copy_bandwidth
 from benchmarks.inputs import Size
@@ -64,6 +68,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "size" in metafunc.fixturenames:
         sizes = settings_of(metafunc.config).sizes
         metafunc.parametrize("size", sizes, ids=[size_id(size) for size in sizes])
+
+
+_measured: list[dict[str, Any]] = []
+
+
+def record(benchmark: Any, **row: Any) -> None:
+    """Keep a row of the results."""
+    benchmark.extra_info.update(row)
+    _measured.append({"extra_info": row})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.benchmark_quiet = True
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _measured:
+        results = report.reduce([{"mcd": machine.describe(), "benchmarks": _measured}])
+        terminalreporter.write_line(f"\n{report.table(results)}\n")
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:

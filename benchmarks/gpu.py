@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Results:
         temporary.replace(self.path)
 
     def attempt(self, what: str, make_row: Callable[[], dict[str, Any]]) -> None:
-        """Add the row, in place of the one with the same kind, operator and size, or note why there is none."""
+        """Add the row, in place of the one of the same kind, operator or phase, and size, or note why there is none."""
         if what in self.document["tried"]:
             return
         self.document["tried"][what] = "crashed"
@@ -50,8 +51,9 @@ class Results:
             self.document["tried"][what] = reason
             print(f"{what}: {reason}", flush=True)
         else:
-            key = [row.get(name) for name in ("kind", "operator", "size")]
-            others = [r for r in self.document["rows"] if [r.get(n) for n in ("kind", "operator", "size")] != key]
+            place = ("kind", "operator", "phase", "size")
+            key = [row.get(name) for name in place]
+            others = [other for other in self.document["rows"] if [other.get(name) for name in place] != key]
             self.document["rows"] = [*others, row]
             self.document["tried"][what] = "done"
         self.save()
@@ -101,11 +103,12 @@ def operators(results: Results, device: Any, quick: bool, seconds: float) -> Non
 
 def step(results: Results, device: Any, quick: bool) -> None:
     from benchmarks.conftest import FULL
-    from benchmarks.training_step import TrainingStep
+    from benchmarks.training_step import PHASES, TrainingStep
 
-    def row(compiled: bool) -> dict[str, Any]:
+    def row(phase: str, compiled: bool) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            training = TrainingStep((2, 64, 96) if quick else FULL[0], device, Path(folder), compiled=compiled)
+            size = (2, 64, 96) if quick else FULL[0]
+            training = TrainingStep(phase, size, device, Path(folder), compiled=compiled)
             training.check()
             training.round()
             training.forget()
@@ -113,9 +116,10 @@ def step(results: Results, device: Any, quick: bool) -> None:
                 training.round()
             return {"kind": "training step", **training.summary()}
 
-    results.attempt("training step", lambda: row(compiled=False))
-    if not quick:  # compiling may take longer than there is time
-        results.attempt("training step, compiled too", lambda: row(compiled=True))
+    # Compiling may take longer than there is time.
+    for compiled in (False,) if quick else (False, True):
+        for phase in PHASES:
+            results.attempt(f"training step, {phase}{', compiled too' * compiled}", partial(row, phase, compiled))
 
 
 def small(device: Any) -> None:
@@ -161,12 +165,14 @@ def show(results: Results, parts: Path) -> None:
             f"{contestants[name]['times_native']['both_cold']:.2f}" if name in contestants else "-"
             for name in ("triton", "reference", COMPILED)
         ]
-        bars = ", ".join(f"{verdict.what}: {'met' if verdict.met else 'MISSED'}" for verdict in verdicts(row))
+        bars = ", ".join(f"{verdict.what}: {verdict.outcome}" for verdict in verdicts(row))
         print(f"{row['operator']:22}" + "".join(f"{cell:>11}" for cell in cells) + f"  {bars}")
     for row in results.document["rows"]:
         if row["kind"] == "training step":
             for name, entry in row["contestants"].items():
-                print(f"training step, {name:24}{1e3 * entry['seconds']['total']:>9.2f} ms")
+                print(f"step, {row['phase']}, {name:22}{1e3 * entry['seconds']['total']:>9.2f} ms")
+            for verdict in verdicts(row):
+                print(f"step, {row['phase']}: {verdict.what}: {verdict.outcome}")
     failed = {what: outcome for what, outcome in results.document["tried"].items() if outcome != "done"}
     for what, outcome in failed.items():
         print(f"{what}: {outcome}"[:160])

@@ -249,6 +249,14 @@ def fuse_by_scatter_reduce(background: Tensor, object_depth: Tensor, instances: 
     return (torch.where(nearest.isfinite(), nearest, background),)
 
 
+def fuse_by_torch_scatter(background: Tensor, object_depth: Tensor, instances: Instances) -> tuple[Tensor]:
+    from torch_scatter import scatter_min
+
+    far = torch.full_like(background, torch.inf).flatten()
+    nearest = scatter_min(object_depth, instances.address, out=far)[0].reshape(background.shape)
+    return (torch.where(nearest.isfinite(), nearest, background),)
+
+
 def composed_smoothness(disparities: Sequence[Tensor], images: Sequence[Tensor]) -> Tensor:
     total = disparities[0].new_zeros(())
     for scale, (disparity, image) in enumerate(zip(disparities, images, strict=True)):
@@ -290,6 +298,7 @@ PEERS: dict[str, dict[str, Peer]] = {
     "fuse_depth": {
         "mask loop": Peer(MaskLoop(fuse_by_loop), waits=True),
         "scatter_reduce amin": Peer(fuse_by_scatter_reduce),
+        "torch-scatter": Peer(fuse_by_torch_scatter, "torch_scatter"),
     },
     "smoothness_loss": {"composition": Peer(composed_smoothness)},
 }

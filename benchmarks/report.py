@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bars import COMPILED, verdicts
+from benchmarks.bars import COMPILED, MARGIN, SIZE, verdicts
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmarks begin -->", "<!-- benchmarks end -->"
@@ -58,18 +58,19 @@ def slug(machine: dict[str, Any]) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: where it was measured, operators, verdicts, training step, data."""
+    """Markdown: where it was measured, operators, training step, verdicts, data."""
     machine, rows = results["machine"], results["rows"]
     operators = [row for row in rows if row["kind"] == "operator"]
     judged = _judged(operators)
+    steps = [row for row in rows if row["kind"] == "training step"]
     untuned = {(row["operator"], *row["size"]): row for row in operators if row not in judged}
     return "\n\n".join(
         block
         for block in (
             _heading(machine, judged),
             _operator_table(judged, untuned),
-            _verdict_table(judged),
-            _step_table([row for row in rows if row["kind"] == "training step"]),
+            _step_table(steps),
+            _verdict_table([*judged, *steps]),
             _data_line([row for row in rows if row["kind"] == "data"]),
         )
         if block
@@ -127,28 +128,29 @@ def _operator_table(rows: Sequence[dict[str, Any]], untuned: dict[tuple, dict[st
 
 
 def _verdict_table(rows: Sequence[dict[str, Any]]) -> str:
+    shown = {"met": "met", "missed": "**missed**", "at the bar": "at the bar"}
     lines = [
-        f"| `{row['operator']}` | {verdict.what} | {'met' if verdict.met else '**missed**'} |"
-        for row in rows
-        if row["size"] == rows[0]["size"]
-        for verdict in verdicts(row)
+        f"| {_name(row)} | {verdict.what} | {shown[verdict.outcome]} |" for row in rows for verdict in verdicts(row)
     ]
     if not lines:
         return ""
-    return "\n".join([f"| at {_size(rows[0])} | native against its bars | |", "|---|---|---|", *lines])
+    title = f"at {'×'.join(map(str, SIZE))}"
+    return "\n".join(
+        [f"| {title} | native against its bars; within {MARGIN:.0%}: at the bar | |", "|---|---|---|", *lines]
+    )
 
 
 def _step_table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = []
+    if not rows:
+        return ""
+    lines = ["| training step | size | | ms | outside the networks, ms | × native | peak memory |", "|---" * 7 + "|"]
     for row in rows:
-        lines += [f"| training step, {_size(row)} | ms | outside the networks, ms | × native | peak memory |"]
-        lines += ["|---|---|---|---|---|"]
         for name, entry in row["contestants"].items():
             seconds = entry["seconds"]
             outside = _figure(1e3 * seconds["outside networks"]) if "outside networks" in seconds else ""
             ratio = _figure(entry["times_native"]["total"]) if "times_native" in entry else ""
-            cells = [_figure(1e3 * seconds["total"]), outside, ratio, _bytes(entry["peak_bytes"])]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            cells = [name, _figure(1e3 * seconds["total"]), outside, ratio, _bytes(entry["peak_bytes"])]
+            lines.append(f"| {row['phase']} | {_size(row)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -159,6 +161,10 @@ def _data_line(rows: Sequence[dict[str, Any]]) -> str:
         + "."
         for row in rows
     )
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"`{row['operator']}`" if row["kind"] == "operator" else f"training step, {row['phase']}"
 
 
 def _size(row: dict[str, Any]) -> str:

@@ -1,18 +1,21 @@
 """The whole training step of the scene stage, once for each way to compute its losses.
 
-Light networks and four scales, as users train; random images, as no time depends on what they show. The phases are
-those of `mcd.train`: its losses are differentiated apart from the networks, which tells their time from the networks'.
+Light networks and four scales, as users train; random images, as no time depends on what they show. Two phases of the
+stage: depth and pose, as it begins; and all together, with residual motion between two forward warps. Outside the
+networks is everything that is neither a pass of a network nor the optimiser.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import mcd
 from benchmarks.bars import COMPILED
@@ -24,16 +27,17 @@ from mcd.profiling import StepTimer
 from mcd.run import Run
 from mcd.stages import Context
 from mcd.stages.scene import SceneStage
-from mcd.train import cut_graph, make_optimizer
+from mcd.train import make_optimizer
 
-OUTSIDE_NETWORKS = ("loss", "loss_backward")
+JOINT = {"motion_from": 0, "joint_from": 0}
+PHASES: dict[str, dict[str, Any]] = {"depth and pose": {}, "all, with residual motion": JOINT}
 LOSSES = ("view_synthesis_loss", "smoothness_loss")
 
 
 class TrainingStep:
     """One stage, one batch, and several ways to take a step with them."""
 
-    def __init__(self, size: Size, device: torch.device, folder: Path, *, compiled: bool):
+    def __init__(self, phase: str, size: Size, device: torch.device, folder: Path, *, compiled: bool):
         batch, height, width = size
         config = parse_config(
             {
@@ -41,17 +45,19 @@ class TrainingStep:
                 "runs": str(folder),
                 "device": str(device),
                 "data": {"size": [height, width]},
-                "scene": {"steps": 1, "batch": batch},
+                "scene": {"steps": 1, "batch": batch, **PHASES[phase]},
             },
             source="benchmark",
         )
-        self.size, self.device = size, device
+        self.phase, self.size, self.device = phase, size, device
         self.stage = SceneStage(Context(config, Run(config), device))
         self.stage.set_mode(0)
         self.optimizer = make_optimizer(self.stage, 0)
         scene = Scene(size, device)
         self.batch = {"reference": scene.image(), "sources": scene.images(SOURCES), "K": scene.camera()[0]}
         self.timer = StepTimer(device)
+        self._nets = self.stage.nets
+        self._timed_nets = {role: as_node(net, self.timer) for role, net in self._nets.items()}
         self.absent: dict[str, str] = {}
         self.ways = self._ways(compiled)
         self.seconds: dict[str, list[dict[str, float]]] = {name: [] for name in self.ways}
@@ -66,59 +72,55 @@ class TrainingStep:
             if all(reasons) or (backend == "triton" and self.device.type == "cpu"):
                 self.absent[backend] = reasons[0] or "its interpreter is no contestant"
                 continue
-            ways[backend] = lambda backend=backend: self._phases(backend, self.stage.loss)
+            ways[backend] = partial(self._phases, backend, self.stage.loss)
             if self.device.type == "cuda":
                 ways[f"{backend}, graphed"] = self._graphed(backend)
         if compiled:
-            loss = torch.compile(self.stage.loss)
-            ways[COMPILED] = lambda: self._phases("reference", loss)
+            ways[COMPILED] = partial(self._phases, "reference", torch.compile(self.stage.loss))
         return ways
 
-    def _gradients(self, loss: Callable[..., Any], timer: Any) -> None:
-        with timer("forward"):
-            outputs = self.stage.forward(self.batch, 0)
-        with timer("loss"):
-            leaves, cut = cut_graph(outputs)
-            terms = loss(self.batch, leaves, 0)
-        with timer("loss_backward"):
-            terms["total"].backward()
-        with timer("backward"):
-            used = [(tensor, leaf.grad) for tensor, leaf in cut if leaf.grad is not None]
-            torch.autograd.backward([tensor for tensor, _ in used], [gradient for _, gradient in used])
-
-    def _optimize(self, timer: Any) -> None:
-        with timer("optimizer"):
-            self.optimizer.step()
+    def _gradients(self, nets: dict[str, Any], loss: Callable[..., Any]) -> None:
+        self.stage.nets = nets
+        outputs = self.stage.forward(self.batch, 0)
+        loss(self.batch, outputs, 0)["total"].backward()
 
     def _phases(self, backend: str, loss: Callable[..., Any]) -> dict[str, float]:
-        """Seconds by phase of one step."""
+        """Seconds of one step, and how it spent them."""
         self.optimizer.zero_grad(set_to_none=True)
-        with mcd.use_backend(backend):
-            self._gradients(loss, self.timer)
-        self._optimize(self.timer)
+        with self.timer("gradients"), mcd.use_backend(backend):
+            self._gradients(self._timed_nets, loss)
+        with self.timer("optimizer"):
+            self.optimizer.step()
         self.timer.step()
-        return {phase: value / 1e3 for phase, value in self.timer.report().items()}
+        found = {name: value / 1e3 for name, value in self.timer.report().items()}
+        return {
+            "total": found["gradients"] + found["optimizer"],
+            "outside networks": found["gradients"] - found["networks"],
+            "networks": found["networks"],
+            "optimizer": found["optimizer"],
+        }
 
     def _graphed(self, backend: str) -> Callable[[], dict[str, float]]:
-        """Everything before the optimiser as one CUDA graph, whose phases are not told apart."""
+        """Everything before the optimiser as one CUDA graph, in which nothing is told apart."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         replay: Callable[[], Any] | None = None
 
-        def gradients() -> list[torch.Tensor | None]:
+        def gradients() -> list[Tensor | None]:
             self.optimizer.zero_grad(set_to_none=True)
             with mcd.use_backend(backend):
-                self._gradients(self.stage.loss, lambda phase: nullcontext())
+                self._gradients(self._nets, self.stage.loss)
             return [parameter.grad for parameter in parameters]
 
         def step() -> dict[str, float]:
             nonlocal replay
             replay = replay or captured(gradients)
-            with self.timer("forward"):
+            with self.timer("gradients"):
                 found = replay()
             # Other ways have put gradients of their own there.
             for parameter, gradient in zip(parameters, found, strict=True):
                 parameter.grad = gradient
-            self._optimize(self.timer)
+            with self.timer("optimizer"):
+                self.optimizer.step()
             self.timer.step()
             return {"total": sum(self.timer.report().values()) / 1e3}
 
@@ -143,11 +145,7 @@ class TrainingStep:
         first = self._rounds % len(names)
         self._rounds += 1
         for name in names[first:] + names[:first]:
-            phases = self.ways[name]()
-            phases.setdefault("total", sum(phases.values()))
-            if "loss" in phases:
-                phases["outside networks"] = sum(phases[phase] for phase in OUTSIDE_NETWORKS)
-            self.seconds[name].append(phases)
+            self.seconds[name].append(self.ways[name]())
 
     def forget(self) -> None:
         """Drop what was timed so far: the warm-up."""
@@ -167,6 +165,7 @@ class TrainingStep:
                 }
             contestants[name] = entry
         return {
+            "phase": self.phase,
             "size": list(self.size),
             "device": self.device.type,
             "rounds": self._rounds,
@@ -177,3 +176,32 @@ class TrainingStep:
 
 def _median(rounds: list[dict[str, float]], phase: str) -> float:
     return statistics.median(each[phase] for each in rounds)
+
+
+def as_node(net: nn.Module, timer: StepTimer) -> Callable[..., Any]:
+    """The network as a single node of the graph, both passes of which are timed as `networks`."""
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, form: list[Any], anchor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            with timer("networks"), torch.enable_grad():
+                ctx.inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
+                ctx.outputs, spec = tree_flatten(net(*ctx.inputs))
+            form.append(spec)
+            return tuple(output.detach() for output in ctx.outputs)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+            with timer("networks"):
+                torch.autograd.backward(ctx.outputs, gradients)
+            return None, None, *(tensor.grad for tensor in ctx.inputs)
+
+    # Images need no gradient, and a node of which no input does would have none either.
+    anchor = torch.zeros((), requires_grad=True)
+
+    def run(*inputs: Tensor) -> Any:
+        form: list[Any] = []
+        outputs = Node.apply(form, anchor, *inputs)
+        return tree_unflatten(outputs, form[0])
+
+    return run

@@ -20,6 +20,7 @@ from mcd.kernels.bilinear import (
 )
 from mcd.kernels.camera import (
     CAMERA,
+    SUMS,
     apply_column,
     apply_row,
     camera_grad,
@@ -29,6 +30,7 @@ from mcd.kernels.camera import (
     load_tile,
     project,
     store_tile,
+    sum_of_programs,
     tile_axes,
 )
 from mcd.kernels.common import SETTINGS, check_plane, is_finite, nan_like
@@ -36,11 +38,10 @@ from mcd.kernels.fixed_point import add_fixed_point, fixed_point_scale, largest_
 from mcd.ops import native
 from mcd.ops.backward_warp import EPSILON, NEAREST, differentiable
 
-_CAMERA, _EPSILON, _NEAREST = tl.constexpr(CAMERA), tl.constexpr(EPSILON), tl.constexpr(NEAREST)
+_CAMERA, _SUMS, _EPSILON, _NEAREST = (tl.constexpr(value) for value in (CAMERA, SUMS, EPSILON, NEAREST))
 _BLOCK = 256  # pixels of a program
 # Sums over a program's pixels, of which the cameras' gradients are made: of grad_q · depth · (x, y, 1), grad_q, and, in
 # the other half, grad_q · motionᵀ of a 3-D motion.
-_SUMS = 32
 _SIZES = ["channels", "height", "width", "depth_height", "depth_width", "blocks"]
 
 
@@ -153,7 +154,7 @@ def _geometry_grad(
     if MOTION == 3:
         for j in tl.static_range(3):
             tl.store(to_motion + j * pixels, apply_column(camera + 12 + j, grad_q_x, grad_q_y, grad_q_z), mask=inside)
-    sums += tl.program_id(0).to(tl.int64) * 32
+    sums += tl.program_id(0).to(tl.int64) * _SUMS
     grad_q = (grad_q_x, grad_q_y, grad_q_z)
     for i in tl.static_range(3):
         by_depth = grad_q[i] * distance
@@ -174,23 +175,18 @@ def _camera_grads(K, T_src_ref, sums, grad_K, grad_T, blocks, MOTION: tl.constex
     T_src_ref += b * 16
     i, j = tile_axes()
     inside = (i < 3) & (j < 3)
-    component = tl.arange(0, 4)
-    grad_A, grad_motion_K = tl.zeros([4, 4], tl.float64), tl.zeros([4, 4], tl.float64)
-    grad_b = tl.zeros([4], tl.float64)
-    program, end = b * blocks, (b + 1) * blocks
-    while program < end:
-        found = sums + program * 32
-        grad_A += tl.load(found + 3 * i + j, mask=inside, other=0.0).to(tl.float64)
-        grad_b += tl.load(found + 9 + component, mask=component < 3, other=0.0).to(tl.float64)
-        if MOTION == 3:
-            grad_motion_K += tl.load(found + 16 + 3 * i + j, mask=inside, other=0.0).to(tl.float64)
-        program += 1
+    first = b * blocks
+    grad_A = sum_of_programs(sums, first, blocks, 3 * i + j, inside)
+    grad_b = tl.sum(sum_of_programs(sums, first, blocks, 9 + i + 0 * j, inside & (j == 0)), 1)
+    grad_motion_K = tl.zeros([4, 4], tl.float64)
+    if MOTION == 3:
+        grad_motion_K = sum_of_programs(sums, first, blocks, 16 + 3 * i + j, inside)
     translation = load_column(T_src_ref + 3, 4)
     grad_rotation, grad_translation, to_K = camera_grad(
         load_tile(K, 3, 1), load_tile(T_src_ref, 4, 1), translation, inverse(K), grad_A, grad_b, grad_motion_K
     )
     store_tile(grad_K + b * 9, to_K)
-    to_T = tl.where(j < 3, grad_rotation, tl.where(i < 3, grad_translation[:, None], 0.0))
+    to_T = tl.where(i < 3, tl.where(j < 3, grad_rotation, grad_translation[:, None]), 0.0)
     tl.store(grad_T + b * 16 + i * 4 + j, to_T.to(grad_T.dtype.element_ty))
 
 
@@ -286,7 +282,7 @@ def _bwd(
     if need_geometry:
         full = variant["FULL_DEPTH"]
         grad_of_pixels = grad_depth if full else depth.new_empty(len(source), height, width)
-        sums = depth.new_empty(programs, _SUMS)
+        sums = depth.new_empty(programs, SUMS)
         _geometry_grad[(programs,)](
             grad_warped, source, depth, moved, cameras, grad_of_pixels, grad_motion, sums, *sizes, **variant
         )

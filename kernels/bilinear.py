@@ -95,6 +95,12 @@ def weight_of(j, i, size, small_size, dtype: tl.constexpr):
     return tl.where(low == j, 1 - weight, 0.0) + tl.where(high == j, weight, 0.0)
 
 
+@triton.jit
+def _share(weight, value):
+    """A NaN reaches only those that it has a weight for."""
+    return tl.where(weight != 0, weight * value, 0.0)
+
+
 def readers(size: int, small_size: int) -> int:
     """How many pixels from `first_reader` on may read one small pixel."""
     return 2 * -(-size // small_size) + 4
@@ -121,10 +127,10 @@ def upsampling_adjoint(
         step = readers_x
         while step > 0:
             value = tl.load(image + y * width + x, mask=inside & (y < height) & (x < width), other=0.0)
-            line += weight_of(column, x, width, small_width, dtype) * value
+            line += _share(weight_of(column, x, width, small_width, dtype), value)
             x += 1
             step -= 1
-        total += weight_of(row, y, height, small_height, dtype) * line
+        total += _share(weight_of(row, y, height, small_height, dtype), line)
         y += 1
         readers_y -= 1
     tl.store(small + i, total, mask=inside)

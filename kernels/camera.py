@@ -18,6 +18,8 @@ from mcd.kernels.common import divide
 
 CAMERA = 24  # numbers of a camera: A, b, K, the diagonal of A - 1
 _CAMERA = tl.constexpr(CAMERA)
+SUMS = 32  # numbers that a program leaves for the camera's gradient, at most
+_SUMS = tl.constexpr(SUMS)
 
 
 @triton.jit
@@ -75,6 +77,20 @@ def store_camera(camera, K, rotation, translation, inverse_K):
     store_tile(camera + 12, K)
     i, j = tile_axes()
     tl.store(camera + 21 + i + 0 * j, (A - 1).to(dtype), mask=(i < 3) & (i == j))
+
+
+@triton.jit
+def sum_of_programs(sums, first, count, at, taken):
+    """A tile of the sums that programs [first, first + count) left, added in their order; 0 where not `taken`. They
+    are read 32 at a time: one after the other, each would wait for memory."""
+    program = tl.arange(0, 32)[:, None, None]
+    total = tl.zeros([32, 4, 4], tl.float64)
+    done = 0
+    while done < count:
+        found = sums + (first + done + program) * _SUMS + at[None, :, :]
+        total += tl.load(found, mask=taken[None, :, :] & (done + program < count), other=0.0).to(tl.float64)
+        done += 32
+    return tl.sum(total, 0)
 
 
 @triton.jit

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from mcd.kernels.bilinear import bilinear, bilinear_grad, corner, load_patch, moves_freely
 from mcd.kernels.camera import (
+    SUMS,
     apply_column,
     camera_grad,
     inverse,
     load_column,
     load_tile,
     ray_component,
+    sum_of_programs,
     tile_axes,
 )
 from mcd.kernels.common import INT32_MAX, SETTINGS, WIDE, check_plane
@@ -29,7 +31,7 @@ _BLOCK = 256  # pixels of a program
 _NOTHING = tl.constexpr(2**64 - 1)  # the key of a hole
 # Sums over a program's cells, of which the gradient to T_dst_ref is made. On the way back: of grad_p · z · (x, y, 1),
 # grad_p, and motion · (Kᵀ grad_p)ᵀ; on the way there: of grad_z · depth · (x', y', 1), and grad_z.
-_SUMS = 32
+_SUMS = tl.constexpr(SUMS)
 _SIZES = ["channels", "height", "width", "blocks", "upscale"]
 
 
@@ -155,7 +157,7 @@ def _cell_grad(
     x_ray = (source % width).to(dtype) + ray_offset(k % upscale, upscale, dtype)
     y_ray = (source // width).to(dtype) + ray_offset(k // upscale, upscale, dtype)
     by_depth = to_depth * tl.load(depth + b * pixels + source, mask=hit, other=0.0)
-    sums += tl.program_id(0).to(tl.int64) * 32
+    sums += tl.program_id(0).to(tl.int64) * _SUMS
     tl.store(sums + 21, tl.sum(by_depth * x_ray, 0))
     tl.store(sums + 22, tl.sum(by_depth * y_ray, 0))
     tl.store(sums + 23, tl.sum(by_depth, 0))
@@ -184,23 +186,14 @@ def _camera_grad(K, T_dst_ref, sums, grad_T, blocks, MOTION: tl.constexpr):
     T_dst_ref += b * 16
     i, j = tile_axes()
     inside = (i < 3) & (j < 3)
-    component = tl.arange(0, 4)
-    back_A, there_A, by_motion = (
-        tl.zeros([4, 4], tl.float64),
-        tl.zeros([4, 4], tl.float64),
-        tl.zeros([4, 4], tl.float64),
-    )
-    back_b, there_b = tl.zeros([4], tl.float64), tl.zeros([4], tl.float64)
-    program, end = b * blocks, (b + 1) * blocks
-    while program < end:
-        found = sums + program * 32
-        back_A += tl.load(found + 3 * i + j, mask=inside, other=0.0).to(tl.float64)
-        back_b += tl.load(found + 9 + component, mask=component < 3, other=0.0).to(tl.float64)
-        there_A += tl.load(found + 21 + j + 0 * i, mask=inside & (i == 2), other=0.0).to(tl.float64)
-        there_b += tl.load(found + 24 + 0 * component, mask=component == 2, other=0.0).to(tl.float64)
-        if MOTION:
-            by_motion += tl.load(found + 12 + 3 * i + j, mask=inside, other=0.0).to(tl.float64)
-        program += 1
+    first, column = b * blocks, inside & (j == 0)
+    back_A = sum_of_programs(sums, first, blocks, 3 * i + j, inside)
+    back_b = tl.sum(sum_of_programs(sums, first, blocks, 9 + i + 0 * j, column), 1)
+    there_A = sum_of_programs(sums, first, blocks, 21 + j + 0 * i, inside & (i == 2))
+    there_b = tl.sum(sum_of_programs(sums, first, blocks, 24 + 0 * i + 0 * j, column & (i == 2)), 1)
+    by_motion = tl.zeros([4, 4], tl.float64)
+    if MOTION:
+        by_motion = sum_of_programs(sums, first, blocks, 12 + 3 * i + j, inside)
     no_motion = tl.zeros([4, 4], tl.float64)
     tile, inverse_K, rotation = load_tile(K, 3, 1), inverse(K), load_tile(T_dst_ref, 4, 1)
     there_rotation, there_translation, _ = camera_grad(
@@ -214,7 +207,7 @@ def _camera_grad(K, T_dst_ref, sums, grad_T, blocks, MOTION: tl.constexpr):
     translation = tl.load(T_dst_ref + 3 + 4 * i, mask=i < 3, other=0.0).to(tl.float64)
     to_rotation = there_rotation + tl.trans(back_rotation) - translation * back_translation[None, :] - by_motion
     to_translation = there_translation - tl.sum(rotation * back_translation[None, :], 1)
-    to_T = tl.where(j < 3, to_rotation, tl.where(i < 3, to_translation[:, None], 0.0))
+    to_T = tl.where(i < 3, tl.where(j < 3, to_rotation, to_translation[:, None]), 0.0)
     tl.store(grad_T + b * 16 + i * 4 + j, to_T.to(grad_T.dtype.element_ty))
 
 
@@ -363,7 +356,7 @@ def _bwd(
     cameras, moved, grid = _cameras(K, T_dst_ref), depth if motion is None else motion, (len(depth) * sizes[-1],)
     if need_geometry:
         to_z, to_motion = torch.empty_like(depth), torch.empty_like(moved)
-        sums = depth.new_empty(grid[0], _SUMS)
+        sums = depth.new_empty(grid[0], SUMS)
         _cell_grad[grid](
             grad_warped, grad_depth_dst, attribute, depth, moved, cameras, depth_dst, winner, ray, to_z, to_motion,
             sums, *sizes, upscale, **variant,

@@ -207,7 +207,7 @@ class StepTimer:
         for phase, begin, end in self._events:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + begin.elapsed_time(end) / 1e3
         steps = max(self._steps, 1)
-        means = {phase: 1e3 * self._seconds.get(phase, 0.0) / steps for phase in PHASES}
+        means = {phase: 1e3 * self._seconds.get(phase, 0.0) / steps for phase in (*PHASES, *self._seconds)}
         self._seconds, self._events, self._steps = {}, [], 0
         return means
 

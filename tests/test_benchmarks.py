@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from benchmarks import inputs, report  # noqa: E402
 from benchmarks.bars import CPU, verdicts  # noqa: E402
 from benchmarks.contest import Contest, assert_agrees  # noqa: E402
 from benchmarks.peers import PEERS, Peer  # noqa: E402
+from benchmarks.training_step import PHASES, TrainingStep, as_node  # noqa: E402
 
 TINY = (2, 16, 40)
+TINY_STEP = (1, 64, 96)
 CPU_DEVICE = torch.device("cpu")
 
 
@@ -117,9 +120,41 @@ def some_results(*rows: dict) -> dict:
     return {"machine": machine, "rows": list(rows)}
 
 
+def outcomes(row: dict) -> list[str]:
+    return [verdict.outcome for verdict in verdicts(row)]
+
+
 def test_a_bar_is_met_or_missed_by_the_ratio_within_rounds():
-    assert [verdict.met for verdict in verdicts(a_row(reference=12.0))] == [True, True]
-    assert [verdict.met for verdict in verdicts(a_row(reference=9.9))] == [False, True]
+    assert outcomes(a_row(reference=12.0)) == ["met", "met"]
+    assert outcomes(a_row(reference=8.0)) == ["missed", "met"]
+
+
+def test_what_another_run_might_judge_otherwise_is_at_the_bar():
+    assert {outcomes(a_row(reference=ratio))[0] for ratio in (9.1, 9.9, 10.0, 10.9)} == {"at the bar"}
+
+
+def test_bytes_are_judged_exactly():
+    row = a_row()
+    for kept, outcome in ((50, "met"), (51, "missed"), (0, "met")):
+        row["contestants"]["native"]["saved_bytes"] = kept
+        assert outcomes(row)[1] == outcome
+
+
+def test_other_sizes_than_that_of_the_bars_are_not_judged():
+    assert verdicts(a_row(size=[2, 16, 40])) == []
+
+
+@pytest.mark.parametrize(("native", "outcome"), [(0.05, "met"), (0.101, "at the bar"), (0.2, "missed")])
+def test_a_training_step_is_judged_by_its_time_outside_the_networks(native, outcome):
+    def entry(outside: float) -> dict:
+        ratios = {"total": 2.0, "outside networks": outside / native}
+        return {"seconds": {"total": 3 + outside, "outside networks": outside}, "times_native": ratios, "peak_bytes": 1}
+
+    row = {"kind": "training step", "phase": "all", "size": [12, 192, 512], "device": "cpu"}
+    row["contestants"] = {"reference": entry(1.0), "native": entry(native)}
+    assert outcomes(row) == [outcome]
+    shown = report.table(some_results(row))
+    assert f"| training step, all | outside the networks {100 * native:.1f} %" in shown
 
 
 def test_bars_are_judged_under_the_tuned_allocator():
@@ -144,6 +179,39 @@ def test_the_readme_shows_each_machine_once():
     assert "On a GPU: not measured." in once
     with pytest.raises(ValueError, match="no lines"):
         report.into_readme("# x", [some_results(a_row())])
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_networks_as_nodes_change_no_gradient(phase, tmp_path):
+    step = TrainingStep(phase, TINY_STEP, CPU_DEVICE, tmp_path, compiled=False)
+    parameters = [parameter for group in step.optimizer.param_groups for parameter in group["params"]]
+
+    def gradients(nets: dict) -> list[torch.Tensor]:
+        step.optimizer.zero_grad(set_to_none=True)
+        step._gradients(nets, step.stage.loss)
+        return [parameter.grad for parameter in parameters]
+
+    plain, timed = gradients(step._nets), gradients(step._timed_nets)
+    assert any(gradient is not None and gradient.any() for gradient in plain)
+    for expected, actual in zip(plain, timed, strict=True):
+        assert (expected is None) == (actual is None)
+        assert expected is None or torch.equal(expected, actual)
+
+
+def test_what_a_network_does_in_both_passes_is_its_own_time():
+    class Clock:
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, phase):
+            self.seen.append(phase)
+            return nullcontext()
+
+    clock = Clock()
+    x = torch.ones(3, requires_grad=True)
+    (as_node(torch.nn.Linear(3, 2), clock)(x * 2) * 3).sum().backward()
+    assert clock.seen == ["networks", "networks"]
+    assert x.grad is not None
 
 
 def test_files_that_hold_no_benchmark_are_named_in_one_line(tmp_path, capsys):
@@ -174,5 +242,6 @@ def test_every_benchmark_runs_and_reports(tmp_path):
     assert {row["operator"] for row in results["rows"] if row["kind"] == "operator"} == set(OPERATORS)
     readme = (tmp_path / "README.md").read_text()
     assert report.section([results]) == readme
-    assert "training step, 2×64×96" in readme
+    assert all(f"| {phase} | 2×64×96 | native |" in readme for phase in PHASES)
+    assert report.table(results).split("\n\n", 1)[1] in done.stdout
     assert list((tmp_path / "docs").glob("speed-*.png"))

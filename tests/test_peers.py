@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mcd import Instances, geometry, ops
+from mcd import geometry, ops
 
 sys.path.append(str(Path(__file__).parents[1]))  # benchmarks/ is not installed
 
@@ -51,11 +51,7 @@ def test_the_nearest_ray_of_a_cell_is_the_maximum_of_torch_scatter(backend):
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_the_nearest_object_of_a_pixel_is_the_minimum_of_torch_scatter(backend):
-    scatter = pytest.importorskip("torch_scatter", reason="torch-scatter is not installed (make peers)")
-    background, object_depth, instances = in_double("fuse_depth")
-    assert isinstance(instances, Instances)
-    far = torch.full((background.numel(),), torch.inf, dtype=torch.float64)
-    nearest = scatter.scatter_min(object_depth, instances.address, out=far)[0].reshape(background.shape)
-    expected = torch.where(nearest.isfinite(), nearest, background)
-    fused, _ = ops.fuse_depth(background, object_depth, instances, backend=backend)
-    assert torch.equal(fused, expected)
+    pytest.importorskip("torch_scatter", reason="torch-scatter is not installed (make peers)")
+    arguments = in_double("fuse_depth")
+    expected = peers.fuse_by_torch_scatter(*arguments)[0]
+    assert torch.equal(ops.fuse_depth(*arguments, backend=backend)[0], expected)
