@@ -8,8 +8,11 @@
 #include "host_device.h"
 
 #if defined(__SSE2__) && !defined(__CUDACC__)
-#define MCD_X86
 #include <immintrin.h>
+#define MCD_X86
+#ifdef __AVX512F__
+#define MCD_AVX512
+#endif
 #endif
 
 namespace mcd::MCD_TARGET {
@@ -51,19 +54,26 @@ template <typename V> MCD_HD V splat(Scalar<V> value) { return V{} + value; }
 template <typename V> MCD_HD V select(Mask<V> mask, V a, V b) { return mask ? a : b; }
 // Of numbers that compare as neither less nor greater, such as NaN, `a`.
 template <typename V> MCD_HD V min(V a, V b) {
-#ifdef __AVX512F__
+#ifdef MCD_AVX512
   // GCC makes a comparison and a choice of what follows.
   if constexpr (std::is_same_v<V, Pack<float>>) return _mm512_maskz_min_ps(0xffff, b, a);
 #endif
   return select<V>(b < a, b, a);
 }
 template <typename V> MCD_HD V max(V a, V b) {
-#ifdef __AVX512F__
+#ifdef MCD_AVX512
   if constexpr (std::is_same_v<V, Pack<float>>) return _mm512_maskz_max_ps(0xffff, b, a);
 #endif
   return select<V>(a < b, b, a);
 }
-template <typename V> MCD_HD V abs(V a) { return select<V>(a < 0, -a, a); }
+template <typename V> MCD_HD V abs(V a) {
+  if constexpr (kLanes<V> == 1) {
+    return a < 0 ? -a : a;
+  } else {
+    using Bits = Mask<V>;
+    return bit_cast<V>(bit_cast<Bits>(a) & ~(Scalar<Bits>(1) << (8 * sizeof(Scalar<V>) - 1)));
+  }
+}
 template <typename V> MCD_HD Mask<V> is_nan(V a) { return a != a; }
 template <typename V> MCD_HD Mask<V> is_finite(V a) { return a - a == 0; }
 template <typename V> MCD_HD V nan() { return splat<V>(Scalar<V>(__builtin_nanf(""))); }
@@ -173,7 +183,7 @@ template <typename V, typename Stored> MCD_HD void store(Stored* to, V value, in
 // sure that other threads see it.
 template <typename V> MCD_HD void stream(Scalar<V>* to, V value) {
 #ifdef MCD_X86
-#ifdef __AVX512F__
+#ifdef MCD_AVX512
   if constexpr (sizeof(V) == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bit_cast<__m512i>(value));
 #endif
 #ifdef __AVX2__
@@ -265,22 +275,26 @@ MCD_HD Pair<V> gather_words(const float* from, const Indices<V>& index, std::int
 }
 
 // `here` moved by a lane: each becomes its neighbour before or after it, across packs that lie next to each other.
-template <typename V, int... i> MCD_HD V one_before(V before, V here, std::integer_sequence<int, i...>) {
-#ifdef __AVX512F__
-  if constexpr (std::is_same_v<V, Pack<float>>) return V(_mm512_maskz_alignr_epi32(0xffff, __m512i(here), __m512i(before), 15));
-#endif
+template <typename V, int... i> MCD_HD V shift_in(V before, V here, std::integer_sequence<int, i...>) {
   return MCD_SHUFFLE(before, here, kLanes<V> - 1 + i...);
 }
-template <typename V, int... i> MCD_HD V one_after(V here, V after, std::integer_sequence<int, i...>) {
-#ifdef __AVX512F__
-  if constexpr (std::is_same_v<V, Pack<float>>) return V(_mm512_maskz_alignr_epi32(0xffff, __m512i(after), __m512i(here), 1));
-#endif
+template <typename V, int... i> MCD_HD V shift_out(V here, V after, std::integer_sequence<int, i...>) {
   return MCD_SHUFFLE(here, after, 1 + i...);
 }
-// The sum of every lane and its two neighbours.
-template <typename V> MCD_HD V sum3(V before, V here, V after) {
-  const auto lanes = std::make_integer_sequence<int, kLanes<V>>{};
-  return one_before(before, here, lanes) + here + one_after(here, after, lanes);
+template <typename V> MCD_HD V lane_before(V before, V here) {
+#ifdef MCD_AVX512
+  // GCC makes a slower instruction of the shuffle.
+  if constexpr (std::is_same_v<V, Pack<float>>)
+    return V(_mm512_maskz_alignr_epi32(0xffff, __m512i(here), __m512i(before), 15));
+#endif
+  return shift_in(before, here, std::make_integer_sequence<int, kLanes<V>>{});
+}
+template <typename V> MCD_HD V lane_after(V here, V after) {
+#ifdef MCD_AVX512
+  if constexpr (std::is_same_v<V, Pack<float>>)
+    return V(_mm512_maskz_alignr_epi32(0xffff, __m512i(after), __m512i(here), 1));
+#endif
+  return shift_out(here, after, std::make_integer_sequence<int, kLanes<V>>{});
 }
 #endif
 template <typename V, typename Stored> MCD_HD Pair<V> gather_pair(const Stored* from, const Indices<V>& index) {

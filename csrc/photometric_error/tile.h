@@ -71,6 +71,11 @@ template <typename T> class Scratch {
 
 template <typename V> MCD_HD V get(const Scalar<V>* row) { return load<V>(row, kLanes<V>); }
 template <typename V> MCD_HD void put(Scalar<V>* row, V value) { store(row, value, kLanes<V>); }
+// The sum of every lane and its two neighbours.
+template <typename V> MCD_HD V sum3(V before, V here, V after) {
+  return lane_before(before, here) + here + lane_after(here, after);
+}
+
 // Loops run over `count` columns, which end after the tile's own: there they compute on rubbish that nobody reads.
 // kBoth: gradients to the reference, too.
 template <typename T, bool kBoth = false> struct PhotometricTile {
