@@ -97,6 +97,7 @@ template <typename Params> struct BackwardWarpFwd {
       const int64_t plane = (b * p.channels + c) * p.pixels();
       const V value = bilinear(load_patch<V>(p.source + plane, around), at.w_x, at.w_y);
       store(warped + plane + pixel, select<V>(seen.usable, value, nan<V>()), count);
+      prefetch_below(p.source + plane, around, p.width);
     }
     if (coords) write_coords(b, pixel, seen, count);
   }
@@ -141,6 +142,7 @@ template <typename Params> struct BackwardWarpBwd {
       V by_x, by_y;
       bilinear_grad(load_patch<V>(p.source + plane, around), at.w_x, at.w_y, &by_x, &by_y);
       const V upstream = load<V>(grad_warped + plane + pixel, count);
+      prefetch_below(p.source + plane, around, p.width);
       grad_x += upstream * by_x;
       grad_y += upstream * by_y;
     }

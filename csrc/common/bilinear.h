@@ -50,6 +50,12 @@ template <typename V, typename Image> MCD_HD Patch<V> load_patch(const Image* pl
   patch.bottom.left = select<V>(at.last_column, patch.bottom.right, patch.bottom.left);
   return patch;
 }
+// Asks for what lies a row below a look-up: a pack of the next row of pixels is likely to look there.
+template <typename V, typename Image> MCD_HD void prefetch_below(const Image* plane, const Footprint<V>& at, int width) {
+#ifndef __CUDACC__
+  __builtin_prefetch(plane + at.bottom.at[kLanes<V> - 1] + width, 0, 3);
+#endif
+}
 template <typename V> MCD_HD V bilinear(const Patch<V>& v, V w_x, V w_y) {
   const V top = v.top.left + w_x * (v.top.right - v.top.left);
   const V bottom = v.bottom.left + w_x * (v.bottom.right - v.bottom.left);

@@ -7,6 +7,14 @@
 
 #include "host_device.h"
 
+#if defined(__SSE2__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#define MCD_X86
+#ifdef __AVX512F__
+#define MCD_AVX512
+#endif
+#endif
+
 namespace mcd::MCD_TARGET {
 
 // ---- types: Scalar<V>, Int<V> (int32 lanes), Mask<V> (what a comparison of V gives), kLanes<V>
@@ -44,9 +52,28 @@ template <typename V> constexpr int kLanes = Lanes<V>::count;
 
 template <typename V> MCD_HD V splat(Scalar<V> value) { return V{} + value; }
 template <typename V> MCD_HD V select(Mask<V> mask, V a, V b) { return mask ? a : b; }
-template <typename V> MCD_HD V min(V a, V b) { return select<V>(b < a, b, a); }
-template <typename V> MCD_HD V max(V a, V b) { return select<V>(a < b, b, a); }
-template <typename V> MCD_HD V abs(V a) { return select<V>(a < 0, -a, a); }
+// Of numbers that compare as neither less nor greater, such as NaN, `a`.
+template <typename V> MCD_HD V min(V a, V b) {
+#ifdef MCD_AVX512
+  // GCC makes a comparison and a choice of what follows.
+  if constexpr (std::is_same_v<V, Pack<float>>) return _mm512_maskz_min_ps(0xffff, b, a);
+#endif
+  return select<V>(b < a, b, a);
+}
+template <typename V> MCD_HD V max(V a, V b) {
+#ifdef MCD_AVX512
+  if constexpr (std::is_same_v<V, Pack<float>>) return _mm512_maskz_max_ps(0xffff, b, a);
+#endif
+  return select<V>(a < b, b, a);
+}
+template <typename V> MCD_HD V abs(V a) {
+  if constexpr (kLanes<V> == 1) {
+    return a < 0 ? -a : a;
+  } else {
+    using Bits = Mask<V>;
+    return bit_cast<V>(bit_cast<Bits>(a) & ~(Scalar<Bits>(1) << (8 * sizeof(Scalar<V>) - 1)));
+  }
+}
 template <typename V> MCD_HD Mask<V> is_nan(V a) { return a != a; }
 template <typename V> MCD_HD Mask<V> is_finite(V a) { return a - a == 0; }
 template <typename V> MCD_HD V nan() { return splat<V>(Scalar<V>(__builtin_nanf(""))); }
@@ -152,6 +179,31 @@ template <typename V, typename Stored> MCD_HD void store(Stored* to, V value, in
   else write_lanes(to, value, count);
 }
 
+// Past the caches, to whole packs of memory: a large output is then not read before it is written. finish_streaming() makes
+// sure that other threads see it.
+template <typename V> MCD_HD void stream(Scalar<V>* to, V value) {
+#ifdef MCD_X86
+#ifdef MCD_AVX512
+  if constexpr (sizeof(V) == 64) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to), bit_cast<__m512i>(value));
+#endif
+#ifdef __AVX2__
+  if constexpr (sizeof(V) == 32) return _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bit_cast<__m256i>(value));
+#endif
+  if constexpr (sizeof(V) == 16) return _mm_stream_si128(reinterpret_cast<__m128i*>(to), bit_cast<__m128i>(value));
+#endif
+  store(to, value, kLanes<V>);
+}
+MCD_HD void finish_streaming() {
+#ifdef MCD_X86
+  _mm_sfence();
+#endif
+}
+template <typename T> MCD_HD bool is_whole_pack(const T* at, int count) {
+  return count == kLanes<Pack<T>> && reinterpret_cast<uintptr_t>(at) % sizeof(Pack<T>) == 0;
+}
+// Outputs of a call from which on it is worth while: what is read next would not find them in a cache.
+constexpr int64_t kStreamedBytes = 16 << 20;
+
 template <typename V> MCD_HD void store_mask(bool* to, Mask<V> mask, int count) {
   if constexpr (kLanes<V> == 1)
     *to = mask;
@@ -208,7 +260,7 @@ template <typename Word> MCD_HD Word read_word(const void* from) {
 #ifdef __clang__
 #define MCD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define MCD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Int<decltype(a)>{__VA_ARGS__})
+#define MCD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Mask<decltype(a)>{__VA_ARGS__})
 #endif
 // A pair of floats is read as one word: half as many loads, which are what a gather costs.
 template <typename V, int... i>
@@ -220,6 +272,29 @@ MCD_HD Pair<V> gather_words(const float* from, const Indices<V>& index, std::int
   const V high = bit_cast<V>(Words{read_word<int64_t>(from + at[half + i])...});
   return {MCD_SHUFFLE(low, high, 2 * i..., kLanes<V> + 2 * i...),
           MCD_SHUFFLE(low, high, (2 * i + 1)..., (kLanes<V> + 2 * i + 1)...)};
+}
+
+// `here` moved by a lane: each becomes its neighbour before or after it, across packs that lie next to each other.
+template <typename V, int... i> MCD_HD V shift_in(V before, V here, std::integer_sequence<int, i...>) {
+  return MCD_SHUFFLE(before, here, kLanes<V> - 1 + i...);
+}
+template <typename V, int... i> MCD_HD V shift_out(V here, V after, std::integer_sequence<int, i...>) {
+  return MCD_SHUFFLE(here, after, 1 + i...);
+}
+template <typename V> MCD_HD V lane_before(V before, V here) {
+#ifdef MCD_AVX512
+  // GCC makes a slower instruction of the shuffle.
+  if constexpr (std::is_same_v<V, Pack<float>>)
+    return V(_mm512_maskz_alignr_epi32(0xffff, __m512i(here), __m512i(before), 15));
+#endif
+  return shift_in(before, here, std::make_integer_sequence<int, kLanes<V>>{});
+}
+template <typename V> MCD_HD V lane_after(V here, V after) {
+#ifdef MCD_AVX512
+  if constexpr (std::is_same_v<V, Pack<float>>)
+    return V(_mm512_maskz_alignr_epi32(0xffff, __m512i(after), __m512i(here), 1));
+#endif
+  return shift_out(here, after, std::make_integer_sequence<int, kLanes<V>>{});
 }
 #endif
 template <typename V, typename Stored> MCD_HD Pair<V> gather_pair(const Stored* from, const Indices<V>& index) {

@@ -8,7 +8,8 @@
 namespace mcd::MCD_TARGET {
 namespace {
 
-constexpr int kTileHeight = 48, kTileWidth = 172;
+// Whole rows as far as possible: they are read in long runs, and repeat nothing at their ends.
+constexpr int kTileHeight = 48, kTileWidth = 516;
 
 // Images of any storage type. A switch in every row costs nothing, all of the code for each type minutes of compiling.
 template <typename T> struct Rows {
@@ -27,8 +28,26 @@ template <typename T> struct Rows {
       each(columns, [&](int j, int count) { store(image + at + j, load<V>(from + j, count), count); });
     });
   }
+  // The same past the caches.
+  MCD_HD void stream(int64_t at, int columns, const T* from) const {
+    if (is_16_bit()) return write(at, columns, from);
+    T* to = static_cast<T*>(data) + at;
+    each(columns, [&](int j, int count) {
+      if (is_whole_pack(to + j, count))
+        mcd::MCD_TARGET::stream(to + j, get<V>(from + j));
+      else
+        store(to + j, load<V>(from + j, count), count);
+    });
+  }
+  // Asks for values that will be read soon. Not through with_type(): GCC drops calls of functions that do nothing else.
+  MCD_HD void prefetch(int64_t at, int columns) const {
+    const int64_t size = is_16_bit() ? 2 : sizeof(T);
+    const char* first = static_cast<const char*>(data) + at * size;
+    for (int64_t i = 0; i < columns * size; i += 64) __builtin_prefetch(first + i, 0, 2);
+  }
 
  private:
+  MCD_HD bool is_16_bit() const { return dtype == Dtype::bfloat16 || dtype == Dtype::float16; }
   template <typename F> static MCD_HD void each(int columns, const F& f) {
     for (int j = 0; j < columns; j += kLanes<V>) f(j, min(kLanes<V>, columns - j));
   }
@@ -52,30 +71,35 @@ template <typename T> struct Images {
 
   MCD_HD int64_t pixels() const { return int64_t(height) * width; }
 
-  template <bool kBoth> MCD_HD void load_reference(const PhotometricTile<T, kBoth>& errors, int64_t b) const {
-    const Tile& tile = errors.tile;
-    for (int y = tile.first_row(); y < tile.first_row() + tile.rows(); ++y)
-      for (int c = 0; c < 3; ++c)
-        reference.read(
-            ((b * 3 + c) * height + y) * width + tile.first_column(), tile.columns(), errors.reference_row(y, c));
-    errors.find_statistics();
+  template <bool kBoth> MCD_HD void load_reference(const PhotometricTile<T, kBoth>& errors, int64_t b, int y) const {
+    for (int c = 0; c < 3; ++c)
+      reference.read(start(errors.tile, 3 * b + c, y), errors.tile.columns(), errors.reference_row(y, c));
+  }
+  // Of every source; they become the tile's sources from the `first` on.
+  template <bool kBoth>
+  MCD_HD void load_images(
+      const PhotometricTile<T, kBoth>& errors, const Rows<T>& from, int first, int64_t b, int y) const {
+    for (int i = 0; i < sources_count; ++i)
+      for (int c = 0; c < 3; ++c) {
+        const int64_t at = start(errors.tile, 3 * (b * sources_count + i) + c, y);
+        from.read(at, errors.tile.columns(), errors.image_row(first + i, y, c));
+        if (y + 1 < height) from.prefetch(at + width, errors.tile.columns());
+      }
   }
   template <bool kBoth>
-  MCD_HD void load_images(const PhotometricTile<T, kBoth>& errors, const Rows<T>& from, int64_t b, int y) const {
-    const Tile& tile = errors.tile;
-    for (int64_t i = 0; i < sources_count; ++i)
-      for (int c = 0; c < 3; ++c)
-        from.read(
-            (((b * sources_count + i) * 3 + c) * height + y) * width + tile.first_column(), tile.columns(),
-            errors.image_row(i, y, c));
-  }
-  template <bool kBoth> MCD_HD void load_warped(const PhotometricTile<T, kBoth>& errors, int64_t b, int y) const {
-    load_images(errors, warped, b, y);
-    for (int64_t i = 0; valid && i < sources_count; ++i) {
-      T* usable = errors.usable_row(i, y);
-      const bool* in = valid + ((b * sources_count + i) * height + y) * width + errors.tile.first_column();
+  MCD_HD void load_warped(const PhotometricTile<T, kBoth>& errors, int first, int64_t b, int y) const {
+    load_images(errors, warped, first, b, y);
+    for (int i = 0; valid && i < sources_count; ++i) {
+      T* usable = errors.usable_row(first + i, y);
+      const bool* in = valid + start(errors.tile, b * sources_count + i, y);
       for (int j = 0; j < errors.tile.columns(); ++j) usable[j] = in[j] ? T(1) : T(0);
     }
+  }
+
+ private:
+  // Where the tile's part of row y of a plane begins.
+  MCD_HD int64_t start(const Tile& tile, int64_t plane, int y) const {
+    return plane * pixels() + int64_t(y) * width + tile.first_column();
   }
 };
 
@@ -87,29 +111,29 @@ template <typename T> struct FwdTile {
   MCD_HD void operator()(int64_t number) const {
     const int64_t b = number / images.tiling.count();
     const Tile tile = images.tiling.tile(int(number % images.tiling.count()));
-    Scratch<T> scratch(
-        tile.columns(), PhotometricTile<T>::rows_needed(tile, images.sources_count) + tile.rows());
-    const PhotometricTile<T> errors(tile, images.weights, images.sources_count, scratch);
-    T* identity = scratch.take(tile.rows());
-    const auto identity_row = [&](int q) { return identity + (q - tile.first_row()) * errors.stride; };
-    images.load_reference(errors, b);
-    errors.template walk<false>(
-        true, [&](int y) { images.load_images(errors, images.sources, b, y); },
-        [&](int q) { std::memcpy(identity_row(q), errors.least, errors.count * sizeof(T)); }, [](int) {});
-    errors.template walk<false>(
-        !images.valid, [&](int y) { images.load_warped(errors, b, y); },
-        [&](int q) {
-          if (q < tile.top || q >= tile.bottom) return;
-          const int from = tile.first_column();
-          T* out = error + (b * images.height + q) * images.width + from;
-          bool* mask = auto_mask + (b * images.height + q) * images.width + from;
-          const T* bar = identity_row(q);
-          for (int j = tile.left - from; j < tile.right - from; ++j) {
-            out[j] = errors.any[j] != 0 ? errors.least[j] : T(0);
-            mask[j] = (errors.least[j] < bar[j]) & (errors.any[j] != 0);
-          }
-        },
-        [](int) {});
+    const int sources = images.sources_count, from = tile.first_column();
+    Scratch<T> scratch(tile.columns(), PhotometricTile<T>::rows_needed(2 * sources) + 1);
+    // The sources as they are, then warped.
+    const PhotometricTile<T> errors(tile, images.weights, 2 * sources, scratch);
+    T* identity = scratch.take(1);
+    const auto load = [&](int y) {
+      images.load_reference(errors, b, y);
+      images.load_images(errors, images.sources, 0, b, y);
+      images.load_warped(errors, sources, b, y);
+    };
+    const auto choose = [&](int q) {
+      if (q < tile.top || q >= tile.bottom) return;
+      errors.find_least(q, 0, sources, true);
+      std::memcpy(identity, errors.least, errors.count * sizeof(T));
+      errors.find_least(q, sources, sources, !images.valid);
+      T* out = error + (b * images.height + q) * images.width + from;
+      bool* mask = auto_mask + (b * images.height + q) * images.width + from;
+      for (int j = tile.left - from; j < tile.right - from; ++j) {
+        out[j] = errors.any[j] != 0 ? errors.least[j] : T(0);
+        mask[j] = (errors.least[j] < identity[j]) & (errors.any[j] != 0);
+      }
+    };
+    errors.template walk<false>(load, choose, [](int) {});
   }
 };
 
@@ -120,17 +144,22 @@ template <typename T, bool kBoth> struct BwdTile {
   const T* grad_error;     // [B, H, W]
   Rows<T> grad_warped;     // [B, S, 3, H, W]
   Rows<T> grad_reference;  // [B, 3, H, W] with kBoth
+  bool streams;            // whether grad_warped is large
 
   MCD_HD void operator()(int64_t number) const {
     const int64_t b = number / images.tiling.count();
     const Tile tile = images.tiling.tile(int(number % images.tiling.count()));
-    Scratch<T> scratch(tile.columns(), PhotometricTile<T, kBoth>::rows_needed(tile, images.sources_count) + 7);
+    Scratch<T> scratch(tile.columns(), PhotometricTile<T, kBoth>::rows_needed(images.sources_count) + 7);
     const PhotometricTile<T, kBoth> errors(tile, images.weights, images.sources_count, scratch);
     T *upstream = scratch.take(1), *grads = scratch.take(6);
     const int from = tile.first_column(), begin = tile.left - from, columns = tile.right - tile.left;
-    images.load_reference(errors, b);
 
+    const auto load = [&](int y) {
+      images.load_reference(errors, b, y);
+      images.load_warped(errors, 0, b, y);
+    };
     const auto choose = [&](int q) {
+      errors.find_least(q, 0, images.sources_count, !images.valid);
       const T* in = grad_error + (b * images.height + q) * images.width + from;
       std::memcpy(upstream, in, tile.columns() * sizeof(T));
       for (int j = 0; j < errors.count; j += kLanes<V>) {
@@ -144,24 +173,28 @@ template <typename T, bool kBoth> struct BwdTile {
     const auto finish = [&](int p) {
       const int64_t at = int64_t(p) * images.width + tile.left;
       for (int64_t i = 0; i < images.sources_count; ++i) {
-        errors.find_gradients(int(i), p, [&](int j, const V* grad) {
-          for (int c = 0; c < 3; ++c) put<V>(grads + c * errors.stride + j, grad[c]);
-          if constexpr (kBoth)
-            for (int c = 3; c < 6; ++c) {
-              T* total = grads + c * errors.stride + j;
-              put<V>(total, i == 0 ? grad[c] : get<V>(total) + grad[c]);
-            }
+        errors.find_gradients(int(i), p, [&](int c, int j, const V* grad) {
+          put<V>(grads + c * errors.stride + j, grad[0]);
+          if constexpr (kBoth) {
+            T* total = grads + (3 + c) * errors.stride + j;
+            put<V>(total, i == 0 ? grad[1] : get<V>(total) + grad[1]);
+          }
         });
-        for (int c = 0; c < 3; ++c)
-          grad_warped.write(
-              ((b * images.sources_count + i) * 3 + c) * images.pixels() + at, columns,
-              grads + c * errors.stride + begin);
+        for (int c = 0; c < 3; ++c) {
+          const int64_t to = ((b * images.sources_count + i) * 3 + c) * images.pixels() + at;
+          const T* grad = grads + c * errors.stride + begin;
+          if (streams)
+            grad_warped.stream(to, columns, grad);
+          else
+            grad_warped.write(to, columns, grad);
+        }
       }
       if constexpr (kBoth)
         for (int c = 0; c < 3; ++c)
           grad_reference.write((b * 3 + c) * images.pixels() + at, columns, grads + (3 + c) * errors.stride + begin);
     };
-    errors.template walk<true>(!images.valid, [&](int y) { images.load_warped(errors, b, y); }, choose, finish);
+    errors.template walk<true>(load, choose, finish);
+    if (streams) finish_streaming();
   }
 };
 
@@ -200,10 +233,11 @@ void photometric_error_bwd(
     const int64_t tiles = images.batch * images.tiling.count();
     const T* upstream = grad_error.as<T>();
     const auto to_warped = rows_of<T>(grad_warped), to_reference = rows_of<T>(grad_reference);
+    const bool streams = images.batch * images.sources_count * 3 * images.pixels() * int64_t(sizeof(T)) >= kStreamedBytes;
     if (need_reference)
-      for_each_cpu(tiles, where.threads, BwdTile<T, true>{images, upstream, to_warped, to_reference});
+      for_each_cpu(tiles, where.threads, BwdTile<T, true>{images, upstream, to_warped, to_reference, streams});
     else
-      for_each_cpu(tiles, where.threads, BwdTile<T, false>{images, upstream, to_warped, to_reference});
+      for_each_cpu(tiles, where.threads, BwdTile<T, false>{images, upstream, to_warped, to_reference, streams});
   });
 }
 

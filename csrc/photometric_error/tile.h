@@ -71,14 +71,16 @@ template <typename T> class Scratch {
 
 template <typename V> MCD_HD V get(const Scalar<V>* row) { return load<V>(row, kLanes<V>); }
 template <typename V> MCD_HD void put(Scalar<V>* row, V value) { store(row, value, kLanes<V>); }
-// Sum over three neighbours in a row.
-template <typename V> MCD_HD V sum3(const Scalar<V>* row) { return get<V>(row - 1) + get<V>(row) + get<V>(row + 1); }
+// The sum of every lane and its two neighbours.
+template <typename V> MCD_HD V sum3(V before, V here, V after) {
+  return lane_before(before, here) + here + lane_after(here, after);
+}
 
 // Loops run over `count` columns, which end after the tile's own: there they compute on rubbish that nobody reads.
 // kBoth: gradients to the reference, too.
 template <typename T, bool kBoth = false> struct PhotometricTile {
   using V = Pack<T>;
-  static constexpr int kStep = kLanes<V>, kPlanes = kBoth ? 12 : 9;
+  static constexpr int kStep = kLanes<V>, kPlanes = kBoth ? 4 : 3;
   // A row lives until the fifth after it is made: rows 0 and H-1 find their SSIM two rows inside.
   static constexpr int kRing = 5, kWindowRing = 3;
 
@@ -86,61 +88,73 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
   PhotometricWeights<T> weights;
   int sources, count;
   int64_t stride;
-  T *reference, *statistics, *images, *usable, *share, *windows, *ssim, *least, *chosen, *any, *sums, *zeros, *ones;
+  T *reference, *statistics, *images, *usable, *share, *windows, *weights_of, *ssim, *least, *chosen, *any, *zeros, *ones;
 
-  static MCD_HD int rows_needed(const Tile& tile, int sources) {
-    return 3 * tile.rows() + 6 * tile.windows() + sources * (kRing * 5 + kWindowRing * kPlanes + 1) + 3 + kPlanes + 2;
+  static MCD_HD int rows_needed(int sources) {
+    return 3 * kRing + 6 + sources * (kRing * 5 + kWindowRing * (3 * kPlanes + 1) + 1) + 3 + 2;
   }
   MCD_HD PhotometricTile(const Tile& tile, const PhotometricWeights<T>& weights, int sources, Scratch<T>& scratch)
       : tile(tile), weights(weights), sources(sources), count(scratch.count()), stride(scratch.stride()) {
-    reference = scratch.take(3 * tile.rows());
-    statistics = scratch.take(6 * tile.windows());
+    reference = scratch.take(3 * kRing);
+    statistics = scratch.take(6);
     images = scratch.take(3 * kRing * sources);
     usable = scratch.take(kRing * sources);
     share = scratch.take(kRing * sources);
-    windows = scratch.take(kPlanes * kWindowRing * sources);
+    windows = scratch.take(3 * kPlanes * kWindowRing * sources);
+    weights_of = scratch.take(kWindowRing * sources);
     ssim = scratch.take(sources);
     least = scratch.take(1), chosen = scratch.take(1), any = scratch.take(1);
-    sums = scratch.take(kPlanes);
     zeros = scratch.take(1), ones = scratch.take(1);
-    for (int j = -1; j <= count; ++j) zeros[j] = 0, ones[j] = 1;
+    for (int j = 0; j < count; ++j) zeros[j] = 0, ones[j] = 1;
   }
 
   // Channel c of the reference.
-  MCD_HD T* reference_row(int y, int c) const { return reference + ((y - tile.first_row()) * 3 + c) * stride; }
-  // Mean (k = 0) and variance (k = 1) of the reference in the windows of a row.
-  MCD_HD T* statistics_row(int r, int c, int k) const {
-    return statistics + ((r - tile.first_window()) * 6 + 2 * c + k) * stride;
-  }
+  MCD_HD T* reference_row(int y, int c) const { return reference + (y % kRing * 3 + c) * stride; }
+  // Mean (k = 0) and variance (k = 1) of the reference in the windows of the row at hand.
+  MCD_HD T* statistics_row(int c, int k) const { return statistics + (2 * c + k) * stride; }
   // Channel c of a source's image.
   MCD_HD T* image_row(int i, int y, int c) const { return images + ((i * kRing + y % kRing) * 3 + c) * stride; }
   // 1 where a source may be chosen, else 0.
   MCD_HD T* usable_row(int i, int y) const { return usable + (i * kRing + y % kRing) * stride; }
   // The part that a source's error at a pixel has in the loss.
   MCD_HD T* share_row(int i, int y) const { return share + (i * kRing + y % kRing) * stride; }
-  // alpha, beta, gamma of channel c of a source's windows are planes 3c, 3c + 1, 3c + 2, gamma_y is 9 + c.
-  MCD_HD T* window_row(int i, int r, int plane) const {
-    return windows + ((i * kWindowRing + r % kWindowRing) * kPlanes + plane) * stride;
+  // alpha, beta, gamma (k = 0, 1, 2) and with kBoth gamma_y of channel c of a source's windows.
+  MCD_HD T* window_row(int i, int r, int c, int k) const {
+    return windows + (((i * kWindowRing + r % kWindowRing) * 3 + c) * kPlanes + k) * stride;
   }
+  // The part that a source's windows have in the loss.
+  MCD_HD T* weight_row(int i, int r) const { return weights_of + (i * kWindowRing + r % kWindowRing) * stride; }
   MCD_HD T* ssim_row(int i) const { return ssim + i * stride; }
-  MCD_HD T* sum_row(int k) const { return sums + k * stride; }
 
-  MCD_HD void find_statistics() const {
-    T *sum = sum_row(0), *squares = sum_row(1);
-    for (int r = tile.first_window(); r < tile.first_window() + tile.windows(); ++r)
-      for (int c = 0; c < 3; ++c) {
-        for (int j = 0; j < count; j += kStep) {
-          const V above = get<V>(reference_row(r - 1, c) + j), here = get<V>(reference_row(r, c) + j);
-          const V below = get<V>(reference_row(r + 1, c) + j);
-          put<V>(sum + j, above + here + below);
-          put<V>(squares + j, above * above + here * here + below * below);
-        }
-        for (int j = 0; j < count; j += kStep) {
-          const V mean = sum3<V>(sum + j) * (T(1) / 9);
-          put<V>(statistics_row(r, c, 0) + j, mean);
-          put<V>(statistics_row(r, c, 1) + j, variance<V>(mean, sum3<V>(squares + j)));
-        }
-      }
+  // Calls use(j, sums) for every pack of a row with the sums over three neighbours of n quantities, which make(j, values)
+  // finds in the pack at j. They stay in registers.
+  template <int n, typename Make, typename Use> MCD_HD void slide(const Make& make, const Use& use) const {
+    V before[n] = {}, here[n], after[n], sums[n];
+    make(0, here);
+    for (int j = 0; j < count; j += kStep) {
+      for (int k = 0; k < n; ++k) after[k] = V{};
+      if (j + kStep < count) make(j + kStep, after);
+      for (int k = 0; k < n; ++k) sums[k] = sum3(before[k], here[k], after[k]), before[k] = here[k], here[k] = after[k];
+      use(j, sums);
+    }
+  }
+
+  MCD_HD void find_statistics(int r) const {
+    for (int c = 0; c < 3; ++c) {
+      const T *y0 = reference_row(r - 1, c), *y1 = reference_row(r, c), *y2 = reference_row(r + 1, c);
+      T *means = statistics_row(c, 0), *variances = statistics_row(c, 1);
+      slide<2>(
+          [&](int j, V* values) {
+            const V above = get<V>(y0 + j), here = get<V>(y1 + j), below = get<V>(y2 + j);
+            values[0] = above + here + below;
+            values[1] = above * above + here * here + below * below;
+          },
+          [&](int j, const V* sums) {
+            const V mean = sums[0] * (T(1) / 9);
+            put<V>(means + j, mean);
+            put<V>(variances + j, variance<V>(mean, sums[1]));
+          });
+    }
   }
 
   // SSIM of a source in the windows of row r, and what its gradient needs.
@@ -149,39 +163,40 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
     for (int c = 0; c < 3; ++c) {
       const T *x0 = image_row(i, r - 1, c), *x1 = image_row(i, r, c), *x2 = image_row(i, r + 1, c);
       const T *y0 = reference_row(r - 1, c), *y1 = reference_row(r, c), *y2 = reference_row(r + 1, c);
-      T *sum = sum_row(0), *squares = sum_row(1), *differences = sum_row(2);
-      for (int j = 0; j < count; j += kStep) {
-        const V above = get<V>(x0 + j), here = get<V>(x1 + j), below = get<V>(x2 + j);
-        const V d0 = above - get<V>(y0 + j), d1 = here - get<V>(y1 + j), d2 = below - get<V>(y2 + j);
-        put<V>(sum + j, above + here + below);
-        put<V>(squares + j, above * above + here * here + below * below);
-        put<V>(differences + j, d0 * d0 + d1 * d1 + d2 * d2);
-      }
-      const T *mean_y = statistics_row(r, c, 0), *var_y = statistics_row(r, c, 1);
-      T *alpha = window_row(i, r, 3 * c), *beta = alpha + stride, *gamma = beta + stride;
-      for (int j = 0; j < count; j += kStep) {
-        const SsimWindow<V> window = ssim_window<kLuminance, V>(
-            sum3<V>(sum + j), sum3<V>(squares + j), sum3<V>(differences + j), get<V>(mean_y + j), get<V>(var_y + j),
-            weights);
-        put<V>(error + j, c == 0 ? window.error : get<V>(error + j) + window.error);
-        if constexpr (kGrad) {
-          put<V>(alpha + j, window.alpha);
-          put<V>(beta + j, window.beta);
-          put<V>(gamma + j, window.gamma);
-          if constexpr (kBoth) put<V>(window_row(i, r, 9 + c) + j, window.gamma_y);
-        }
-      }
+      const T *mean_y = statistics_row(c, 0), *var_y = statistics_row(c, 1);
+      T *alpha = window_row(i, r, c, 0), *beta = alpha + stride, *gamma = beta + stride;
+      slide<3>(
+          [&](int j, V* values) {
+            const V above = get<V>(x0 + j), here = get<V>(x1 + j), below = get<V>(x2 + j);
+            const V d0 = above - get<V>(y0 + j), d1 = here - get<V>(y1 + j), d2 = below - get<V>(y2 + j);
+            values[0] = above + here + below;
+            values[1] = above * above + here * here + below * below;
+            values[2] = d0 * d0 + d1 * d1 + d2 * d2;
+          },
+          [&](int j, const V* sums) {
+            const SsimWindow<V> window =
+                ssim_window<kLuminance, V>(sums[0], sums[1], sums[2], get<V>(mean_y + j), get<V>(var_y + j), weights);
+            put<V>(error + j, c == 0 ? window.error : get<V>(error + j) + window.error);
+            if constexpr (kGrad) {
+              // A window that is NaN will weigh nothing.
+              const Mask<V> spoiled = is_nan(window.error);
+              put<V>(alpha + j, select<V>(spoiled, V{}, window.alpha));
+              put<V>(beta + j, select<V>(spoiled, V{}, window.beta));
+              put<V>(gamma + j, select<V>(spoiled, V{}, window.gamma));
+              if constexpr (kBoth) put<V>(gamma + stride + j, select<V>(spoiled, V{}, window.gamma_y));
+            }
+          });
     }
     const int last = tile.columns() - 1;
     if (tile.at_left()) error[0] = error[2];
     if (tile.at_right()) error[last] = error[last - 2];
   }
 
-  // The least error over the sources at pixel row q, whose SSIM is that of the windows found last: `least`, the source
-  // `chosen` for it, and 1 in `any` where there is one to choose.
-  MCD_HD void find_least(int q, bool all_usable) const {
+  // The least error over `number` sources from the `first` on at pixel row q, whose SSIM is that of the windows found last:
+  // `least`, the source `chosen` for it, and 1 in `any` where there is one to choose.
+  MCD_HD void find_least(int q, int first, int number, bool all_usable) const {
     const V infinity = splat<V>(T(__builtin_inff()));
-    for (int i = 0; i < sources; ++i) {
+    for (int i = first; i < first + number; ++i) {
       const T *x0 = image_row(i, q, 0), *x1 = image_row(i, q, 1), *x2 = image_row(i, q, 2);
       const T *y0 = reference_row(q, 0), *y1 = reference_row(q, 1), *y2 = reference_row(q, 2);
       const T *error = ssim_row(i), *ok = all_usable ? ones : usable_row(i, q);
@@ -190,9 +205,9 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
                      abs<V>(get<V>(x2 + j) - get<V>(y2 + j));
         const V usable = get<V>(ok + j);
         const V candidate = select<V>(usable != 0, get<V>(error + j) + weights.l1 * l1, infinity);
-        if (i == 0) {
+        if (i == first) {
           put<V>(least + j, candidate);
-          put<V>(chosen + j, V{});
+          put<V>(chosen + j, splat<V>(T(first)));
           put<V>(any + j, usable);
           continue;
         }
@@ -205,63 +220,61 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
     }
   }
 
-  // Weighs the windows of row r by the shares of the pixels that find their SSIM in them: those of their own row, of
-  // rows mirrored into it (or zeros), and of mirrored columns.
+  // What the windows of row r weigh: the shares of the pixels that find their SSIM in them, those of their own row, of rows
+  // mirrored into it (or zeros), and of mirrored columns.
   MCD_HD void weigh_windows(int i, int r, const T* from_top, const T* from_bottom) const {
     const int last = tile.columns() - 1;
     const T* own = share_row(i, r);
-    T* weight = sum_row(0);
+    T* weight = weight_row(i, r);
     for (int j = 0; j < count; j += kStep)
       put<V>(weight + j, get<V>(own + j) + get<V>(from_top + j) + get<V>(from_bottom + j));
     if (tile.at_left()) weight[2] += weight[0];
     if (tile.at_right()) weight[last - 2] += weight[last];
     if (tile.at_left()) weight[0] = 0;
-    if (tile.at_right()) weight[last] = 0;
-    for (int j = 0; j < count; j += kStep) {
-      const V factor = get<V>(weight + j);
-      for (int k = 0; k < kPlanes; ++k) {
-        T* value = window_row(i, r, k) + j;
-        put<V>(value, select<V>(factor != 0, get<V>(value) * factor, V{}));
-      }
-    }
-    for (int k = 0; k < kPlanes; ++k)
-      if (tile.at_right()) window_row(i, r, k)[last + 1] = 0;
+    for (int j = last; tile.at_right() && j < count; ++j) weight[j] = 0;
   }
 
-  // Calls use(j, grad) with the gradient of the loss to the three channels of source i at pixels of row p; with kBoth the
-  // gradient to those of the reference follows.
+  // Calls use(c, j, grad) with the gradient of the loss to channel c of source i at pixels of row p; with kBoth grad[1] is
+  // that to the reference.
   template <typename Use> MCD_HD void find_gradients(int i, int p, const Use& use) const {
-    for (int k = 0; k < kPlanes; ++k) {
-      const T* above = p - 1 >= 1 ? window_row(i, p - 1, k) : zeros;
-      const T* here = p >= 1 && p <= tile.height - 2 ? window_row(i, p, k) : zeros;
-      const T* below = p + 1 <= tile.height - 2 ? window_row(i, p + 1, k) : zeros;
-      T* sum = sum_row(k);
-      for (int j = 0; j < count; j += kStep) put<V>(sum + j, get<V>(above + j) + get<V>(here + j) + get<V>(below + j));
-      sum[-1] = sum[count] = 0;
-    }
     const T* share = share_row(i, p);
-    for (int j = 0; j < count; j += kStep) {
-      V grad[kBoth ? 6 : 3];
-      const V l1 = weights.l1 * get<V>(share + j);
-      for (int c = 0; c < 3; ++c) {
-        const V x = get<V>(image_row(i, p, c) + j), y = get<V>(reference_row(p, c) + j);
-        const V alpha = sum3<V>(sum_row(3 * c) + j), beta = sum3<V>(sum_row(3 * c + 1) + j);
-        grad[c] = photometric_grad<V>(alpha, beta, sum3<V>(sum_row(3 * c + 2) + j), l1, x, x - y);
-        if constexpr (kBoth) grad[3 + c] = photometric_grad<V>(alpha, beta, sum3<V>(sum_row(9 + c) + j), l1, y, y - x);
+    for (int c = 0; c < 3; ++c) {
+      const T *weight[3], *plane[3];
+      int64_t step[3];
+      for (int k = 0; k < 3; ++k) {
+        const int r = p - 1 + k;
+        const bool exists = r >= 1 && r <= tile.height - 2;
+        weight[k] = exists ? weight_row(i, r) : zeros, plane[k] = exists ? window_row(i, r, c, 0) : zeros;
+        step[k] = exists ? stride : 0;
       }
-      use(j, grad);
+      const T *x = image_row(i, p, c), *y = reference_row(p, c);
+      slide<kPlanes>(
+          [&](int j, V* values) {
+            const V above = get<V>(weight[0] + j), here = get<V>(weight[1] + j), below = get<V>(weight[2] + j);
+            for (int k = 0; k < kPlanes; ++k)
+              values[k] = above * get<V>(plane[0] + k * step[0] + j) + here * get<V>(plane[1] + k * step[1] + j) +
+                          below * get<V>(plane[2] + k * step[2] + j);
+          },
+          [&](int j, const V* sums) {
+            const V l1 = weights.l1 * get<V>(share + j), at_x = get<V>(x + j), at_y = get<V>(y + j), d = at_x - at_y;
+            V grad[2];
+            grad[0] = photometric_grad<V>(sums[0], sums[1], sums[2], l1, at_x, d);
+            if constexpr (kBoth) grad[1] = photometric_grad<V>(sums[0], sums[1], sums[3], l1, at_y, -d);
+            use(c, j, grad);
+          });
     }
   }
 
-  // Walks down the tile. `produce(y)` makes row y of every source's image; `choose(q)` is told that the least errors of
-  // pixel row q are found, and with kGrad sets the shares; `finish(p)` may then find the gradients of row p.
+  // Walks down the tile. `produce(y)` makes row y of the reference and of every source's image; `choose(q)` may find
+  // the least errors of pixel row q, and with kGrad sets the shares; `finish(p)` may then find the gradients of row p.
   template <bool kGrad, typename Produce, typename Choose, typename Finish>
-  MCD_HD void walk(bool all_usable, const Produce& produce, const Choose& choose, const Finish& finish) const {
+  MCD_HD void walk(const Produce& produce, const Choose& choose, const Finish& finish) const {
     const int height = tile.height, last_row = tile.first_row() + tile.rows() - 1;
     int next = tile.first_row(), finished = tile.top;
     for (int r = tile.first_window(); r < tile.first_window() + tile.windows(); ++r) {
       for (; next <= min(r + 2, last_row); ++next) produce(next);
       const bool from_top = r == 2 && tile.top == 0, from_bottom = r == height - 3 && tile.bottom == height;
+      find_statistics(r);
       for (int i = 0; i < sources; ++i)
         if (weights.luminance)
           find_windows<true, kGrad>(i, r);
@@ -269,7 +282,7 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
           find_windows<false, kGrad>(i, r);
       const int rows[3] = {r, from_top ? 0 : -1, from_bottom ? height - 1 : -1};
       for (const int q : rows)
-        if (q >= 0) find_least(q, all_usable), choose(q);
+        if (q >= 0) choose(q);
       if constexpr (kGrad) {
         for (int i = 0; i < sources; ++i)
           weigh_windows(i, r, from_top ? share_row(i, 0) : zeros, from_bottom ? share_row(i, height - 1) : zeros);

@@ -8,6 +8,15 @@
 namespace mcd::MCD_TARGET {
 namespace {
 
+// body(x, count, pairs) for the packs of a row: `count` pixels from x on, `pairs` of which have a right neighbour. Where all
+// have, both are constants of the compiler, which then has nothing to mask.
+template <typename V, typename Body> MCD_HD void for_packs(int width, const Body& body) {
+  constexpr std::integral_constant<int, kLanes<V>> whole{};
+  int x = 0;
+  for (; x + whole < width; x += whole) body(x, whole, whole);
+  if (x < width) body(x, width - x, width - x - 1);
+}
+
 template <typename T, typename Guide> struct SumTask {
   SmoothnessParams<T> p;
   T* sums;  // [tasks, kSmoothSums]
@@ -19,8 +28,9 @@ template <typename T, typename Guide> struct SumTask {
     const Guide guide = p.template guide<Guide>(task.scale);
     V total[kSmoothSums] = {};
     for (int y = task.first_row; y < task.last_row; ++y)
-      for (int x = 0; x < scale.width; x += kLanes<V>)
-        add_smoothness_sums<V>(scale, guide, task.b, y, x, min(kLanes<V>, scale.width - x), total);
+      for_packs<V>(scale.width, [&](int x, auto count, auto pairs) {
+        add_smoothness_sums<V>(scale, guide, task.b, y, x, count, pairs, total);
+      });
     for (int k = 0; k < kSmoothSums; ++k) sums[number * kSmoothSums + k] = sum(total[k]);
   }
 };
@@ -31,19 +41,11 @@ template <typename T, typename Guide> struct GradTask {
   SmoothnessParams<T> p;
   const T *grad_loss, *factors;  // [], [scales, B, 3]
 
-  // The slopes of the pairs that row y forms with the next, weighed; zeros beyond the last row.
-  MCD_HD void find_slopes_y(const SmoothScale<T>& scale, const Guide& guide, int64_t b, int y, T* out) const {
-    const int width = scale.width;
-    const T* row = scale.disparity + (b * scale.height + y) * width;
-    for (int x = 0; x < width; x += kLanes<V>) {
-      const int count = min(kLanes<V>, width - x);
-      V slope{};
-      if (y >= 0 && y + 1 < scale.height)
-        slope = pair_slope<V>(
-            load<V>(row + x, count), load<V>(row + width + x, count),
-            guide.template weight<V>(b, int64_t(y) * width + x, width, count));
-      store(out + x, slope, count);
-    }
+  // The slopes of `count` pairs, each with the pixel `step` further.
+  static MCD_HD V slopes(const T* disparity, const Guide& guide, int64_t b, int64_t at, int64_t step, int count) {
+    const T* from = disparity + at;
+    const V weight = guide.template weight<V>(b, at, step, count);
+    return pair_slope<V>(load<V>(from, count), load<V>(from + step, count), weight);
   }
 
   MCD_HD void operator()(int64_t number) const {
@@ -53,29 +55,28 @@ template <typename T, typename Guide> struct GradTask {
     const T* factor = factors + (task.scale * p.batch + task.b) * 3;
     const T by_x = *grad_loss * factor[0], by_y = *grad_loss * factor[1], each = *grad_loss * factor[2];
     const int width = scale.width;
-    const std::unique_ptr<T[]> scratch(new T[3 * width + 1]);
-    T *above = scratch.get(), *below = above + width, *across = below + width + 1;  // across[-1]: before the first pixel
-    find_slopes_y(scale, guide, task.b, task.first_row - 1, above);
+    const T* disparity = scale.disparity + task.b * scale.height * width;
+    T* grad = scale.grad + task.b * scale.height * width;
+    // The slopes of the row above with the row at hand.
+    const std::unique_ptr<T[]> slopes_above(new T[width]());
+    T* above = slopes_above.get();
+    if (task.first_row > 0)
+      for_packs<V>(width, [&](int x, auto count, auto) {
+        store(above + x, slopes(disparity, guide, task.b, int64_t(task.first_row - 1) * width + x, width, count), count);
+      });
     for (int y = task.first_row; y < task.last_row; ++y) {
-      find_slopes_y(scale, guide, task.b, y, below);
-      const int64_t start = int64_t(y) * width;
-      const T* row = scale.disparity + task.b * scale.height * width + start;
-      for (int x = 0; x < width - 1; x += kLanes<V>) {
-        const int count = min(kLanes<V>, width - 1 - x);
-        const V weight = guide.template weight<V>(task.b, start + x, 1, count);
-        store(across + x, pair_slope<V>(load<V>(row + x, count), load<V>(row + x + 1, count), weight), count);
-      }
-      across[-1] = across[width - 1] = 0;
-      T* out = scale.grad + task.b * scale.height * width + start;
-      for (int x = 0; x < width; x += kLanes<V>) {
-        const int count = min(kLanes<V>, width - x);
-        const V slope_x = load<V>(across + x, count) - load<V>(across + x - 1, count);
-        const V slope_y = load<V>(below + x, count) - load<V>(above + x, count);
-        const V inside = guide.template inside<V>(task.b, start + x, count);
-        store(out + x, by_x * slope_x + by_y * slope_y - each * inside, count);
-      }
-      T* swapped = above;
-      above = below, below = swapped;
+      const bool has_below = y + 1 < scale.height;
+      V before{};
+      for_packs<V>(width, [&](int x, auto count, auto pairs) {
+        const int64_t at = int64_t(y) * width + x;
+        const V across = slopes(disparity, guide, task.b, at, 1, pairs);
+        const V below = has_below ? slopes(disparity, guide, task.b, at, width, count) : V{};
+        const V slope_x = across - lane_before(before, across), slope_y = below - load<V>(above + x, count);
+        const V inside = guide.template inside<V>(task.b, at, count);
+        store(grad + at, by_x * slope_x + by_y * slope_y - each * inside, count);
+        store(above + x, below, count);
+        before = across;
+      });
     }
   }
 };

@@ -13,8 +13,10 @@ __global__ void __launch_bounds__(kThreads) sum_tasks(SmoothnessParams<T> p, T* 
   const SmoothScale<T>& scale = p.scales[task.scale];
   const Guide guide = p.template guide<Guide>(task.scale);
   T total[kSmoothSums] = {};
-  for (int i = threadIdx.x; i < (task.last_row - task.first_row) * scale.width; i += kThreads)
-    add_smoothness_sums<T>(scale, guide, task.b, task.first_row + i / scale.width, i % scale.width, 1, total);
+  for (int i = threadIdx.x; i < (task.last_row - task.first_row) * scale.width; i += kThreads) {
+    const int y = task.first_row + i / scale.width, x = i % scale.width;
+    add_smoothness_sums<T>(scale, guide, task.b, y, x, 1, x + 1 < scale.width ? 1 : 0, total);
+  }
   block_sum<kThreads>(total);
   if (threadIdx.x == 0)
     for (int k = 0; k < kSmoothSums; ++k) sums[int64_t(blockIdx.x) * kSmoothSums + k] = total[k];

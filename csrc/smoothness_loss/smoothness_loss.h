@@ -15,16 +15,19 @@ constexpr int kBlockPixels = 8192;  // of a task, about
 template <typename V> MCD_HD V exp_negative(V x) {
   using T = Scalar<V>;
   constexpr bool single = sizeof(T) == 4;
+  constexpr double over_factorial[] = {1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,
+                                       1.0 / 120,  1.0 / 720,   1.0 / 5040,   1.0 / 40320,   1.0 / 362880,
+                                       1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+  constexpr int degree = single ? 7 : 13;
   using Bits = typename Lanes<V>::template of<std::conditional_t<single, int32_t, int64_t>>;
-  const V bounded = max<V>(x, splat<V>(single ? -87 : -700));
+  const V bounded = max<V>(x, splat<V>(single ? -87 : -700));  // passes NaN on
   const V steps = convert<V>(convert<Int<V>>(bounded * T(1.4426950408889634) - T(0.5)));
   // ln 2 in two parts: the first has few enough bits for an exact product.
   const V rest = (bounded - steps * T(0.693145751953125)) - steps * T(1.4286068203094173e-6);
-  V result = splat<V>(1);
-  for (int k = single ? 7 : 13; k > 0; --k) result = 1 + result * rest * (T(1) / k);
+  V result = splat<V>(T(over_factorial[degree]));
+  for (int k = degree - 1; k >= 0; --k) result = result * rest + T(over_factorial[k]);
   const Bits exponent = convert<Bits>(convert<Int<V>>(steps)) + (single ? 127 : 1023);
-  const V power = bit_cast<V>(exponent << (single ? 23 : 52));
-  return select<V>(is_nan(x), x, result * power);
+  return result * bit_cast<V>(exponent << (single ? 23 : 52));
 }
 
 // What weighs the difference of two neighbours: the image between them, or whether both lie in the mask.
@@ -133,10 +136,10 @@ template <typename V> MCD_HD V pair_slope(V a, V b, V weight) {
   return select<V>(a > b, weight, select<V>(a < b, -weight, V{}));
 }
 
-// Adds the pixels from (x, y) on, and the pairs they form with their right and lower neighbours.
+// Adds `count` pixels from (x, y) on, and the pairs they form with their lower and, for the first `pairs`, right neighbours.
 template <typename V, typename Guide>
 MCD_HD void add_smoothness_sums(
-    const SmoothScale<Scalar<V>>& scale, const Guide& guide, int64_t b, int y, int x, int count, V* sums) {
+    const SmoothScale<Scalar<V>>& scale, const Guide& guide, int64_t b, int y, int x, int count, int pairs, V* sums) {
   using T = Scalar<V>;
   const int64_t at = int64_t(y) * scale.width + x;
   const T* from = scale.disparity + b * scale.height * scale.width + at;
@@ -144,7 +147,6 @@ MCD_HD void add_smoothness_sums(
   const V inside = select<V>(lanes < T(count), guide.template inside<V>(b, at, count), V{});
   sums[kSumD] += select<V>(inside != 0, here, V{});
   sums[kArea] += inside;
-  const int pairs = min(count, scale.width - 1 - x);
   if (pairs > 0) {
     const V weight = select<V>(lanes < T(pairs), guide.template weight<V>(b, at, 1, pairs), V{});
     sums[kCostX] += pair_cost<V>(load<V>(from, pairs), load<V>(from + 1, pairs), weight);

@@ -42,7 +42,8 @@ template <typename T> struct LossTile {
   const Tile& tile;
   int64_t b;
   Errors errors;
-  const T* sources;  // [S, H + 1, W + 1, 4] packed
+  const T* reference;  // [3, H, W]
+  const T* sources;    // [S, H + 1, W + 1, 4] packed
   PackedImages<T> packed;
   int64_t stride;
   int first_column, count, begin, end;  // columns, and those of them that are the tile's own
@@ -56,15 +57,15 @@ template <typename T> struct LossTile {
     return rows;
   }
   static MCD_HD int rows_needed(const ViewSynthesisParams<T>& p, const Tile& tile) {
-    return Errors::rows_needed(tile, p.sources) + tile.rows() + kRing + p.sources * (kRing * 9 + kCameraSums) + 5 + 12 +
+    return Errors::rows_needed(p.sources) + tile.rows() + kRing + p.sources * (kRing * 9 + kCameraSums) + 5 + 12 +
            small_rows(p, tile) + 1;
   }
 
   MCD_HD LossTile(
-      const ViewSynthesisParams<T>& p, const Tile& tile, int64_t b, const T* sources, const PackedImages<T>& packed,
-      Scratch<T>& scratch, Scratch<int32_t>& integers)
-      : p(p), tile(tile), b(b), errors(tile, p.weights, p.sources, scratch), sources(sources), packed(packed),
-        stride(scratch.stride()), first_column(tile.first_column()), count(scratch.count()),
+      const ViewSynthesisParams<T>& p, const Tile& tile, int64_t b, const T* reference, const T* sources,
+      const PackedImages<T>& packed, Scratch<T>& scratch, Scratch<int32_t>& integers)
+      : p(p), tile(tile), b(b), errors(tile, p.weights, p.sources, scratch), reference(reference), sources(sources),
+        packed(packed), stride(scratch.stride()), first_column(tile.first_column()), count(scratch.count()),
         begin(tile.left - first_column), end(tile.right - first_column) {
     identity = scratch.take(tile.rows());
     depths = scratch.take(kRing);
@@ -90,24 +91,26 @@ template <typename T> struct LossTile {
   MCD_HD T* camera_sum(int i, int k) const { return camera_sums + (i * kCameraSums + k) * stride; }
   MCD_HD V columns_from(int j) const { return T(first_column + j) + iota<V>(); }
 
-  MCD_HD void load_reference(const T* reference) const {
-    for (int y = tile.first_row(); y < tile.first_row() + tile.rows(); ++y)
-      for (int c = 0; c < 3; ++c)
-        std::memcpy(
-            errors.reference_row(y, c), reference + (int64_t(c) * p.height + y) * p.width + first_column,
-            tile.columns() * sizeof(T));
-    errors.find_statistics();
+  MCD_HD void load_reference(int y) const {
+    for (int c = 0; c < 3; ++c)
+      std::memcpy(
+          errors.reference_row(y, c), reference + (int64_t(c) * p.height + y) * p.width + first_column,
+          tile.columns() * sizeof(T));
   }
 
   MCD_HD void find_identity() const {
     const auto copy = [&](int y) {
+      load_reference(y);
       for (int i = 0; i < p.sources; ++i) {
         const T* in = sources + i * packed.image_size() + y * packed.row_size() + 4 * first_column;
         unpack(in, tile.columns(), errors.image_row(i, y, 0), stride);
       }
     };
-    const auto keep = [&](int q) { std::memcpy(identity_row(q), errors.least, count * sizeof(T)); };
-    errors.template walk<false>(true, copy, keep, [](int) {});
+    const auto keep = [&](int q) {
+      errors.find_least(q, 0, p.sources, true);
+      std::memcpy(identity_row(q), errors.least, count * sizeof(T));
+    };
+    errors.template walk<false>(copy, keep, [](int) {});
   }
 
   // Channels side by side -> a row for each channel, `row_step` apart.
@@ -190,6 +193,7 @@ template <typename T> struct LossTile {
 
   // The loss of pixel row q at scale s, and what share each source's error has in it.
   MCD_HD void choose(int s, int q, double* loss, double* pixels) const {
+    errors.find_least(q, 0, p.sources, !p.mask_invalid);
     const bool own = q >= tile.top && q < tile.bottom;
     T* keep = grad_depth;
     V row_loss{}, row_pixels{};
@@ -215,15 +219,16 @@ template <typename T> struct LossTile {
   MCD_HD void finish(const Camera<T>* cameras, int s, int y) const {
     const DepthScale<T>& scale = p.scales[s];
     for (int i = 0; i < p.sources; ++i) {
-      errors.find_gradients(i, y, [&](int j, const V* grad) {
-        V by_x{}, by_y{};
-        for (int c = 0; c < 3; ++c) {
-          // A choice: where there is no gradient the slope may be NaN.
-          by_x += select<V>(grad[c] != 0, grad[c] * get<V>(slope_row(i, y, c, 0) + j), V{});
-          by_y += select<V>(grad[c] != 0, grad[c] * get<V>(slope_row(i, y, c, 1) + j), V{});
-        }
-        find_geometry_gradients(cameras[i], i, y, j, by_x, by_y);
+      errors.find_gradients(i, y, [&](int c, int j, const V* grad) {
+        // A choice: where there is no gradient the slope may be NaN.
+        const Mask<V> moves = grad[0] != 0;
+        const V by_x = select<V>(moves, grad[0] * get<V>(slope_row(i, y, c, 0) + j), V{});
+        const V by_y = select<V>(moves, grad[0] * get<V>(slope_row(i, y, c, 1) + j), V{});
+        put<V>(grad_x + j, c == 0 ? by_x : get<V>(grad_x + j) + by_x);
+        put<V>(grad_y + j, c == 0 ? by_y : get<V>(grad_y + j) + by_y);
       });
+      for (int j = 0; j < count; j += kStep)
+        find_geometry_gradients(cameras[i], i, y, j, get<V>(grad_x + j), get<V>(grad_y + j));
       if (p.motion_grads) {
         T* out = p.motion_grads + (((s * p.batch + b) * p.sources + i) * 2 * p.height + y) * p.width + tile.left;
         for (int k = 0; k < 2; ++k)
@@ -279,16 +284,18 @@ template <typename T> struct LossTile {
     const auto choose_row = [&](int q) { choose(s, q, out, out + 1); };
     if (p.need_grad) {
       const auto warp_row = [&](int y) {
+        load_reference(y);
         find_depth(scale, full, y);
         for (int i = 0; i < p.sources; ++i) warp<true>(cameras[i], i, y);
       };
-      errors.template walk<true>(!p.mask_invalid, warp_row, choose_row, [&](int y) { finish(cameras, s, y); });
+      errors.template walk<true>(warp_row, choose_row, [&](int y) { finish(cameras, s, y); });
     } else {
       const auto warp_row = [&](int y) {
+        load_reference(y);
         find_depth(scale, full, y);
         for (int i = 0; i < p.sources; ++i) warp<false>(cameras[i], i, y);
       };
-      errors.template walk<false>(!p.mask_invalid, warp_row, choose_row, [](int) {});
+      errors.template walk<false>(warp_row, choose_row, [](int) {});
     }
 
     for (int k = 0; k < p.sources * kCameraSums; ++k) out[2 + k] += sum(get<V>(camera_sums + k * stride));

@@ -72,8 +72,8 @@ template <typename T> struct RunTile {
     Scratch<T> scratch(tile.columns(), LossTile<T>::rows_needed(p, tile));
     Scratch<int32_t> integers(tile.columns(), 3);
     const T* sources = packed.data + local * p.sources * packed.image_size();
-    LossTile<T> loss(p, tile, first + local, sources, packed, scratch, integers);
-    loss.load_reference(reference + local * 3 * p.pixels());
+    LossTile<T> loss(
+        p, tile, first + local, reference + local * 3 * p.pixels(), sources, packed, scratch, integers);
     loss.find_identity();
 
     const std::unique_ptr<Camera<T>[]> cameras(new Camera<T>[p.sources]);

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch  # before _C: the process then has one OpenMP runtime, torch's
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 _C: Any
 try:
@@ -139,5 +138,7 @@ def _launch(name: str, *arguments: Any) -> None:
         getattr(_C.cuda, name)(*arguments, (0, torch.cuda.current_stream().cuda_stream))
 
 
-def _device(arguments: Iterable[Any]) -> torch.device:
-    return next(leaf.device for leaf in tree_leaves(tuple(arguments)) if isinstance(leaf, Tensor))
+def _device(arguments: Sequence[Any]) -> torch.device:
+    """That of the first tensor, which may be the first of a list; every operator has one."""
+    firsts = (argument[0] if isinstance(argument, list | tuple) and argument else argument for argument in arguments)
+    return next(first.device for first in firsts if isinstance(first, Tensor))
