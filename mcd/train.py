@@ -27,6 +27,7 @@ from mcd.data import DataError, EvaluationSet, StepSampler, build_loader, fixed_
 from mcd.data.synthetic import generate
 from mcd.discovery import evaluate_discovery
 from mcd.evaluate import EvaluationError, evaluate_depth, evaluate_stage, write_metrics
+from mcd.memory import keep_freed_memory
 from mcd.nan_guard import NanGuard, TrainingDivergedError
 from mcd.predictor import choose_device
 from mcd.profiling import ProfileWindow, StepTimer, step_window
@@ -227,6 +228,8 @@ def set_up(config: Config) -> torch.device:
         raise ConfigError(f"'device': {error}") from None
     if config.threads:
         torch.set_num_threads(config.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     mcd.set_backend(config.backend)
     print(f"operators on {device}: {ops.backend_summary(device)}")
