@@ -18,8 +18,9 @@ template <typename Params> struct FwdRow {
     const int64_t b = row / p.height;
     const int y = int(row % p.height);
     const Camera<scalar_t> camera = p.camera(b);
-    for (int x = 0; x < p.width; x += kLanes<V>)
-      fwd.template pixels<V>(camera, b, y, x, min(kLanes<V>, p.width - x));
+    int x = 0;  // whole packs know their size when compiled
+    for (; x + kLanes<V> <= p.width; x += kLanes<V>) fwd.template pixels<V>(camera, b, y, x, kLanes<V>);
+    if (x < p.width) fwd.template pixels<V>(camera, b, y, x, p.width - x);
   }
 };
 
