@@ -14,7 +14,8 @@ def step():
     one = torch.ones(16 << 20)
     two = one + 1
     return float((one * two)[0])
-step()
+for _ in range(8):  # until pieces fit
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(4):
     step()
@@ -31,5 +32,5 @@ def faults(how: str) -> int:
 
 
 def test_large_tensors_reuse_memory_that_was_freed():
-    # Twelve tensors of 64 MiB are 196,608 pages, unless the kernel hands out huge ones.
-    assert faults("kept") < 100 <= faults("default")
+    # Of twelve tensors of 64 MiB, 16,384 pages each; fewer where the kernel hands out huge ones.
+    assert 10 * faults("kept") < faults("default")
