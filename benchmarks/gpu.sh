@@ -85,11 +85,12 @@ if [[ $device == cuda ]]; then
         { mkdir -p "$work/lib" && cp -r mcd "$work/lib" && cp -r kernels "$work/lib/mcd"; } # reference and Triton
 
     # Options of pyproject.toml name plugins that may be missing here.
-    pytest=("$python" -m pytest -m cuda -q -p no:cacheprovider -o "addopts=--import-mode=importlib")
+    pytest=("$python" -m pytest -m cuda -q -p no:cacheprovider -o "addopts=--import-mode=importlib"
+        --continue-on-collection-errors)
     "$python" -c 'import xdist' 2>/dev/null && pytest+=(-n 6)
     # Nothing is timed yet, so these share the GPU.
     part tests 130 "${pytest[@]}" tests/ops &
-    part other-tests 130 "${pytest[@]}" tests --ignore=tests/ops --continue-on-collection-errors &
+    part other-tests 130 "${pytest[@]}" tests --ignore=tests/ops &
     for tool in memcheck racecheck; do
         if command -v compute-sanitizer >/dev/null; then
             part "$tool" 130 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \

@@ -9,6 +9,7 @@ command -v nsys >/dev/null || {
     echo "nsys is not on PATH; without it, python -m mcd.train --profile START:STOP writes a trace of torch.profiler" >&2
     exit 1
 }
+rm -f "$out.nsys-rep" # an old one would pass for the new
 # Collection begins and ends with the window; then training is stopped, and it would go on from there.
 # With --cuda-graph-trace=node each kernel of a CUDA graph is seen, not the graph alone.
 nsys profile --output "$out" --force-overwrite=true --trace=cuda,nvtx,osrt --sample=none --cpuctxsw=none \

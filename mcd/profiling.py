@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 PHASES = ("data", "forward", "loss", "loss_backward", "backward", "optimizer")
@@ -138,11 +139,16 @@ class ProfileWindow:
         if under_nsys():
             torch.cuda.profiler.start()
         else:
-            self._trace = torch.profiler.profile(acc_events=True)
+            # Of its own accord it looks for a GPU where there is only the build for one, and complains on stderr.
+            kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+            self._trace = torch.profiler.profile(activities=kinds, acc_events=True)
             self._trace.start()
 
     def close(self) -> None:
-        """End the window if it is open: at its last step, or where training ends before it."""
+        """End the window if it is open: at its last step, or where training ends before it. Says so if it never opened,
+        as where the stages of a run are finished already."""
+        if self._start >= self._step:
+            print(f"profile: none; the window begins with step {self._start}, and {self._step} steps were trained")
         if not self._start < self._step <= self._stop:
             return
         self._start = self._stop = -1

@@ -105,6 +105,16 @@ def test_a_window_beyond_the_last_step_is_closed_with_training(tmp_path, monkeyp
     assert (tmp_path / "profile.json").is_file()
 
 
+def test_a_window_that_never_opens_says_so(tmp_path, capsys):
+    window = ProfileWindow((2, 9), tmp_path)
+    for _ in range(2):
+        window.step()
+    window.close()
+    assert capsys.readouterr().out == "profile: none; the window begins with step 2, and 2 steps were trained\n"
+    ProfileWindow(None, tmp_path).close()
+    assert not capsys.readouterr().out
+
+
 def test_training_writes_a_trace_of_the_steps_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(profiling, "sinks", [])
     monkeypatch.delenv("NSYS_PROFILING_SESSION_ID", raising=False)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 
-import hypothesis.strategies as st
 import pytest
 import torch
 from cases import CASES, Case
 from compare import assert_close_in_float64, assert_same
 from harness import call, mapped, results
-from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 from mcd.ops.registry import OPERATORS, Operator
+
+pytest.importorskip("hypothesis")
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, given, settings
 
 pytestmark = [
     pytest.mark.skipif(
