@@ -1,7 +1,6 @@
 #include "smoothness_loss.h"
 
-#include <memory>
-
+#include "../common/buffer.h"
 #include "../common/for_each.h"
 #include "../operators.h"
 
@@ -58,7 +57,7 @@ template <typename T, typename Guide> struct GradTask {
     const T* disparity = scale.disparity + task.b * scale.height * width;
     T* grad = scale.grad + task.b * scale.height * width;
     // The slopes of the row above with the row at hand.
-    const std::unique_ptr<T[]> slopes_above(new T[width]());
+    const Buffer<T> slopes_above(width);
     T* above = slopes_above.get();
     if (task.first_row > 0)
       for_packs<V>(width, [&](int x, auto count, auto) {
