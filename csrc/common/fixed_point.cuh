@@ -4,7 +4,7 @@
 //   sum.add(index, value, sum.scale());                   |value| no larger than the largest of `terms`
 //   read_fixed_point(sum, size, out, …);
 //
-// A term that is not finite makes every sum NaN.
+// A term that is not finite makes the sum that it is added to NaN, and no other.
 #pragma once
 
 #include "for_each.h"
@@ -14,17 +14,29 @@ namespace mcd::MCD_TARGET {
 
 struct FixedPoint {
   unsigned long long* sums;
-  unsigned long long* largest;  // bits of the largest term's magnitude, as a double: they order like integers
+  unsigned long long* largest;  // bits of the largest finite term's magnitude, as a double: they order like integers
   int64_t terms_per_sum;        // at most so many are added to one sum
 
   __device__ double scale() const {
     int exponent;
     frexp(__longlong_as_double(*largest), &exponent);
-    return ldexp(1.0, min<int>(62 - (64 - __clzll(terms_per_sum)) - exponent, 1022));  // finite for the smallest, too
+    return ldexp(1.0, min<int>(61 - (64 - __clzll(terms_per_sum)) - exponent, 1022));  // finite for the smallest, too
   }
   template <typename T> __device__ void add(int64_t index, T value, double scale) const {
-    atomicAdd(sums + index, static_cast<unsigned long long>(__double2ll_rn(double(value) * scale)));
+    if (isfinite(value))
+      atomicAdd(sums + index, static_cast<unsigned long long>(__double2ll_rn(double(value) * scale)));
+    else
+      atomicExch(sums + index, kSpoilt);
   }
+  __device__ double read(int64_t index, double scale) const {
+    const unsigned long long sum = sums[index];
+    if ((sum + (1ull << 62)) >> 63) return nan<double>();
+    return double(static_cast<long long>(sum)) / scale;
+  }
+
+ private:
+  // Sums lie within about 2^61 of 0. What is added to a spoilt one leaves it as close to this, the farthest from 0.
+  static constexpr unsigned long long kSpoilt = 1ull << 63;
 };
 
 template <typename Stored> struct LargestTerm {
@@ -37,7 +49,8 @@ template <typename Stored> struct LargestTerm {
     using V = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
     unsigned long long bits = 0;
     for (int64_t at = i * 8; at < (i + 1) * 8 && at < count; ++at) {
-      const unsigned long long term = __double_as_longlong(fabs(double(load<V>(terms + at, 1))));
+      const double size = fabs(double(load<V>(terms + at, 1)));
+      const unsigned long long term = isfinite(size) ? __double_as_longlong(size) : 0;
       bits = bits < term ? term : bits;
     }
     for (int step = 16; step > 0; step /= 2) {
@@ -54,9 +67,7 @@ template <typename Stored> struct ReadFixedPoint {
 
   __device__ void operator()(int64_t i) const {
     using V = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
-    const double largest = __longlong_as_double(*sum.largest);
-    const double value = double(static_cast<long long>(sum.sums[i])) / sum.scale();
-    store(out + i, V(isfinite(largest) ? value : nan<double>()), 1);
+    store(out + i, V(sum.read(i, sum.scale())), 1);
   }
 };
 

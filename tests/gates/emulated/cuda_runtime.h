@@ -194,6 +194,9 @@ inline int __clzll(long long bits) { return __builtin_clzll(bits); }
 template <typename T> T atomicAdd(T* at, T value) {
   return emulated::update(at, [&](T before) { return before + value; });
 }
+template <typename T> T atomicExch(T* at, T value) {
+  return emulated::update(at, [&](T) { return value; });
+}
 template <typename T> T atomicMin(T* at, T value) {
   return emulated::update(at, [&](T before) { return std::min(before, value); });
 }
