@@ -66,6 +66,7 @@ template <typename scalar_t> struct DepthGradRow {
     readers(i, ratio_y, height, &first, &last);
     for (int y = first; y < last; ++y) {
       const scalar_t weight = weight_of<scalar_t>(i, between<scalar_t>(scalar_t(y), ratio_y, small_height));
+      if (weight == 0) continue;  // a NaN there is not this row's
       const scalar_t* in = large + (b * height + y) * width;
       scalar_t* sum = collected.get();
 #pragma omp simd

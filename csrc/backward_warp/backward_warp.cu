@@ -48,27 +48,16 @@ __global__ void __launch_bounds__(kThreads) camera_grads(BackwardWarpCameraGrad<
   if (threadIdx.x == 0) grad.write(blockIdx.x, sums, sums + 9, sums + 12);
 }
 
-// The adjoint of upsampling, gathered: a thread sums what its small pixel was read by.
+// The adjoint of upsampling, a thread for each pixel of the small depth.
 template <typename scalar_t> struct SmallDepthGrad {
   const scalar_t* large;  // [B, H, W]
   scalar_t* small;        // [B, h, w]
   int height, width, small_height, small_width;
 
   MCD_HD void operator()(int64_t i) const {
-    const scalar_t ratio_y = scalar_t(small_height) / height, ratio_x = scalar_t(small_width) / width;
     const int column = int(i % small_width), row = int(i / small_width % small_height);
     const scalar_t* image = large + i / small_width / small_height * height * width;
-    int top, bottom, left, right;
-    readers(row, ratio_y, height, &top, &bottom);
-    readers(column, ratio_x, width, &left, &right);
-    scalar_t total = 0;
-    for (int y = top; y < bottom; ++y) {
-      scalar_t line = 0;
-      for (int x = left; x < right; ++x)
-        line += weight_of(column, between(scalar_t(x), ratio_x, small_width)) * image[int64_t(y) * width + x];
-      total += weight_of(row, between(scalar_t(y), ratio_y, small_height)) * line;
-    }
-    small[i] = total;
+    small[i] = gather_readers(image, row, column, height, width, small_height, small_width);
   }
 };
 

@@ -87,5 +87,26 @@ template <typename T> MCD_HD void readers(int j, T ratio, int size, int* first, 
 template <typename T> MCD_HD T weight_of(int j, const Between<T>& tap) {
   return (tap.low == j ? 1 - tap.weight : T(0)) + (tap.high == j ? tap.weight : T(0));
 }
+// The adjoint of upsampling at one pixel of the small image: what reads it in the large one, `image`. NaN reaches only
+// those that it has a weight for.
+template <typename T>
+MCD_HD T gather_readers(
+    const T* image, int row, int column, int height, int width, int small_height, int small_width) {
+  const T ratio_y = T(small_height) / height, ratio_x = T(small_width) / width;
+  int top, bottom, left, right;
+  readers(row, ratio_y, height, &top, &bottom);
+  readers(column, ratio_x, width, &left, &right);
+  T total = 0;
+  for (int y = top; y < bottom; ++y) {
+    const T weight_y = weight_of(row, between(T(y), ratio_y, small_height));
+    T line = 0;
+    for (int x = left; x < right; ++x) {
+      const T weight = weight_of(column, between(T(x), ratio_x, small_width));
+      line += weight != 0 ? weight * image[int64_t(y) * width + x] : T(0);
+    }
+    total += weight_y != 0 ? weight_y * line : T(0);
+  }
+  return total;
+}
 
 }  // namespace mcd::MCD_TARGET

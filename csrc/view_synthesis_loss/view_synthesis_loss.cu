@@ -160,18 +160,7 @@ template <typename T> struct FinishKernel {
     const int64_t local = i - first[s];
     const int column = int(local % scale.width), row = int(local / scale.width % scale.height);
     const T* image = large_grads[s] + local / scale.width / scale.height * p.pixels();
-    const T ratio_y = T(scale.height) / p.height, ratio_x = T(scale.width) / p.width;
-    int top, bottom, left, right;
-    readers(row, ratio_y, p.height, &top, &bottom);
-    readers(column, ratio_x, p.width, &left, &right);
-    T total = 0;
-    for (int y = top; y < bottom; ++y) {
-      T line = 0;
-      for (int x = left; x < right; ++x)
-        line += weight_of<T>(column, between<T>(T(x), ratio_x, scale.width)) * image[int64_t(y) * p.width + x];
-      total += weight_of<T>(row, between<T>(T(y), ratio_y, scale.height)) * line;
-    }
-    scale.grad[local] = total;
+    scale.grad[local] = gather_readers(image, row, column, p.height, p.width, scale.height, scale.width);
   }
 };
 

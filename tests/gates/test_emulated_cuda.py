@@ -163,3 +163,19 @@ def test_a_gradient_that_is_not_finite_spoils_what_it_reaches_and_nothing_else(
     assert_close_in_float64(found[2:], found[:2], name)
     assert found[0].isfinite().all()
     assert 0 < found[1].isnan().sum() <= 4
+
+
+def test_a_nan_in_the_source_reaches_only_the_depths_that_read_it(
+    emulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = CASES["backward_warp"](Case(torch.Generator().manual_seed(0), 1, 8, 16))
+    source, depth = sample.args[:2]
+    source.data[..., 3, 5] = nan
+    found = []
+    for backend in ("reference", "native"):
+        if backend == "native":
+            monkeypatch.setattr(native, "_cpu", emulated)
+            monkeypatch.setattr(Tensor, "is_cuda", True)
+        found += torch.autograd.grad(call(OPERATORS["backward_warp"], sample, backend)[0].sum(), depth)
+    assert 0 < found[0].isnan().sum() < 16
+    assert torch.equal(found[1].isnan(), found[0].isnan())

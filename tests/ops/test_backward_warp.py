@@ -164,6 +164,21 @@ def test_a_nan_in_the_source_spoils_its_four_readers(backend: str) -> None:
     assert warped[0, 0].isnan().nonzero().tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
 
 
+def test_a_nan_in_the_source_reaches_only_the_depths_that_read_it(backend: str) -> None:
+    source = torch.ones(1, 1, 8, 16, dtype=torch.float64)
+    source[..., 3, 5] = math.nan
+
+    def gradients(backend: str) -> tuple[Tensor, ...]:
+        depth = torch.full((1, 1, 4, 8), 2.5, dtype=torch.float64, requires_grad=True)
+        T = pose(0.11, 0.07).requires_grad_()
+        return torch.autograd.grad(backward_warp(source, depth, camera(8, 16), T, backend=backend).sum(), (depth, T))
+
+    (depth, T), (expected, _) = gradients(backend), gradients("reference")
+    assert 0 < expected.isnan().sum() < 16
+    assert torch.equal(depth.isnan(), expected.isnan())
+    assert not T[:, 3].any()  # where the reference has zeros, whatever there is to read
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_images_of_16_bits_are_rounded_once(backend: str, dtype: torch.dtype) -> None:
     if backend == "triton" and dtype == torch.bfloat16:
