@@ -92,7 +92,7 @@ class Instances:
         integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
         Shapes("Instances.from_labels").tensor("labels", labels, "B H W", dtype=integers)
         batch, height, width = labels.shape
-        at_frame, at_pixel = (labels != background).reshape(batch, height * width).nonzero().unbind(1)
+        at_frame, at_pixel = (labels.long() != background).reshape(batch, height * width).nonzero().unbind(1)
         values, which = labels.reshape(batch, height * width)[at_frame, at_pixel].unique(return_inverse=True)
         keys, counts = (at_frame * len(values) + which).unique(return_counts=True)
         order = (at_frame * len(values) + which).argsort(stable=True)

@@ -64,6 +64,8 @@ def test_from_labels_agrees_with_a_mask_for_every_value():
     for field in ("pixel", "offset", "frame"):
         assert getattr(instances, field).tolist() == getattr(expected, field).tolist()
     assert len(Instances.from_labels(labels[:0])) == 0
+    # A background that the labels' type does not have is not that of its lowest bits.
+    assert len(Instances.from_labels(torch.tensor([[[255, 1]]], dtype=torch.uint8), background=-1)) == 2
 
 
 def test_gather_reads_the_frame_of_each_mask_with_its_gradient():
