@@ -58,6 +58,10 @@ class _MotionSparsity(torch.autograd.Function):
         return _bwd(grad_loss, *ctx.saved_tensors)
 
 
+def _native(motion: Tensor) -> Tensor:
+    return _MotionSparsity.apply(motion.flatten(end_dim=-3))
+
+
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
     def sample(label: str, *shape: int) -> Sample:
         motion = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
@@ -76,7 +80,7 @@ OP = register(
     Operator(
         "motion_sparsity",
         reference=motion_sparsity_reference,
-        native=_MotionSparsity.apply,
+        native=_native,
         sample_inputs=_sample_inputs,
         bytes_moved=_bytes_moved,
     )

@@ -17,6 +17,11 @@ def test_agrees_with_a_loop_over_channels():
     assert float(motion_sparsity(motion)) == pytest.approx(sum(values) / len(values), rel=1e-12)
 
 
+def test_any_number_of_leading_dimensions():
+    motion = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    assert motion_sparsity(motion[None, None, None, None]) == motion_sparsity(motion)
+
+
 def test_one_moving_pixel_costs_less_than_the_same_motion_spread():
     # Mean 1 over four pixels: spread 2·√2 each; alone (3·2·√1 + 2·√5) / 4.
     alone = torch.tensor([[[4.0, 0], [0, 0]]])
