@@ -312,6 +312,7 @@ def forward_warp(
     sizes.tensor("T_dst_ref", T_dst_ref, "B 4 4")
     if motion is not None:
         sizes.tensor("motion", motion, "B 3 H W")
+    sizes.at_least(H=1, W=1)
     if not isinstance(upscale, int) or not 1 <= upscale <= 181:
         raise ValueError(f"{name}: upscale is {upscale!r}, it should be a whole number from 1 to 181")
     implementation = OP.implementation(backend, depth)
