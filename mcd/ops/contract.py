@@ -56,6 +56,10 @@ class Shapes:
         self._check_dtype(name, value.dtype, image, dtype)
         self._check_device(name, value.device)
         self._check_shape(name, value, shape)
+        if self.sizes.get("H", 0) * self.sizes.get("W", 0) > 2**31 - 1:
+            raise ValueError(
+                f"{self.operator}: {name} has {self['H']}x{self['W']} pixels, it should have no more than 2^31 - 1"
+            )
 
     def _check_dtype(
         self, name: str, dtype: torch.dtype, image: bool, expected: torch.dtype | tuple[torch.dtype, ...] | None

@@ -261,6 +261,12 @@ def test_wrong_sizes_are_named(change: dict[str, Tensor], message: str) -> None:
         backward_warp(**{**right, **change})
 
 
+def test_images_beyond_32_bit_offsets_are_refused() -> None:
+    source = torch.zeros(()).expand(1, 1, 2**16, 2**15)
+    with pytest.raises(ValueError, match="source has 65536x32768 pixels"):
+        backward_warp(source, torch.ones(1, 1, 1, 1), torch.eye(3)[None], torch.eye(4)[None])
+
+
 def test_dtypes_do_not_mix() -> None:
     args = torch.rand(1, 3, 4, 6), torch.ones(1, 1, 4, 6), torch.eye(3)[None], torch.eye(4)[None]
     with pytest.raises(TypeError, match=r"K is torch.float64, but depth is torch.float32"):
