@@ -13,6 +13,7 @@ from __future__ import annotations
 import concurrent.futures
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -159,6 +160,8 @@ def check_targets(targets: list[str]) -> list[str]:
             _, kind, name = line.split(" ", 2)
             if kind in "WVu" and f"mcd::{target}::" not in name and not name.startswith("DW.ref."):
                 failures.append(f"{path.name}: {name} could replace another target's")
+    if not objects and platform.machine() == "x86_64":
+        failures.append(f"no object files of {', '.join(targets)}: `make` writes them below {ROOT / 'build'}")
     print(f"{len(objects)} object files of {', '.join(targets)}")
     return failures
 
