@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,17 +53,42 @@ def assert_as_exact_as(
     No fixed tolerance: how large rounding may be is what the plain PyTorch formula shows. Of few entries the ratio says
     nothing, so errors of a few roundings of the largest entry pass.
     """
+    for i, errors in errors_of(actual, reference, truth).items():
+        errors.check(f"{what}[{i}]")
+
+
+class Errors(NamedTuple):
+    """Of one float32 result and of the reference's, and what passes as a rounding of its largest entry."""
+
+    rms: float
+    reference_rms: float
+    largest: float
+    reference_largest: float
+    floor: float
+
+    def check(self, what: str) -> None:
+        assert self.rms <= max(1.5 * self.reference_rms, self.floor), (
+            f"{what}: RMS error {self.rms:.1e}, the reference's {self.reference_rms:.1e}"
+        )
+        assert self.largest <= max(3 * self.reference_largest, 2 * self.floor), (
+            f"{what}: largest error {self.largest:.1e}, the reference's {self.reference_largest:.1e}"
+        )
+
+
+def errors_of(
+    actual: Sequence[Tensor | None], reference: Sequence[Tensor | None], truth: Sequence[Tensor | None]
+) -> dict[int, Errors]:
+    """By their place, the errors of the results that have any."""
+    found = {}
     for i, (a, r, t) in enumerate(zip(actual, reference, truth, strict=True)):
         if a is None or r is None or t is None or not a.dtype.is_floating_point or a.numel() == 0:
             continue
         errors = [(value.double() - t).nan_to_num() for value in (a, r)]
+        rms = [float(error.square().mean().sqrt()) for error in errors]
+        largest = [float(error.abs().max()) for error in errors]
         floor = 2 * torch.finfo(torch.float32).eps * float(t.nan_to_num().abs().max())
-        rms, own_rms = (float(error.square().mean().sqrt()) for error in errors)
-        largest, own_largest = (float(error.abs().max()) for error in errors)
-        assert rms <= max(1.5 * own_rms, floor), f"{what}[{i}]: RMS error {rms:.1e}, the reference's {own_rms:.1e}"
-        assert largest <= max(3 * own_largest, 2 * floor), (
-            f"{what}[{i}]: largest error {largest:.1e}, the reference's {own_largest:.1e}"
-        )
+        found[i] = Errors(*rms, *largest, floor)
+    return found
 
 
 def _zeros_for_none(a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

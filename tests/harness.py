@@ -28,10 +28,12 @@ def serving(name: str, *backends: str) -> list[Any]:
     ]
 
 
-def samples(operator: Operator, device: torch.device = CPU, dtype: torch.dtype = torch.float64) -> list[Sample]:
+def samples(
+    operator: Operator, device: torch.device = CPU, dtype: torch.dtype = torch.float64, seed: int = 7
+) -> list[Sample]:
     """The operator's samples, the same every time. Leaves that take a gradient require it: those that the operator
     marks, else all of the sample's real tensors."""
-    made = list(operator.sample_inputs(device, dtype, torch.Generator().manual_seed(7)))
+    made = list(operator.sample_inputs(device, dtype, torch.Generator().manual_seed(seed)))
     for sample in made:
         tensors = leaves(sample)
         if not any(tensor.requires_grad for tensor in tensors):
