@@ -105,9 +105,11 @@ def emulated() -> Any:
 
 
 def inputs(operator: Operator) -> list[Sample]:
-    """The operator's samples, and frames that span several tiles of every kernel."""
+    """The operator's samples, and frames of more than one block in every kernel: tiles of images have 16x32 pixels,
+    those of masks 2048, sums of forward_warp run over 1024, those of smoothness_loss over about 8192."""
     generator = torch.Generator().manual_seed(0)
     large = [Case(generator, 2, 21, 45, motion=motion, scales=3) for motion in (0, 2)]
+    large.append(Case(generator, 1, 70, 130, sources=1, scales=2, motion=3))
     return [*samples(operator), *map(CASES[operator.name], large)]
 
 
@@ -138,6 +140,20 @@ def test_kernels_agree_in_float32_too(operator: Operator, emulated: Any) -> None
         actual = emulated_results(operator, single, emulated, "shuffled")
         assert_close_in_float64(actual, results(operator, double, "reference"), exact.label, 1e-4)
         assert_same(emulated_results(operator, single, emulated, "forward"), actual, exact.label)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("operator", [pytest.param(operator, id=name) for name, operator in OPERATORS.items()])
+def test_16_bit_images_are_read_exactly_and_rounded_once(
+    operator: Operator, dtype: torch.dtype, emulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(torch.Generator().manual_seed(0), 2, 21, 35, scales=1, dtype=torch.float32, image_dtype=dtype)
+    sample = CASES[operator.name](case)
+    wide = mapped(sample, lambda leaf: leaf.float() if leaf.dtype == dtype else leaf)
+    monkeypatch.setattr(native, "_cpu", emulated)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    actual, expected = call(operator, sample, "native"), call(operator, wide, "native")
+    assert_same(actual, [b.to(a.dtype) for a, b in zip(actual, expected, strict=True)], operator.name)
 
 
 @pytest.mark.parametrize("name", ["backward_warp", "forward_warp"])
