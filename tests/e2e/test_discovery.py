@@ -1,7 +1,12 @@
-"""Stages that find masks by themselves, from images to files: stopped anywhere, the run ends bit for bit the same."""
+"""The variant that finds masks by itself, from images to the final net: stopped anywhere, it ends bit for bit the same.
+
+Nets of a few steps find nothing. So what the slots and the detector look for is whatever is there: every slot has every
+pixel, and no candidate is turned down but for its size. What is straight ahead counts as moving, the rest stands still.
+"""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +24,9 @@ from mcd.stages.slots import read_candidates
 from mcd.train import InterruptedRun, train_run
 
 SIZE = (64, 96)
+STAGES = ["scene", "predictions", "ground", "slots", "detector", "instances", "object", "scale", "pseudo", "final"]
 SHORT = {"batch": 4, "validate_every": 3, "validate_batches": 1, "checkpoint_every": 2}
+ANYTHING = {"largest_box": 1, "fill": 0, "reach": 500, "open": 0, "close": 0}
 
 
 class StopAfter:
@@ -38,7 +45,7 @@ def make_config(folder: Path, runs: str) -> Config:
         "run": "tiny",
         "runs": str(folder / runs),
         "device": "cpu",
-        "stages": ["scene", "predictions", "ground", "slots"],
+        "stages": STAGES,
         "store": "sqlite",
         "data": {
             "root": str(folder / "data"),
@@ -50,7 +57,12 @@ def make_config(folder: Path, runs: str) -> Config:
         "scene": {"steps": 4, "motion_from": 1, "joint_from": 2, **SHORT},
         "predictions": {"batch": 4, "flow_threshold": 0.05},
         "ground": {"steps": 5, "thirds_from": 2, "thirds_full_from": 4, **SHORT},
-        "slots": {"steps": 5, "size": (32, 32), "emptiness_from": 2, "emptiness_full_from": 4, **SHORT},
+        "slots": {"steps": 5, "size": (32, 32), "emptiness_from": 2, "emptiness_full_from": 4, "threshold": 0, **SHORT},
+        "detector": {"steps": 2, "scores": [None, 0.5], "filter_after": [], "views": False, **ANYTHING, **SHORT},
+        "instances": {"flow_threshold": 1000, "middle": 8, "min_area": 0.001},
+        "object": {"steps": 3, **SHORT, "batch": 2},
+        "scale": {"steps": 3, **SHORT, "batch": 2},
+        "final": {"steps": 3, **SHORT, "batch": 2},
     }
     return parse_config(document)
 
@@ -58,11 +70,11 @@ def make_config(folder: Path, runs: str) -> Config:
 def files(config: Config) -> dict[str, bytes]:
     """What the stages leave, predictions frame by frame: in a database, their order is that of the writing."""
     run = config.runs / "tiny"
-    kept = [path for stage in ("ground", "slots") for path in (run / stage).rglob("*") if path.is_file()]
     left = {
         str(path.relative_to(run)): path.read_bytes()
-        for path in kept
-        if path.suffix in (".npz", ".png", ".safetensors")
+        for stage in STAGES
+        for path in (run / stage).rglob("*")
+        if path.suffix in (".npz", ".npy", ".png", ".csv", ".safetensors")
     }
     with closing(sqlite3.connect(run / "predictions.sqlite")) as database:
         rows = database.execute("SELECT split, frame, planes, poses FROM prediction").fetchall()
@@ -92,6 +104,17 @@ def test_every_frame_has_predictions_ground_and_candidates(undisturbed: Config) 
             assert candidates.shape == (2, 5, *SIZE)
 
 
+def test_every_stage_ends_and_the_final_net_is_evaluated(undisturbed: Config) -> None:
+    run = undisturbed.runs / "tiny"
+    assert [stage for stage in STAGES if not (run / stage / "done.json").is_file()] == []
+    classified = json.loads((run / "instances" / "done.json").read_text())["train"]
+    assert 0 < classified["dynamic"] < classified["instances"], "later stages need both kinds"
+    metrics = json.loads((run / "metrics.json").read_text())
+    for stage in ("scene", "pseudo", "final"):
+        assert set(metrics["stages"][stage]) == {"all", "static", "dynamic"}, stage
+    assert set(metrics["discovery"]) == {"ground", "detector", "instances"}
+
+
 def test_the_report_shows_what_was_found(undisturbed: Config) -> None:
     page = (undisturbed.runs / "tiny" / "report.html").read_text()
     for title in ("What moves by itself", "motion to the next frame", "What the run found", "slots, previous frame"):
@@ -103,7 +126,8 @@ def test_a_run_that_is_stopped_again_and_again_ends_the_same(undisturbed: Config
     stops = 0
     while True:
         try:
-            train_run(config, StopAfter(2))
+            # Later and later: the masks of all frames are published at once.
+            train_run(config, StopAfter(2 + stops))
             break
         except InterruptedRun:
             stops += 1
