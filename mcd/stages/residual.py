@@ -62,7 +62,7 @@ def keep(motion: Tensor, depth: Tensor, filtered: bool, floor: float) -> Tensor:
     seen = depth > 0
     if not filtered:
         return seen
-    magnitude = torch.linalg.vector_norm(motion, dim=1, keepdim=True)
+    magnitude = motion.square().sum(dim=1, keepdim=True).sqrt()
     # The mean is taken over pixels that were seen: holes would pull it down.
     mean = (magnitude * seen).sum(dim=(1, 2, 3), keepdim=True) / seen.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
     return seen & (magnitude >= floor) & (magnitude >= mean)
