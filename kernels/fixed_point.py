@@ -1,4 +1,7 @@
-"""Sums by atomics whose result does not depend on their order: in 64-bit fixed point, scaled by the largest term."""
+"""Sums by atomics whose result does not depend on their order: in 64-bit fixed point.
+
+The largest finite term sets the scale. A term that is not finite makes the sum that it is added to NaN, and no other.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,14 @@ from torch import Tensor
 from mcd.kernels.common import SETTINGS
 
 _BLOCK = 1024
+# Sums lie within about 2^61 of 0. What is added to a spoilt one leaves it near this, the farthest from 0.
+_SPOILT = tl.constexpr(-(2**63))
+_LARGEST_SUM = tl.constexpr(2**62)
 
 
 def room_for(terms: int) -> int:
     """Bits that a term may have, if so many are added to one sum."""
-    return 62 - terms.bit_length()
+    return 61 - terms.bit_length()
 
 
 @triton.jit
@@ -27,24 +33,29 @@ def fixed_point_scale(largest, room):
 
 @triton.jit
 def add_fixed_point(sums, value, scale, mask):
-    tl.atomic_add(sums, (value.to(tl.float64) * scale).to(tl.int64), mask=mask, sem="relaxed")
+    finite = tl.abs(value) < float("inf")
+    whole = tl.where(finite, value, 0).to(tl.float64) * scale
+    tl.atomic_add(sums, whole.to(tl.int64), mask=mask & finite, sem="relaxed")
+    tl.atomic_xchg(sums, tl.full(value.shape, _SPOILT, tl.int64), mask=mask & ~finite, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["room"])
 def _read(sums, largest, out, count, room, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     scale = fixed_point_scale(largest, room)
-    value = tl.load(sums + i, mask=i < count, other=0).to(tl.float64) / scale
-    value = tl.where(tl.abs(tl.load(largest)) < float("inf"), value, float("nan"))
+    sum = tl.load(sums + i, mask=i < count, other=0)
+    spoilt = (sum < -_LARGEST_SUM) | (sum > _LARGEST_SUM)
+    value = tl.where(spoilt, float("nan"), sum.to(tl.float64) / scale)
     tl.store(out + i, value.to(out.dtype.element_ty), mask=i < count)
 
 
 def largest_term(terms: Tensor) -> Tensor:
-    """The largest magnitude, on the device, as float64 [1]; NaN where a term is."""
-    return torch.linalg.vector_norm(terms.detach(), torch.inf).double().reshape(1)
+    """The largest finite magnitude, on the device, as float64 [1]."""
+    finite = terms.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.linalg.vector_norm(finite, torch.inf).double().reshape(1)
 
 
 def read_fixed_point(sums: Tensor, largest: Tensor, out: Tensor, room: int) -> None:
-    """Write the sums to `out`: NaN everywhere if a term was not finite."""
+    """Write the sums to `out`."""
     count = out.numel()
     _read[(triton.cdiv(count, _BLOCK),)](sums, largest, out, count, room, BLOCK=_BLOCK, **SETTINGS)

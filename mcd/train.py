@@ -77,18 +77,18 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
     device = set_up(config)
     run = Run(config)
     make_data(config)
-    context, window = Context(config, run, device), ProfileWindow(profile, run.path)
+    context = Context(config, run, device)
     frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))
-    for name in config.stages:
-        if run.finished(name) is not None:
-            continue
-        facts = run_stage(STAGES[name], context, stop, window)
-        facts["metrics"] = evaluate_stage(config, run.path, name, device)
-        facts["discovery"] = evaluate_discovery(context, name)
-        facts["frames"] = frames
-        run.finish(name, **facts)
-        write_metrics(run.path)
-    window.close()
+    with closing(ProfileWindow(profile, run.path)) as window:
+        for name in config.stages:
+            if run.finished(name) is not None:
+                continue
+            facts = run_stage(STAGES[name], context, stop, window)
+            facts["metrics"] = evaluate_stage(config, run.path, name, device)
+            facts["discovery"] = evaluate_discovery(context, name)
+            facts["frames"] = frames
+            run.finish(name, **facts)
+            write_metrics(run.path)
     write_metrics(run.path, show=True)
     print(f"report: {write_report(run.path)}")
     return run.path

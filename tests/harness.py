@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import pytest
 import torch
+from cases import CASES, Case
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
@@ -81,6 +83,21 @@ def results(operator: Operator, sample: Sample, backend: str | None) -> list[Ten
     """Outputs and gradients of one call."""
     outputs = call(operator, sample, backend)
     return [*(output.detach() for output in outputs), *gradients(sample, outputs)]
+
+
+def spoiled_gradients(name: str, backend: str) -> list[Tensor]:
+    """Gradients to the image of backward_warp or forward_warp, the upstream gradient being NaN where nothing can be
+    reached; and then at one pixel more, which reaches up to four."""
+    sample = CASES[name](Case(torch.Generator().manual_seed(0), 2, 6, 9))
+    image, depth = sample.args[:2]
+    depth.data[:, :, 0] = nan  # looks nowhere, or sends nothing
+    output, _, rest = call(OPERATORS[name], sample, backend)
+    reaches = output.isfinite() if name == "backward_warp" else (rest >= 0).unsqueeze(1).expand_as(output)
+    assert not reaches.all()
+    upstream = torch.where(reaches, 1.0, nan).double()
+    spoiled = upstream.clone()
+    spoiled[tuple(reaches.nonzero()[-1])] = nan
+    return [torch.autograd.grad(output, image, grad, retain_graph=True)[0] for grad in (upstream, spoiled)]
 
 
 def differentiable(operator: Operator, sample: Sample, backend: str) -> tuple[Callable[..., Any], list[Tensor]]:

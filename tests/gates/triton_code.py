@@ -3,7 +3,8 @@
     every kernel   nothing spilled, no more registers than its budget, no approximate division, no product fused with a
                    sum that the text does not fuse
     z-buffers      one integer minimum of 64 bits for each point: no compare-and-swap, no pair of float reductions
-    gradients      integer sums alone; no other kernel has an atomic operation on global memory
+    gradients      integer sums alone, and a mark where one is spoilt; no other kernel has an atomic operation on
+                   global memory
 
 Needs no GPU, but a process without TRITON_INTERPRET. Run by `make check`. Prints a table and every failure; exits with
 1 if there is one.
@@ -43,10 +44,10 @@ ATOMICS = {
     ("_nearest", "float64"): {"min.u64", "min.s32"},
     ("_splat", "float32"): {"min.u64"},
     ("_splat", "float64"): {"min.u64"},
-    ("_source_grad", "float32"): {"add.u64"},
-    ("_source_grad", "float64"): {"add.u64"},
-    ("_attribute_grad", "float32"): {"add.u64"},
-    ("_attribute_grad", "float64"): {"add.u64"},
+    ("_source_grad", "float32"): {"add.u64", "exch.b64"},
+    ("_source_grad", "float64"): {"add.u64", "exch.b64"},
+    ("_attribute_grad", "float32"): {"add.u64", "exch.b64"},
+    ("_attribute_grad", "float64"): {"add.u64", "exch.b64"},
 }
 FUSES = ("_splat", "_pixel_grad")  # rays, which forward and backward must round the same
 

@@ -17,6 +17,8 @@ from harness import (
     mapped,
     results,
     samples,
+    serving,
+    spoiled_gradients,
 )
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -48,6 +50,22 @@ UNTRACED = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 def first_with_pixels(operator: Operator, dtype: torch.dtype = torch.float32) -> Sample:
     return next(sample for sample in samples(operator, dtype=dtype) if all(leaf.numel() for leaf in leaves(sample)))
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        pytest.param(name, *backend.values, marks=backend.marks)
+        for name in ("backward_warp", "forward_warp")
+        for backend in serving(name, "native", "triton")
+    ],
+)
+def test_a_gradient_that_is_not_finite_spoils_what_it_reaches_and_nothing_else(name: str, backend: str) -> None:
+    # Sums in fixed point have one scale for all: a NaN may not set it, nor may one that reaches nothing show.
+    expected = spoiled_gradients(name, "reference")
+    assert expected[0].isfinite().all()
+    assert 0 < expected[1].isnan().sum() <= 4
+    assert_close_in_float64(spoiled_gradients(name, backend), expected, name)
 
 
 @pytest.mark.parametrize(("operator", "backend"), IMPLEMENTED)
