@@ -21,7 +21,7 @@ from torch import Tensor
 from mcd.checkpoint import atomic_path, find_weights
 from mcd.config import Augment, Ground
 from mcd.data import FrameDataset
-from mcd.nets.ground import ground_input
+from mcd.nets.ground import ground_input, image_rows
 from mcd.stages.base import Batch, Context, Outputs, TrainingStage
 from mcd.stages.instances import frame_path
 from mcd.stages.scene_predictions import ScenePredictions
@@ -61,19 +61,19 @@ class GroundStage(TrainingStage):
         ).float()
         outputs: Outputs = {"target": target, "logits": self._predict(image, depth)}
         if self._weights(step)[1] is not None:
-            (middle_image, near_image), (middle_depth, near_depth), (_, near_target) = (
-                stretched_thirds(plane) for plane in (image, depth, target)
+            (middle_image, near_image), (middle_depth, near_depth), (_, near_target), (middle_rows, near_rows) = (
+                stretched_thirds(plane) for plane in (image, depth, target, image_rows(depth))
             )
             outputs["near_image"], outputs["near_depth"], outputs["near_target"] = near_image, near_depth, near_target
-            outputs["near_logits"] = self._predict(near_image, near_depth)
+            outputs["near_logits"] = self._predict(near_image, near_depth, near_rows)
             with torch.no_grad():
-                middle = self._predict(middle_image, middle_depth)
+                middle = self._predict(middle_image, middle_depth, middle_rows)
             outputs["own_target"] = join_thirds(middle, outputs["near_logits"].detach())
         return outputs
 
-    def _predict(self, image: Tensor, depth: Tensor) -> Tensor:
+    def _predict(self, image: Tensor, depth: Tensor, rows: Tensor | None = None) -> Tensor:
         with self.context.networks():
-            logits = self.nets["ground"](image, 1 / depth)
+            logits = self.nets["ground"](image, 1 / depth, rows)
         return logits.float()
 
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:

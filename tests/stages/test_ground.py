@@ -11,6 +11,7 @@ from mcd.checkpoint import WEIGHTS
 from mcd.config import ConfigError, parse_config
 from mcd.data import road_mask
 from mcd.nets import build_ground_net
+from mcd.nets.ground import image_rows
 from mcd.run import Run
 from mcd.stages import Context
 from mcd.stages.ground import (
@@ -135,6 +136,28 @@ def test_the_light_net_takes_any_size_and_the_published_one_its_own():
 def test_the_unit_of_the_inverse_depth_does_not_matter():
     net, image, disp = build_ground_net("light", (16, 24)), torch.rand(2, 3, 16, 24), torch.rand(2, 1, 16, 24)
     torch.testing.assert_close(net(image, disp), net(image, 7 * disp), rtol=1e-4, atol=1e-5)
+
+
+def test_nets_without_maps_of_pixels_are_told_where_they_look():
+    image, disp = torch.rand(1, 3, 16, 24), torch.rand(1, 1, 16, 24)
+    lower = image_rows(disp)[..., 8:, :]
+    assert (lower[0, 0, 0, 0].item(), lower[0, 0, -1, -1].item()) == (pytest.approx(1 / 15), 1)
+    light, published = build_ground_net("light", (8, 24)), build_ground_net("published", (8, 24))
+    part = image[..., 8:, :], disp[..., 8:, :]
+    assert torch.equal(light(*part), light(*part, image_rows(part[1])))
+    assert (light(*part) - light(*part, lower)).abs().amax() > 1e-3
+    assert torch.equal(published(*part), published(*part, lower))
+
+
+def test_thirds_keep_the_rows_that_they_had(stage, batch, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stage.nets["ground"], "forward", lambda image, disp, rows=None: seen.append(rows) or disp)
+    stage.forward(batch, 9)
+    whole, near, middle = seen
+    assert whole is None
+    below = 1 - 2 * (SIZE[0] // 3) / (SIZE[0] - 1)
+    assert middle.amax() <= below <= near.amin()
+    assert near.amax() == 1
 
 
 @pytest.fixture
