@@ -187,6 +187,9 @@ class Slots(Schedule):
     size: tuple[Count, Count] = Field((128, 128), description="height and width that the net sees, multiples of 16")
     threshold: Fraction = Field(0.25, description="a slot's mask is where it has at least this share")
     depth: float = Field(0.2, description="weight of the reconstructed depth; that of the flow is 1")
+    moving: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="how much more a pixel that moves counts in both; 0: published"
+    )
     background: float = Field(0.005, description="weight of: the background slot covers what does not move")
     background_flow: float = Field(1.0, description="weight of: the background slot shows no motion")
     background_depth: float = Field(0.02, description="weight of: the background slot shows no depth")

@@ -108,9 +108,11 @@ class SlotsStage(TrainingStage):
         settings, training = self.schedule, self.nets["slots"].training
         flow_seen, depth_seen = outputs["scene"].split((3, 1), dim=1)
         shares, flow, depth = outputs["masks"], outputs["flow"], outputs["depth"]
+        weight = 1 + settings.moving * (1 - outputs["still"])
+        flow_drawn, depth_drawn = ((shares[:, :, None] * values).sum(dim=1) for values in (flow, depth))
         terms = {
-            "flow": F.mse_loss((shares[:, :, None] * flow).sum(dim=1), flow_seen),
-            "depth": settings.depth * F.mse_loss((shares[:, :, None] * depth).sum(dim=1), depth_seen),
+            "flow": (weight * (flow_drawn - flow_seen).square()).mean(),
+            "depth": settings.depth * (weight * (depth_drawn - depth_seen).square()).mean(),
         }
         # Validation has the terms that act in the end, so that early and late weights can be compared. Emptiness is
         # left out of it: masks are written without.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mcd.config import ConfigError, parse_config
 from mcd.data import DataError
 from mcd.nets import build_slot_net
-from mcd.nets.slots import suppress_empty
+from mcd.nets.slots import SlotAttention, suppress_empty
 from mcd.run import Run
 from mcd.stages import Context, StageError
 from mcd.stages.slots import SlotsStage, read_candidates, slot_scene, write_candidates
@@ -92,6 +92,28 @@ def test_equal_noise_gives_equal_slots_and_other_noise_others(name):
     assert ((first.fullness > 0) & (first.fullness < 1)).all()
 
 
+def test_object_slots_of_the_light_net_look_at_what_moves():
+    scene, _ = slot_scene(*scene_of_two(4.0, 2.0), SIZE)
+    bias = build_slot_net("light")._background_bias(scene)
+    moves = (scene[:, :3] < 1).any(dim=1).flatten(1)
+    assert bias.shape == (2, SIZE[0] * SIZE[1], 1)
+    assert torch.equal(bias[..., 0] < 0, moves)
+    assert build_slot_net("published")._background_bias(scene) is None
+
+    attention, tokens, noise = (
+        SlotAttention(8, own_starts=True),
+        torch.randn(2, moves.shape[1], 8),
+        torch.zeros(2, 5, 8),
+    )
+    other = torch.where(moves[..., None], tokens, torch.randn_like(tokens))
+    with torch.no_grad():
+        slots, changed = attention(tokens, noise, 4 * bias), attention(other, noise, 4 * bias)
+    torch.testing.assert_close(slots[:, 1:], changed[:, 1:], rtol=1e-4, atol=1e-4)
+    assert (slots[:, 0] - changed[:, 0]).abs().amax() > 1e-2
+    # Without noise they differ all the same.
+    assert torch.pdist(slots[0, 1:]).amin() > 0.1
+
+
 def test_the_slot_net_runs_in_bfloat16():
     net = build_slot_net("light").eval()
     scene, noise = torch.rand(2, 4, 32, 16), torch.randn(1, 5, net.channels)
@@ -166,6 +188,17 @@ def test_losses_are_the_published_ones_but_for_the_double_sigmoid(stage, batch):
     assert terms["emptiness"].item() == pytest.approx(emptiness, rel=1e-5)
     parts = sum(value.item() for name, value in terms.items() if name != "total")
     assert terms["total"].item() == pytest.approx(parts, rel=1e-6)
+
+
+def test_what_moves_counts_more_where_that_is_asked_for(tmp_path, batch):
+    stage = make_stage(tmp_path, moving=3.0)
+    stage.set_mode(0)
+    outputs = stage.forward(batch, 0)
+    terms = stage.loss(batch, outputs, 0)
+    for name, weight, seen in (("flow", 1.0, outputs["scene"][:, :3]), ("depth", 0.2, outputs["scene"][:, 3:])):
+        drawn = (outputs["masks"][:, :, None] * outputs[name]).sum(dim=1)
+        errors = (drawn - seen).square() * (4 - 3 * outputs["still"])
+        assert terms[name].item() == pytest.approx(weight * errors.mean().item(), rel=1e-5), name
 
 
 def test_a_background_that_covers_what_is_still_costs_nothing(stage):
