@@ -186,6 +186,9 @@ class Slots(Schedule):
     init: Path | None = Field(None, description="stage folder or weights file to start from, such as released ones")
     size: tuple[Count, Count] = Field((128, 128), description="height and width that the net sees, multiples of 16")
     threshold: Fraction = Field(0.25, description="a slot's mask is where it has at least this share")
+    min_moving: Fraction = Field(
+        0.0, description="training leaves out frames of which a smaller share moves; 0, published: none"
+    )
     depth: float = Field(0.2, description="weight of the reconstructed depth; that of the flow is 1")
     moving: Annotated[float, Field(ge=0)] = Field(
         0.0, description="how much more a pixel that moves counts in both; 0: published"

@@ -2,16 +2,21 @@
 look again.
 
 Consumes image triplets and the scene stage's nets. Leaves the run's ``predictions.sqlite``
-(:class:`mcd.data.store.PredictionStore`), which later stages read through :class:`ScenePredictions`.
+(:class:`mcd.data.store.PredictionStore`), which later stages read through :class:`ScenePredictions`, and
+``predictions/SPLIT.csv``: how much of each frame moves, read by :func:`read_moving`.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from mcd.checkpoint import write_text
+from mcd.data.files import reading
 from mcd.progress import progress
 from mcd.stages.base import Context, Preparation
 from mcd.stages.residual import moving_pixels
@@ -38,17 +43,34 @@ class PredictionsPreparation(Preparation):
         return facts
 
     def _summary(self, split: str, frames: list[str]) -> dict[str, Any]:
-        shares: list[float] = []
+        shares: dict[str, float] = {}
         with progress(len(frames), f"what moves in {split}", "image") as bar:
             for frame in frames:
                 found = self._store.read(split, frame)
                 # Not stored: its image could not be read, and data.on_error is skip.
                 if found is not None:
                     flow = torch.from_numpy(found.flow)[None]
-                    shares.append(float(moving_pixels(flow, self.config.predictions.flow_threshold).float().mean()))
+                    moving = moving_pixels(flow, self.config.predictions.flow_threshold)
+                    shares[frame] = float(moving.float().mean())
                 bar.update()
+        lines = "".join(f"{frame},{share:.6f}\n" for frame, share in shares.items())
+        write_text(self.folder / f"{split}.csv", "frame,moving\n" + lines)
         return {
             "frames": len(shares),
-            "frames_with_motion": sum(share > 0 for share in shares),
-            "moving_share": sum(shares) / len(shares) if shares else 0.0,
+            "frames_with_motion": sum(share > 0 for share in shares.values()),
+            "moving_share": sum(shares.values()) / len(shares) if shares else 0.0,
         }
+
+
+def read_moving(folder: Path, split: str) -> dict[str, float]:
+    """The share of every frame that moves.
+
+    Args:
+        folder: the stage's folder, ``RUN/predictions``.
+
+    Raises:
+        DataError: the list is missing or broken.
+    """
+    path = folder / f"{split}.csv"
+    with reading("list of what moves", path), path.open(newline="") as file:
+        return {line["frame"]: float(line["moving"]) for line in csv.DictReader(file)}

@@ -21,11 +21,12 @@ from torchvision.utils import flow_to_image
 
 from mcd.checkpoint import atomic_path, find_weights
 from mcd.config import Augment, Slots
-from mcd.data import FrameDataset
+from mcd.data import FrameDataset, WholeFrame
 from mcd.data.files import reading
 from mcd.nets.slots import SLOTS, SlotNet
 from mcd.stages.base import Batch, Context, Outputs, StageError, TrainingStage
 from mcd.stages.instances import frame_path
+from mcd.stages.predictions import read_moving
 from mcd.stages.residual import fast_flow
 from mcd.stages.scene_predictions import ScenePredictions
 from mcd.visualize import colour_shares
@@ -81,7 +82,15 @@ class SlotsStage(TrainingStage):
             found = self._predictions.stored(split, item.frame)
             return {"flow": found.flow, "depth": found.depth}
 
-        return self.frames(split, flip_only, sources=False, labels=labels)
+        items = None
+        if augment is not None and self.schedule.min_moving > 0:
+            moving = read_moving(self.context.run.stage("predictions"), split)
+            items = [WholeFrame(frame) for frame, share in moving.items() if share >= self.schedule.min_moving]
+            if not items:
+                raise StageError(
+                    f"stage slots: no training frame moves by slots.min_moving, {self.schedule.min_moving:g}, or more"
+                )
+        return self.frames(split, flip_only, items=items, sources=False, labels=labels)
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         flow = fast_flow(batch["flow"], self.config.predictions.flow_threshold)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from mcd.config import ConfigError, parse_config
 from mcd.data import DataError
+from mcd.data.synthetic import generate
 from mcd.nets import build_slot_net
 from mcd.nets.slots import SlotAttention, suppress_empty
 from mcd.run import Run
@@ -138,8 +139,8 @@ def test_the_slot_net_says_what_it_takes():
         build_slot_net("large")
 
 
-def make_stage(folder, **slots):
-    document = {"runs": str(folder), "data": {"size": SIZE}}
+def make_stage(folder, data=None, **slots):
+    document = {"runs": str(folder), "data": data or {"size": SIZE}}
     timing = {"background_from": 3, "emptiness_from": 5, "emptiness_full_from": 9, "size": (16, 32)}
     config = parse_config({**document, "slots": {"steps": 12, "batch": 2, **timing, **slots}})
     return SlotsStage(Context(config, Run(config), torch.device("cpu")))
@@ -267,6 +268,24 @@ def test_scenes_in_which_nothing_moves_are_refused(stage):
         stage.initialise()
     stage.context.run.finish("predictions", train={"frames_with_motion": 3})
     stage.initialise()
+
+
+def test_training_leaves_out_frames_in_which_little_moves(tmp_path):
+    generate(tmp_path / "streets", train=5, val=1, size=(32, 64), seed=0)
+    stage = make_stage(tmp_path, data={"root": str(tmp_path / "streets"), "size": SIZE}, min_moving=0.1)
+    frames = [item.frame for item in stage.dataset("train", None).items]
+    stage.context.run.stage("predictions").mkdir()
+    listed = stage.context.run.stage("predictions") / "train.csv"
+    augment = stage.config.augment
+    listed.write_text("frame,moving\n" + "".join(f"{frame},{n / 20}\n" for n, frame in enumerate(frames)))
+    assert [item.frame for item in stage.dataset("train", augment).items] == frames[2:]
+    assert [item.frame for item in stage.dataset("train", None).items] == frames
+    listed.write_text("frame,moving\n" + "".join(f"{frame},0.05\n" for frame in frames))
+    with pytest.raises(StageError, match=r"moves by slots.min_moving, 0.1, or more"):
+        stage.dataset("train", augment)
+    listed.unlink()
+    with pytest.raises(DataError, match="list of what moves .* does not exist"):
+        stage.dataset("train", augment)
 
 
 def test_training_starts_from_the_weights_that_are_named(tmp_path):
