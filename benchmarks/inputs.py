@@ -112,8 +112,10 @@ def _fuse_depth(scene: Scene) -> Sample:
 
 
 def _scale_invariant_loss(scene: Scene) -> Sample:
-    mask = scene.uniform(0, 1, scene.batch, 1, scene.height, scene.width) > 0.3
-    return Sample((scene.depth().requires_grad_(), scene.depth() * scene.uniform(0.9, 1.1, 1), mask))
+    shape = (scene.batch, 1, scene.height, scene.width)
+    # Every pixel has a factor of its own: pixels of the same ratio would pass the gate together or not, by rounding.
+    target = scene.depth() * scene.uniform(0.9, 1.1, *shape)
+    return Sample((scene.depth().requires_grad_(), target, scene.uniform(0, 1, *shape) > 0.3))
 
 
 def _smoothness_loss(scene: Scene) -> Sample:
