@@ -1,7 +1,8 @@
 """The variant that finds masks by itself, from images to the final net: stopped anywhere, it ends bit for bit the same.
 
 Nets of a few steps find nothing. So what the slots and the detector look for is whatever is there: every slot has every
-pixel, and no candidate is turned down but for its size. What is straight ahead counts as moving, the rest stands still.
+pixel, no candidate is turned down but for its size, and all below the camera is ground. What is straight ahead counts
+as moving, the rest stands still.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def make_config(folder: Path, runs: str) -> Config:
         "loss": {"scales": 2},
         "scene": {"steps": 4, "motion_from": 1, "joint_from": 2, **SHORT},
         "predictions": {"batch": 4, "flow_threshold": 0.05},
-        "ground": {"steps": 5, "thirds_from": 2, "thirds_full_from": 4, **SHORT},
+        "ground": {"steps": 8, "lr": 0.02, "angle": 90, "thirds_from": 2, "thirds_full_from": 4, **SHORT},
         "slots": {"steps": 5, "size": (32, 32), "emptiness_from": 2, "emptiness_full_from": 4, "threshold": 0, **SHORT},
         "detector": {"steps": 2, "scores": [None, 0.5], "filter_after": [], "views": False, **ANYTHING, **SHORT},
         "instances": {"flow_threshold": 1000, "middle": 8, "min_area": 0.001},
