@@ -74,6 +74,8 @@ class Weights:
     nets: dict[str, str]
     """Architecture of each net: ``{"depth": "light", …}``."""
     size: tuple[int, int] | None
+    metadata: dict[str, Any]
+    """What else was written beside them."""
     tensors: dict[str, dict[str, Tensor]]
 
     def load_into(self, role: str, net: nn.Module, name: str) -> None:
@@ -137,7 +139,7 @@ def load_weights(path: Path | str) -> Weights:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
     size = metadata.get("size")
-    return Weights(path, metadata.get("nets", {}), (size[0], size[1]) if size else None, tensors)
+    return Weights(path, metadata.get("nets", {}), (size[0], size[1]) if size else None, metadata, tensors)
 
 
 def find_weights(place: Path | str, stage: str | None = None) -> Path:

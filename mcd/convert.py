@@ -208,7 +208,7 @@ def convert_folder(folder: Path, out: Path) -> dict[str, nn.Module]:
     if problems:
         raise ConversionError("\n".join(problems))
     names = {RELEASED[name].role: RELEASED[name].net for name in files}
-    save_weights(out / WEIGHTS, nets, names, {"format": "published", "size": SIZE})
+    save_weights(out / WEIGHTS, nets, names, {"format": "published", "size": SIZE, "magnify": PUBLISHED_MAGNIFY})
     return nets
 
 

@@ -48,13 +48,16 @@ def evaluate_discovery(context: Context, stage: str) -> dict[str, float]:
     asked = stage in ("detector", "instances") and "detector" in context.config.stages
     if not asked or context.config.data.kind != "triplets" or not _class_folder(context).is_dir():
         return {}
-    frames = open_reader(context.config.data, "val").frames
+    # Of the others nobody knows what moves.
+    known = [
+        frame for frame in open_reader(context.config.data, "val").frames if (_class_folder(context) / frame).is_dir()
+    ]
     return score_instances(
-        [_found(context, stage, frame) for frame in frames], [true_instances(context, frame) for frame in frames]
+        (_found(context, stage, frame) for frame in known), (true_instances(context, frame) for frame in known)
     )
 
 
-def score_instances(found: Sequence[Tensor], truth: Sequence[TrueInstances]) -> dict[str, float]:
+def score_instances(found: Iterable[Tensor], truth: Iterable[TrueInstances]) -> dict[str, float]:
     """Compare found masks with true ones, frame by frame.
 
     Args:

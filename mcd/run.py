@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from mcd.checkpoint import write_json, write_text
-from mcd.config import Config, ConfigError, parse_config
+from mcd.config import STAGES, Config, ConfigError, parse_config
 
 
 class RunError(RuntimeError):
@@ -31,7 +31,7 @@ class RunError(RuntimeError):
 
 
 class Run:
-    """One run on disk. Opening an existing folder continues it; a folder of another config is refused."""
+    """One run on disk. Opening an existing folder continues it; settings of stages that have not begun may change."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -69,13 +69,25 @@ class Run:
             except ConfigError as error:
                 raise RunError(f"{path} was written by another version: {error}; choose another --set run=") from error
             if before.digest() != self.config.digest():
-                changed = _differences(before.model_dump(mode="json"), self.config.model_dump(mode="json"))
-                raise RunError(
-                    f"{self.path} holds a run of another config ({'; '.join(changed[:5])}); "
-                    f"choose another --set run=NAME, or delete the folder"
-                )
+                self._check_changes(_differences(before.model_dump(mode="json"), self.config.model_dump(mode="json")))
         write_text(path, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
         write_json(self.path / "env.json", environment())
+
+    def _check_changes(self, changed: Mapping[str, str]) -> None:
+        """Refuse other settings than before, unless the stages that they are of, and all after, have not begun."""
+        stages, concerned = list(self.config.stages), {key.split(".")[0] for key in changed}
+        if "final" in concerned:
+            concerned.add("control")
+        old = [self.path] if any(self.stage(name).exists() for name in STAGES) else []
+        if concerned <= set(STAGES):
+            first = min((stages.index(name) for name in concerned if name in stages), default=len(stages))
+            old = [self.stage(name) for name in stages[first:] if self.stage(name).exists()]
+        if old:
+            said = "; ".join([f"{key} {change}" for key, change in changed.items()][:5])
+            raise RunError(
+                f"{self.path} holds a run of another config ({said}); choose another --set run=NAME, or delete "
+                f"{', '.join(map(str, old))} to make that anew"
+            )
 
 
 class StageLog:
@@ -149,12 +161,13 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Keys whose values differ, and how."""
+    found: dict[str, str] = {}
     for key, value in now.items():
         old = before.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
-            found += _differences(old, value, f"{prefix}{key}.")
+            found |= _differences(old, value, f"{prefix}{key}.")
         elif old != value and prefix + key not in ("run", "runs", "log_every", "picture_every", "device"):
-            found.append(f"{prefix}{key} was {old!r}, is {value!r}")
+            found[prefix + key] = f"was {old!r}, is {value!r}"
     return found

@@ -115,6 +115,34 @@ def test_the_digest_sees_what_decides_the_result_and_nothing_else():
     assert base.digest() != parse_config({"scene": {"steps": 6}}).digest()
 
 
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"stages": ["scene", "slots"]}, "stage 'slots' needs the stage 'predictions'"),
+        ({"stages": ["scene", "predictions", "slots", "detector"]}, "stage 'detector' needs the stage 'ground'"),
+        ({"stages": ["scene", "predictions", "ground", "detector"]}, "stage 'detector' needs the stage 'slots'"),
+        ({"stages": ["predictions", "scene"]}, "'stages' should be each once, in this order: scene, predictions"),
+        ({"stages": ["scene", "scene"]}, "'stages' should be each once"),
+        (
+            {"stages": ["scene", "predictions", "ground"], "data": {"size": [64, 1024]}},
+            r"'ground.distance', 11 at a width of 512, wants images at least 67 pixels high, not 64",
+        ),
+        ({"ground": {"steps": 0}}, "'steps' is 0, and there is no 'init'"),
+        ({"scene": {"steps": 0}}, "'steps' is 0, and there is no 'init'"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_runs(document, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"store": "sqlite"} | document)
+
+
+def test_a_trained_detector_needs_no_slots():
+    detector = {"steps": 0, "init": "released", "scores": [0.7], "filter_after": [0]}
+    stages = ["predictions", "ground", "detector"]
+    config = parse_config({"store": "sqlite", "stages": stages, "detector": detector})
+    assert config.detector.steps == 0
+
+
 def test_help_knows_every_section():
     names = {name for name, _, _ in known_keys()}
     assert {"seed", "data.synthetic.frames", "scene.motion_from", "final.pseudo_weight", "evaluation.crop"} <= names
@@ -124,3 +152,4 @@ def test_epochs_become_steps():
     schedule = parse_config({"scene": {"epochs": 2, "motion_from": 0.5}}).scene
     assert schedule.length(100) == 200
     assert schedule.in_steps(0.5, 100) == 50
+    assert parse_config({"scene": {"epochs": 0.001}}).scene.length(100) == 1

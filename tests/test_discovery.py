@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def context(tmp_path: Path) -> Context:
     config = parse_config({
         "runs": str(tmp_path / "runs"),
         "data": {"root": str(tmp_path / "data"), "size": SIZE},
-        "stages": ["ground", "detector", "instances"],
+        "stages": ["predictions", "ground", "slots", "detector", "instances"],
         "store": "sqlite",
     })  # fmt: skip
     root = tmp_path / "data"
@@ -125,6 +126,16 @@ def test_stages_are_scored_by_what_they_left(context: Context) -> None:
     assert evaluate_discovery(context, "instances") == {"found": 1, "moving": 1, "precision": 1.0, "recall": 1.0}
     assert evaluate_discovery(context, "ground") == {"iou": pytest.approx(4 / 6)}
     assert evaluate_discovery(context, "scene") == {}
+
+
+def test_frames_of_which_the_truth_is_not_known_do_not_count(context: Context, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    (root / "splits" / "val.txt").write_text("a a_1\na a_2\n")
+    assert evaluate_discovery(context, "detector") == {"found": 2, "moving": 1, "precision": 0.5, "recall": 1.0}
+    (root / "val_mask_class" / "a" / "a_2").mkdir()  # known: nothing moves
+    shutil.copytree(*(context.run.stage("detector") / "masks" / "val" / "a" / name for name in ("a_1", "a_2")))
+    shutil.copy(*(root / "triplets" / "a" / name for name in ("a_1.png", "a_2.png")))
+    assert evaluate_discovery(context, "detector") == {"found": 4, "moving": 1, "precision": 0.25, "recall": 1.0}
 
 
 def test_without_the_truth_there_are_no_figures(context: Context, tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from mcd.checkpoint import save_weights
-from mcd.config import Schedule, parse_config
+from mcd.config import ConfigError, Schedule, parse_config
 from mcd.data.synthetic import generate
 from mcd.nan_guard import NanGuard, TrainingDivergedError
 from mcd.run import Run, RunError, StageLog
-from mcd.train import StopSignal, cut_graph, learning_rate, main
+from mcd.train import StopSignal, cut_graph, learning_rate, main, train_run
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +102,40 @@ def test_a_signal_becomes_a_flag_and_the_old_handler_returns():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_settings_of_stages_that_have_not_begun_may_change(tmp_path):
+    def opened(**settings):
+        return Run(parse_config({"runs": str(tmp_path), "run": "a"} | settings))
+
+    opened(seed=1)
+    opened(seed=2)  # nothing has begun
+    for name in ("scene", "instances", "object"):
+        opened(seed=2).stage(name).mkdir()
+    run = opened(seed=2, scale={"steps": 7}, final={"steps": 9})
+    assert "steps: 7" in (run.path / "config.yaml").read_text()
+    for changed in ({"object": {"steps": 3}}, {"instances": {"min_area": 0.1}}):
+        with pytest.raises(RunError, match="delete .*/a/object to make that anew"):
+            opened(seed=2, scale={"steps": 7}, final={"steps": 9}, **changed)
+    for name in ("instances", "object"):
+        (run.path / name).rmdir()
+    opened(seed=2, object={"steps": 3}, instances={"min_area": 0.1})
+
+
+def test_a_net_that_does_not_exist_is_named_before_anything_runs(tmp_path):
+    config = parse_config({"runs": str(tmp_path), "nets": {"detector": "yolo"}})
+    with pytest.raises(ConfigError, match=r"'nets.detector': no detector 'yolo'"), StopSignal() as stop:
+        train_run(config, stop)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_run_folder_keeps_to_one_config(tmp_path):
     first = parse_config({"runs": str(tmp_path), "run": "a", "scene": {"steps": 5}})
     Run(first)
+    (Run(first).stage("scene")).mkdir()
     Run(first.model_copy(update={"log_every": 7}))
     with pytest.raises(RunError, match=r"scene\.lr was 0\.001, is 0\.5"):
         Run(parse_config({"runs": str(tmp_path), "run": "a", "scene": {"steps": 5, "lr": 0.5}}))
+    with pytest.raises(RunError, match="delete .*/a to make that anew"):
+        Run(parse_config({"runs": str(tmp_path), "run": "a", "scene": {"steps": 5}, "seed": 3}))
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         Run(parse_config({"runs": str(tmp_path / "file"), "run": "a"}))

@@ -56,7 +56,9 @@ class Data(Section):
     )
     fov: Positive | None = Field(None, description="sequence: horizontal field of view in degrees, if no intrinsics")
     train_frames: tuple[int, int] | None = Field(None, description="sequence: first and last training frame")
-    val_frames: tuple[int, int] | None = Field(None, description="sequence: first and last validation frame")
+    val_frames: tuple[int, int] | None = Field(
+        None, description="sequence: first and last validation frame; without both ranges: the last tenth"
+    )
     eval_frames: tuple[int, int] | None = Field(None, description="sequence: first and last evaluated frame")
     spacing: tuple[Count, ...] = Field((1,), description="sequence: frame distances to draw from while training")
     half_pixel: bool = Field(True, description="K of a resized frame is exact; False: the published row scaling")
@@ -104,7 +106,7 @@ class Photometric(Section):
 class Schedule(Section):
     """How long a stage trains, and how."""
 
-    steps: Count | None = None
+    steps: Annotated[int, Field(ge=0)] | None = Field(None, description="0: with the weights of 'init' as they are")
     epochs: Positive | None = None
     batch: Count = 8
     lr: Positive = 1e-3
@@ -125,6 +127,8 @@ class Schedule(Section):
     def _one_length(self) -> Schedule:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of 'steps' and 'epochs'")
+        if self.steps == 0 and getattr(self, "init", None) is None:
+            raise ValueError("'steps' is 0, and there is no 'init' whose weights could be taken as they are")
         if self.select == "ground_truth" and not isinstance(self, Scene):
             raise ValueError("select: ground_truth needs a net that sees the whole image: scene or final")
         return self
@@ -134,7 +138,7 @@ class Schedule(Section):
         return round(when * (steps_per_epoch if self.epochs is not None else 1))
 
     def length(self, steps_per_epoch: int) -> int:
-        return self.steps if self.steps is not None else self.in_steps(float(self.epochs or 0), steps_per_epoch)
+        return self.steps if self.steps is not None else max(self.in_steps(float(self.epochs or 0), steps_per_epoch), 1)
 
 
 class Scene(Schedule):
@@ -165,6 +169,11 @@ class Ground(Schedule):
     distance: Positive = Field(11.0, description="of the neighbours that span a normal, at a width of 512")
     angle: Positive = Field(10.0, description="degrees by which a normal of the ground may lean")
     below_camera: bool = Field(True, description="ceilings are no ground; False: the published form")
+    hide_depth: Fraction = Field(
+        0.0,
+        description="share of the images whose depth is hidden in training; then what is ground with and without it "
+        "counts; 0: published",
+    )
     smoothness: float = 2.0
     label_until: float | None = Field(None, description="when the weight of the labels (1) begins to fall; None: never")
     label_floor_from: float | None = Field(None, description="when it has fallen")
@@ -172,6 +181,10 @@ class Ground(Schedule):
     thirds_from: float | None = Field(None, description="when self-supervision by thirds begins; None: never")
     thirds_full_from: float | None = Field(None, description="when it has its full weight")
     thirds_weight: float = 0.5
+
+    def neighbours(self, width: int) -> int:
+        """``distance`` in pixels of an image of this width."""
+        return max(round(self.distance * width / 512), 1)
 
     @model_validator(mode="after")
     def _ramps(self) -> Ground:
@@ -243,7 +256,7 @@ class Detector(Schedule):
     both_directions: bool = Field(True, description="slots of both directions of the flow; False: published")
     split: bool = Field(True, description="parts of a slot that do not touch are objects each; False: published")
     open: Annotated[float, Field(ge=0)] = Field(10.0, description="half width of what is too thin, at a width of 512")
-    close: Annotated[float, Field(ge=0)] = Field(10.0, description="half width of gaps that are closed, likewise")
+    close: Annotated[float, Field(ge=0)] = Field(2.0, description="half width of gaps that are closed, likewise")
     reach: Annotated[float, Field(ge=0)] = Field(
         2.0, description="ground must be so near to the box of a slot, at a width of 512; 0, published: inside"
     )
@@ -259,6 +272,10 @@ class Detector(Schedule):
             raise ValueError(
                 f"'filter_after' names round {beyond[0]}, but 'scores' has rounds 0 to {len(self.scores) - 1}"
             )
+        if self.views and len(self.scores) - 1 not in self.filter_after:
+            raise ValueError("with 'views' the last round sees objects more than once: 'filter_after' must name it")
+        if not 0 < self.replace <= self.absorb:
+            raise ValueError(f"'replace', {self.replace:g}, must lie above 0 and not above 'absorb', {self.absorb:g}")
         return self
 
 
@@ -345,10 +362,27 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
-    def _stored(self) -> Config:
+    def _stages(self) -> Config:
+        order = [STAGES.index(name) for name in self.stages]
+        if order != sorted(set(order)):
+            raise ValueError(f"'stages' should be each once, in this order: {', '.join(STAGES)}")
         readers = [name for name in ("predictions", "ground", "slots", "detector") if name in self.stages]
         if readers and self.store == "none":
             raise ValueError(f"stage '{readers[0]}' needs a store of the scene nets' predictions: set store: sqlite")
+        needs = {"ground": ["predictions"], "slots": ["predictions"], "detector": ["predictions", "ground"]}
+        if self.detector.steps != 0:
+            needs["detector"].append("slots")
+        for name in readers:
+            missing = [other for other in needs.get(name, ()) if other not in self.stages]
+            if missing:
+                raise ValueError(f"stage '{name}' needs the stage '{missing[0]}' before it")
+        if "ground" in self.stages:
+            least = 3 * self.ground.neighbours(self.data.size[1]) + 1
+            if self.data.size[0] < least:
+                raise ValueError(
+                    f"'ground.distance', {self.ground.distance:g} at a width of 512, wants images at least {least} "
+                    f"pixels high, not {self.data.size[0]}: lower it"
+                )
         return self
 
     def digest(self) -> str:

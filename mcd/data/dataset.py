@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -49,7 +49,8 @@ class FrameDataset(Dataset[Item]):
     Args:
         augment: flips, jitter and random spacing of sequences; None for none of them.
         items: what to iterate over; default: every frame of the reader.
-        sources: False leaves the neighbouring frames out, for what looks at the reference alone.
+        images: "reference" leaves the neighbouring frames out, for what looks at the reference alone; "none" leaves
+            all images out, and K.
         labels: arrays of an item by name. Those with two or more dimensions end in H, W, are bool or floating, and
             follow resize (nearest) and flips; other values pass as they are.
 
@@ -65,15 +66,16 @@ class FrameDataset(Dataset[Item]):
         augment: Augment | None = None,
         seed: int = 0,
         items: Sequence[WorkItem] | None = None,
-        sources: bool = True,
+        images: Literal["triplet", "reference", "none"] = "triplet",
         labels: Callable[[Any], Mapping[str, Any]] | None = None,
     ):
         self.items: Sequence[WorkItem] = [WholeFrame(frame) for frame in reader.frames] if items is None else items
         self._reader, self._config, self._augment, self._labels = reader, config, augment, labels
-        self._sources, self._seed = sources, seed % 2**64
+        self._images, self._seed = images, seed % 2**64
         frames = {item.frame for item in self.items}
         spacings = len(config.spacing) if config.kind == "sequence" else 1
-        fits = len(frames) * spacings * (9 if sources else 3) * config.size[0] * config.size[1] <= CACHE_BYTES
+        planes = 9 if images == "triplet" else 3
+        fits = len(frames) * spacings * planes * config.size[0] * config.size[1] <= CACHE_BYTES
         self._cache: dict[tuple[str, int], tuple[NDArray[np.uint8], NDArray[np.float64]]] | None = {} if fits else None
 
     def __len__(self) -> int:
@@ -103,29 +105,29 @@ class FrameDataset(Dataset[Item]):
         # Every number is drawn whether or not it is used, so that options do not change each other's effect.
         number, flip, jittered, distance = rng.random(4)
         spacings = self._reader.spacings(item.frame)
-        images, K = self._load(item.frame, spacings[int(distance * len(spacings)) if augment else 0])
+        flipped = augment is not None and flip < augment.flip
         labels = {name: self._label(name, value, item) for name, value in self._label_values(item)}
-        if augment is not None and flip < augment.flip:
-            images, K = images[..., ::-1], flip_intrinsics(torch.from_numpy(K), images.shape[-1]).numpy()
+        if flipped:
             labels = {name: value.flip(-1) if isinstance(value, Tensor) else value for name, value in labels.items()}
+        made: Item = {"frame": item.frame, "index": torch.tensor(index)}
+        made |= {"draw": torch.tensor(number, dtype=torch.float32), **labels}
+        if self._images == "none":
+            return made
+        images, K = self._load(item.frame, spacings[int(distance * len(spacings)) if augment else 0])
+        if flipped:
+            images, K = images[..., ::-1], flip_intrinsics(torch.from_numpy(K), images.shape[-1]).numpy()
         if augment is not None and jittered < augment.jitter:
             images = jitter(images, augment, rng)
         planes = torch.from_numpy(np.array(images))
-        return {
-            "reference": planes[len(planes) // 2],
-            **({"sources": planes[[0, 2]]} if self._sources else {}),
-            "K": torch.from_numpy(K).float(),
-            "frame": item.frame,
-            "index": torch.tensor(index),
-            "draw": torch.tensor(number, dtype=torch.float32),
-            **labels,
-        }
+        if self._images == "triplet":
+            made["sources"] = planes[[0, 2]]
+        return made | {"reference": planes[len(planes) // 2], "K": torch.from_numpy(K).float()}
 
     def _load(self, frame: str, spacing: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Images [3,3,H,W] or [1,3,H,W] (frame, channel) and K at the networks' size."""
         if self._cache is not None and (frame, spacing) in self._cache:
             return self._cache[frame, spacing]
-        frames, size = self._reader.read(frame, spacing, sources=self._sources), self._config.size
+        frames, size = self._reader.read(frame, spacing, sources=self._images == "triplet"), self._config.size
         shapes = {image.shape[:2] for image in frames.images}
         if len(shapes) > 1:
             raise DataError(f"the three images of frame {frame} differ in size: {sorted(shapes)}")

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcd.config import Data
-from mcd.data.files import DataError, image_size, read_mask, resize_nearest, text
+from mcd.data.files import DataError, read_mask, resize_nearest, text
 from mcd.data.kitti import frame_size
-from mcd.data.sequence import sequence_folder
+from mcd.data.sequence import sequence_folder, sequence_frame_size
 from mcd.data.triplets import triplet_frame_size, triplet_path
 
 Masks = NDArray[np.bool_]
@@ -69,9 +69,7 @@ def _native_size(config: Data, frame: str) -> tuple[int, int]:
         return triplet_frame_size(triplet_path(config.root / "triplets", frame))
     if config.kind == "kitti":
         return frame_size(config.root, frame)
-    folder = sequence_folder(config)
-    path = next(folder.glob(f"{frame}.*"), folder / f"{frame}.png")
-    return image_size(path)
+    return sequence_frame_size(sequence_folder(config), frame)
 
 
 def _fitted(mask: Masks, path: Path, native: tuple[int, int], size: tuple[int, int]) -> Masks:

@@ -41,18 +41,22 @@ class Listed(Protocol):
 class StepSampler(Iterable[list[tuple[int, int]]], Sized):
     """Batches of ``(index, epoch)`` for the steps ``start`` to ``steps``, shuffled anew every epoch.
 
-    Which items a step sees depends on nothing but the seed and the step. The incomplete last batch of an epoch is left
-    out.
+    Which items a step sees depends on nothing but the seed, the first epoch and the step. The incomplete last batch of
+    an epoch is left out.
+
+    Args:
+        first_epoch: what epochs are counted from; another one gives another order, and other draws of the items.
 
     Raises:
         DataError: there are fewer than ``batch`` items.
     """
 
-    def __init__(self, length: int, batch: int, seed: int, start: int, steps: int):
+    def __init__(self, length: int, batch: int, seed: int, start: int, steps: int, *, first_epoch: int = 0):
         if length < batch:
             raise DataError(f"a batch of {batch} cannot be drawn from a data set of {length} items: lower the batch")
         self.steps_per_epoch = length // batch
         self._length, self._batch, self._seed, self._start, self._steps = length, batch, seed % 2**64, start, steps
+        self._first_epoch = first_epoch
 
     def __len__(self) -> int:
         return max(self._steps - self._start, 0)
@@ -61,6 +65,7 @@ class StepSampler(Iterable[list[tuple[int, int]]], Sized):
         shuffled, order = -1, np.arange(0)
         for step in range(self._start, self._steps):
             epoch, position = divmod(step, self.steps_per_epoch)
+            epoch += self._first_epoch
             if epoch != shuffled:
                 # Items draw from (seed, epoch, index), and NumPy takes a missing number for a zero.
                 shuffled, order = epoch, np.random.default_rng((self._seed, epoch, 0, 1)).permutation(self._length)

@@ -30,15 +30,16 @@ from mcd.data.files import (
 from mcd.data.frames import Frames
 from mcd.video import VideoError, VideoReader
 
-_IMAGES = frozenset((".png", ".jpg", ".jpeg"))
+_IMAGES = (".png", ".jpg", ".jpeg")
 
 
 class SequenceFolder:
     """A :class:`mcd.data.Reader` of consecutive frames.
 
     Images are ordered by name, numbers in names by value. ``train_frames``, ``val_frames`` and ``eval_frames`` are
-    first and last position in that order, from 0; without them a split is the whole sequence. Sources lie in the range
-    of their split too, so that nothing is trained on frames that are evaluated.
+    first and last position in that order, from 0. Without the first two, the last tenth is for validation and the rest
+    for training, if there are frames enough; otherwise a split without a range is the whole sequence. Sources lie in
+    the range of their split too, so that nothing is trained on frames that are evaluated.
 
     Args:
         split: "train", "val" or "eval".
@@ -107,6 +108,10 @@ class SequenceFolder:
         chosen = {key: getattr(self._config, f"{key}_frames") for key in ("train", "val", "eval")}
         if split not in chosen:
             raise DataError(f"a sequence has no split '{split}'; it has train, val and eval")
+        held_out = round(0.1 * (end + 1))
+        # Otherwise none of them has neighbours.
+        if chosen["train"] is None and chosen["val"] is None and held_out > 2 * min(self._config.spacing):
+            chosen |= {"train": (0, end - held_out), "val": (end - held_out + 1, end)}
         first, last = chosen[split] or (0, end)
         if not 0 <= first <= last <= end:
             raise DataError(
@@ -123,6 +128,16 @@ def sequence_folder(config: Data) -> Path:
     if not place.is_dir():
         raise DataError(f"sequence {place} does not exist")
     return place
+
+
+def sequence_frame_size(folder: Path, frame: str) -> tuple[int, int]:
+    """Height and width of a frame of :func:`sequence_folder`, from its header.
+
+    Raises:
+        DataError: there is no such image, or it is broken.
+    """
+    paths = (folder / f"{frame}{ending}" for suffix in _IMAGES for ending in (suffix, suffix.upper()))
+    return image_size(next((path for path in paths if path.is_file()), folder / f"{frame}.png"))
 
 
 def _list_images(folder: Path) -> list[Path]:

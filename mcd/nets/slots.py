@@ -52,7 +52,6 @@ class SlotNet(nn.Module):
 
     def __init__(
         self,
-        name: str,
         channels: int,
         kernel: int,
         emptiness_width: int,
@@ -62,7 +61,7 @@ class SlotNet(nn.Module):
         still_bias: float = 0.0,
     ) -> None:
         super().__init__()
-        self.name, self.channels = name, channels
+        self.channels = channels
         self.still_bias, self._upscale = still_bias, 2**doublings
         pad, objects = kernel // 2, SLOTS - 1
         self.encoder = nn.ModuleList(
@@ -209,7 +208,9 @@ def suppress_empty(masks: Tensor, fullness: Tensor) -> Tensor:
     """Masks [N, slots, h, w] from which object slots withdraw as far as they are empty; the background takes over."""
     weighted = masks[:, 1:] * fullness[:, :, None, None]
     objects = weighted.square() / (weighted.sum(dim=1, keepdim=True) + 1e-10)
-    return torch.cat((1 - objects.sum(dim=1, keepdim=True), objects), dim=1)
+    # Not 1 - objects: where the background has next to nothing, that would round to nothing, or below.
+    withdrawn = (masks[:, 1:] - objects).sum(dim=1, keepdim=True)
+    return torch.cat((masks[:, :1] + withdrawn, objects), dim=1)
 
 
 def position(embedding: nn.Module, size: tuple[int, int], like: Tensor) -> Tensor:
@@ -226,7 +227,7 @@ def build_slot_net(name: str) -> SlotNet:
         ValueError: there is no such network.
     """
     if name == "published":
-        return SlotNet(name, channels=64, kernel=5, emptiness_width=160)
+        return SlotNet(channels=64, kernel=5, emptiness_width=160)
     if name == "light":
-        return SlotNet(name, 32, 3, emptiness_width=80, doublings=2, own_starts=True, still_bias=8.0)
+        return SlotNet(channels=32, kernel=3, emptiness_width=80, doublings=2, own_starts=True, still_bias=8.0)
     raise ValueError(f"no slot net '{name}'; there are light, published")

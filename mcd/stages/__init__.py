@@ -1,6 +1,6 @@
 """The stages of a run, in order (Nguyen et al., CVPR 2024). One file a stage."""
 
-from mcd.stages.base import Context, Preparation, Stage, StageError, TrainingStage
+from mcd.stages.base import Context, Preparation, Stage, StageError, TrainingStage, check_nets
 from mcd.stages.detector import DetectorStage
 from mcd.stages.final import ControlStage, FinalStage
 from mcd.stages.ground import GroundStage
@@ -29,4 +29,4 @@ STAGES: dict[str, type[Stage]] = {
     )
 }
 
-__all__ = ["STAGES", "Context", "Preparation", "Stage", "StageError", "TrainingStage"]
+__all__ = ["STAGES", "Context", "Preparation", "Stage", "StageError", "TrainingStage", "check_nets"]

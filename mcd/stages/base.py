@@ -29,6 +29,7 @@ from mcd.nets import (
 from mcd.progress import progress
 from mcd.run import Run
 
+ROLES = ("depth", "pose", "motion", "scale", "slots", "ground", "detector")
 Batch = dict[str, Any]
 Outputs = dict[str, Any]
 """What the networks of a stage return: tensors, or lists of tensors."""
@@ -73,28 +74,7 @@ class Context:
 
     def build(self, role: str, *, pretrained: bool = False) -> nn.Module:
         """A net for a role of ``config.nets``, on the device; fresh, or with an ImageNet backbone."""
-        names = self.config.nets
-        net: nn.Module
-        try:
-            if role == "depth":
-                net = build_depth_net(names.depth, pretrained=pretrained)
-            elif role == "pose":
-                net = build_pose_net(names.pose, pretrained=pretrained)
-            elif role == "motion":
-                net = build_motion_net(names.motion)
-            elif role == "slots":
-                net = build_slot_net(names.slots)
-            elif role == "ground":
-                net = build_ground_net(names.ground, self.config.data.size)
-            elif role == "detector":
-                net = build_detector(
-                    names.detector, self.config.data.size, magnify=self.config.detector.magnify, pretrained=pretrained
-                )
-            else:
-                net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=pretrained)
-        except (ValueError, PretrainedError) as error:
-            raise ConfigError(f"'nets.{role}': {error}") from None
-        net = net.to(self.device)
+        net = make_net(self.config, role, pretrained=pretrained).to(self.device)
         if self.config.channels_last:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
         return net
@@ -115,6 +95,43 @@ class Context:
         net = self.build(role)
         weights.load_into(role, net, getattr(self.config.nets, role))
         return net.eval().requires_grad_(False)
+
+
+def make_net(config: Config, role: str, *, pretrained: bool = False) -> nn.Module:
+    """A net for a role of ``config.nets``.
+
+    Raises:
+        ConfigError: it cannot be had, or not at this size.
+    """
+    names = config.nets
+    net: nn.Module
+    try:
+        if role == "depth":
+            net = build_depth_net(names.depth, pretrained=pretrained)
+        elif role == "pose":
+            net = build_pose_net(names.pose, pretrained=pretrained)
+        elif role == "motion":
+            net = build_motion_net(names.motion)
+        elif role == "slots":
+            net = build_slot_net(names.slots)
+        elif role == "ground":
+            net = build_ground_net(names.ground, config.data.size)
+        elif role == "detector":
+            net = build_detector(
+                names.detector, config.data.size, magnify=config.detector.magnify, pretrained=pretrained
+            )
+        else:
+            net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=pretrained)
+    except (ValueError, PretrainedError) as error:
+        raise ConfigError(f"'nets.{role}': {error}") from None
+    return net
+
+
+def check_nets(config: Config) -> None:
+    """Raises ConfigError if a net of a config cannot be made, before hours are spent on the others."""
+    with torch.device("meta"):
+        for role in ROLES:
+            make_net(config, role)
 
 
 class Stage(ABC):
@@ -201,6 +218,8 @@ class TrainingStage(Stage):
     schedule: Schedule
     roles: tuple[str, ...]
     """Nets that this stage trains and saves."""
+    first_epoch: int = 0
+    """What its epochs are counted from: parts that differ in it see equal items in another order, otherwise drawn."""
 
     def __init__(self, context: Context):
         super().__init__(context)
@@ -289,11 +308,8 @@ class TrainingStage(Stage):
 
     def save_weights(self, step: int, score: float | None) -> None:
         names = {role: getattr(self.config.nets, role) for role in self.nets}
-        facts = {
-            "stage": self.name,
-            "step": step,
-            "score": score,
-            "size": self.config.data.size,
-            "config": self.config.digest(),
-        }
-        save_weights(self.folder / WEIGHTS, self.nets, names, facts)
+        save_weights(self.folder / WEIGHTS, self.nets, names, self.facts() | {"step": step, "score": score})
+
+    def facts(self) -> dict[str, Any]:
+        """What is written beside the weights."""
+        return {"stage": self.name, "size": self.config.data.size, "config": self.config.digest()}

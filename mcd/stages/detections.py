@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import Counter
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,11 +41,13 @@ class FrameDetections:
     scores: Tensor
     """[n] float32 in [0, 1]."""
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, **more: np.ndarray) -> None:
+        """Write them, and arrays that belong to the frame, for :meth:`read`."""
         buffer = BytesIO()
         masks = self.masks.cpu().numpy()
         scores = self.scores.float().cpu().numpy()
-        np.savez_compressed(buffer, shape=masks.shape, masks=np.packbits(masks), scores=scores)
+        arrays: dict[str, Any] = {"shape": masks.shape, "masks": np.packbits(masks), "scores": scores, **more}
+        np.savez_compressed(buffer, **arrays)
         with atomic_path(path) as temporary:
             temporary.write_bytes(buffer.getvalue())
 
@@ -56,6 +58,12 @@ class FrameDetections:
             shape, scores = tuple(file["shape"]), file["scores"]
             masks = np.unpackbits(file["masks"], count=int(np.prod(shape))).reshape(shape).astype(bool)
         return FrameDetections(torch.from_numpy(masks), torch.from_numpy(scores))
+
+    @staticmethod
+    def read(path: Path, name: str) -> np.ndarray:
+        """One array of the file, such as ``scores``, without unpacking masks."""
+        with reading("detections", path), np.load(path) as file:
+            return file[name]
 
 
 def write_counts(path: Path, counts: dict[str, int]) -> None:
@@ -69,9 +77,11 @@ def read_counts(path: Path) -> dict[str, int]:
         return {line["frame"]: int(line["objects"]) for line in csv.DictReader(file)}
 
 
-def objects_of_slots(
-    settings: Detector, slots: Tensor, ground: Tensor, moving: Tensor
-) -> tuple[list[Tensor], Counter[str]]:
+REASONS = ("thin", "large", "off the ground", "ragged", "small")
+"""Why a candidate is no object; the first that holds counts."""
+
+
+def objects_of_slots(settings: Detector, slots: Tensor, ground: Tensor, moving: Tensor) -> tuple[list[Tensor], Tensor]:
     """Moving objects among the slot masks of B frames (Nguyen et al., CVPR 2024).
 
     Of each direction of the flow the largest slot is the background. What of another moves and is no ground is an
@@ -86,7 +96,7 @@ def objects_of_slots(
         slots: [B,2,S,H,W] bool; ground, moving: [B,1,H,W] bool.
 
     Returns:
-        Masks [n_b,H,W] of each frame, smallest first, and how many candidates were dropped, by reason.
+        Masks [n_b,H,W] of each frame, smallest first, and how many candidates were dropped, [B, len(REASONS)] int64.
     """
     height, width = slots.shape[-2:]
     pixels, unit = height * width, width / 512
@@ -106,18 +116,19 @@ def objects_of_slots(
     cores = work.filled_boxes(work.opened(candidates, round(settings.open * unit)))
     core_area = work.areas(cores)
     objects = cores & free[owner, 0]
-    dropped: Counter[str] = Counter()
+    dropped = torch.zeros(len(slots), len(REASONS), dtype=torch.int64, device=slots.device)
     keep = torch.ones_like(owner, dtype=torch.bool)
     # Nearness that is wanted at all is at least a pixel.
     near_ground = work.dilate(cores, math.ceil(settings.reach * unit)) & ground[owner, 0]
-    for reason, holds in (
-        ("thin", core_area > 0),
-        ("large", core_area < settings.largest_box * pixels),
-        ("off the ground", near_ground.flatten(1).any(dim=1)),
-        ("ragged", work.areas(candidates) > settings.fill * core_area),
-        ("small", work.areas(objects) > settings.min_area * pixels),
-    ):
-        dropped[reason] += int((keep & ~holds).sum())
+    passes = (
+        core_area > 0,
+        core_area < settings.largest_box * pixels,
+        near_ground.flatten(1).any(dim=1),
+        work.areas(candidates) > settings.fill * core_area,
+        work.areas(objects) > settings.min_area * pixels,
+    )
+    for reason, holds in enumerate(passes):
+        dropped[:, reason] = torch.bincount(owner[keep & ~holds], minlength=len(slots))
         keep &= holds
     objects, owner = objects[keep], owner[keep]
     objects = work.closed(objects, round(settings.close * unit)) & free[owner, 0]
@@ -133,16 +144,21 @@ def objects_of_slots(
 def tidied(settings: Detector, found: FrameDetections, ground: Tensor, *, thorough: bool) -> FrameDetections:
     """The detections of a frame that are kept, best first.
 
-    Masks that are small end. Where it is ``thorough`` and there is more than one: those that do not fill their box end
-    first, those of the same object become one (with the best of their scores), and ground is taken out of all.
+    Masks that are small end. Where it is ``thorough`` and more than one is left: those that do not fill their box end,
+    those of the same object become one (with the best of their scores), ground is taken out of all, and what is small
+    by now ends too. The published test for small ones only ends empty masks, so that a speck switches the others on.
 
     Args:
         ground: [H,W] bool.
     """
     order = found.scores.argsort(descending=True, stable=True)
     masks, scores = found.masks[order], found.scores[order]
-    occupied = masks.flatten(1).any(dim=1)
-    masks, scores = masks[occupied], scores[occupied]
+    smallest = settings.min_area * ground.numel()
+
+    def large(masks: Tensor) -> Tensor:
+        return work.areas(masks) > smallest
+
+    scores, masks = scores[large(masks)], masks[large(masks)]
     if thorough and len(masks) > 1:
         compact = work.box_excess(masks) < settings.box_excess
         masks, scores = masks[compact], scores[compact]
@@ -150,9 +166,9 @@ def tidied(settings: Detector, found: FrameDetections, ground: Tensor, *, thorou
         # Scores descend, so that the first member's is the best.
         scores = scores[[indices[0] for indices in members]]
         masks = masks & ~ground
-    large = work.areas(masks) > settings.min_area * ground.numel()
-    order = scores[large].argsort(descending=True, stable=True)
-    return FrameDetections(masks[large][order], scores[large][order])
+        scores, masks = scores[large(masks)], masks[large(masks)]
+    order = scores.argsort(descending=True, stable=True)
+    return FrameDetections(masks[order], scores[order])
 
 
 def window_slices(window: Window, size: tuple[int, int]) -> tuple[slice, slice]:

@@ -9,7 +9,7 @@ layout of a segmenter's masks, and ``detector/weights.safetensors``.
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mcd.checkpoint import WEIGHTS, atomic_path, find_weights
+from mcd.checkpoint import WEIGHTS, Weights, atomic_path, find_weights, load_weights
 from mcd.config import Augment, Detector
 from mcd.data import FrameDataset, WholeFrame, road_mask
 from mcd.data.files import reading
@@ -29,6 +29,7 @@ from mcd.progress import progress
 from mcd.run import Run
 from mcd.stages.base import Batch, Context, Outputs, Preparation, Stage, StageError, TrainingStage
 from mcd.stages.detections import (
+    REASONS,
     VIEWS,
     FrameDetections,
     Window,
@@ -61,16 +62,22 @@ class CandidatesPreparation(Preparation):
     def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         facts: dict[str, Any] = {}
         for split in ("train", "val"):
-            dropped: Counter[str] = Counter()
             dataset = self._dataset(split)
             for batch in self.each_batch(dataset, split, self.config.detector.batch, ".npz", should_stop):
                 moving = moving_pixels(batch["flow"], self.config.predictions.flow_threshold)
-                found, reasons = objects_of_slots(self.config.detector, batch["slots"], batch["ground"], moving)
-                dropped += reasons
-                for frame, masks in zip(batch["frame"], found, strict=True):
-                    FrameDetections(masks, torch.ones(len(masks))).save(frame_path(self.folder, split, frame))
-            facts[split] = summarise(self.folder, split, dataset) | {"dropped": dict(dropped)}
+                found, dropped = objects_of_slots(self.config.detector, batch["slots"], batch["ground"], moving)
+                for frame, masks, counts in zip(batch["frame"], found, dropped.cpu().numpy(), strict=True):
+                    objects = FrameDetections(masks, torch.ones(len(masks)))
+                    objects.save(frame_path(self.folder, split, frame), dropped=counts)
+            facts[split] = summarise(self.folder, split, dataset) | {"dropped": self._dropped(split)}
         return facts
+
+    def _dropped(self, split: str) -> dict[str, int]:
+        """How many candidates of a split are no objects, by reason."""
+        total = np.zeros(len(REASONS), dtype=np.int64)
+        for frame in read_counts(self.folder / f"{split}.csv"):
+            total += FrameDetections.read(frame_path(self.folder, split, frame), "dropped")
+        return dict(zip(REASONS, total.tolist(), strict=True))
 
     def _dataset(self, split: str) -> FrameDataset:
         run, predictions = self.context.run, ScenePredictions(self.context)
@@ -82,7 +89,7 @@ class CandidatesPreparation(Preparation):
                 "ground": road_mask(self.context.labels, split, item.frame),
             }
 
-        return self.frames(split, None, sources=False, labels=labels)
+        return self.frames(split, None, images="none", labels=labels)
 
 
 class DetectorStage(TrainingStage):
@@ -94,7 +101,8 @@ class DetectorStage(TrainingStage):
 
     @classmethod
     def parts(cls, context: Context) -> Iterator[Stage]:
-        yield CandidatesPreparation(context)
+        if context.config.detector.steps != 0:
+            yield CandidatesPreparation(context)
         for number in range(len(context.config.detector.scores)):
             yield cls(context, number)
 
@@ -103,6 +111,7 @@ class DetectorStage(TrainingStage):
         self.schedule = settings.model_copy(update={"lr": settings.lr * settings.decay**number})
         self.name = round_name(number)
         self.number = number
+        self.first_epoch = number * 2**20
         self.is_last = number == len(settings.scores) - 1
         super().__init__(context)
         self._labels = context.run.stage(newest_labels(context.run, number))
@@ -115,7 +124,26 @@ class DetectorStage(TrainingStage):
         if self.number > 0:
             self.load(find_weights(self.context.run.stage(round_name(self.number - 1))), self.roles)
         elif self.schedule.init is not None:
-            self.load(find_weights(self.schedule.init), self.roles)
+            path = find_weights(self.schedule.init)
+            self.load(path, self.roles)
+            self._compare_scale(load_weights(path))
+
+    def _compare_scale(self, weights: Weights) -> None:
+        """Warn if the detector now sees objects much larger or smaller than it has learned them."""
+        width, seen = self.config.data.size[1], weights.metadata.get("magnify")
+        if weights.size is None or seen is None:
+            return
+        wanted = weights.size[1] * seen / width
+        if not 1 / 1.5 < wanted / self.schedule.magnify < 1.5:
+            warnings.warn(
+                f"the detector of {weights.path} has learned objects in images {weights.size[1] * seen:.0f} pixels "
+                f"wide; these are {width * self.schedule.magnify:.0f}. detector.magnify: {wanted:.2g} would show them "
+                "alike",
+                stacklevel=2,
+            )
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"magnify": self.schedule.magnify}
 
     def set_mode(self, step: int) -> None:
         super().set_mode(step)
@@ -150,7 +178,7 @@ class DetectorStage(TrainingStage):
             found = FrameDetections.load(frame_path(self._labels, split, item.frame))
             return {"instances": found.masks.numpy(), **self._seen(split, item.frame)}
 
-        return self.frames(split, flip_only, items=items, sources=False, labels=labels)
+        return self.frames(split, flip_only, items=items, images="reference", labels=labels)
 
     def _seen(self, split: str, frame: str) -> dict[str, Any]:
         """What the detector sees beside the image: depth and probability of ground [1,H,W]."""
@@ -195,14 +223,14 @@ class DetectorStage(TrainingStage):
         facts: dict[str, Any] = {"score": score}
         for split in ("train", "val"):
             dataset = self.frames(
-                split, None, sources=False, labels=lambda item, split=split: self._seen(split, item.frame)
+                split, None, images="reference", labels=lambda item, split=split: self._seen(split, item.frame)
             )
             for batch in self.each_batch(dataset, split, self.schedule.batch, ".npz", should_stop):
                 for frame, found in zip(batch["frame"], self.detect(net, scene, windows, batch), strict=True):
                     found.save(frame_path(self.folder, split, frame))
             facts[split] = summarise(self.folder, split, dataset)
-        # Too few to train on: the next round, or the next stage, takes what was found before.
-        facts["usable"] = facts["train"]["frames_with_objects"] >= self.schedule.batch
+        # Too few to train on: the next round, or the next stage, takes what was found before, if there is anything.
+        facts["usable"] = facts["train"]["frames_with_objects"] >= self.schedule.batch or self.schedule.steps == 0
         if self.is_last:
             newest = self.name if facts["usable"] else newest_labels(self.context.run, self.number)
             self._publish(self.context.run.stage(newest), should_stop)
@@ -275,7 +303,7 @@ def summarise(folder: Path, split: str, dataset: FrameDataset) -> dict[str, Any]
     """Write the list of a part's frames with their numbers of objects, and say what it adds up to."""
     paths = {item.frame: frame_path(folder, split, item.frame) for item in dataset.items}
     # Without a file: its image could not be read, and data.on_error is skip.
-    counts = {frame: len(FrameDetections.load(path).scores) for frame, path in paths.items() if path.is_file()}
+    counts = {frame: len(FrameDetections.read(path, "scores")) for frame, path in paths.items() if path.is_file()}
     write_counts(folder / f"{split}.csv", counts)
     return {
         "frames": len(counts),

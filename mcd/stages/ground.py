@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mcd.checkpoint import atomic_path, find_weights
+from mcd.checkpoint import atomic_path, find_weights, load_weights
 from mcd.config import Augment, Ground
 from mcd.data import FrameDataset
 from mcd.nets.ground import ground_input, image_rows
-from mcd.stages.base import Batch, Context, Outputs, TrainingStage
+from mcd.stages.base import Batch, Context, Outputs, StageError, TrainingStage
 from mcd.stages.instances import frame_path
 from mcd.stages.scene_predictions import ScenePredictions
 from mcd.visualize import tint
@@ -39,8 +39,15 @@ class GroundStage(TrainingStage):
         self._predictions = ScenePredictions(context)
 
     def initialise(self) -> None:
-        if self.schedule.init is not None:
-            self.load(find_weights(self.schedule.init), self.roles)
+        if self.schedule.init is None:
+            return
+        path = find_weights(self.schedule.init)
+        self.load(path, self.roles)
+        if self.schedule.steps == 0 and self.schedule.hide_depth and not load_weights(path).metadata.get("hide_depth"):
+            raise StageError(f"stage ground: the net of {path} always saw the depth: set ground.hide_depth=0")
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"hide_depth": self.schedule.hide_depth}
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         colours = augment.model_copy(update={"hue": (0.0, 0.0)}) if augment is not None else None
@@ -48,33 +55,53 @@ class GroundStage(TrainingStage):
         def labels(item: Any) -> dict[str, Any]:
             return {"depth": self._predictions.stored(split, item.frame).depth}
 
-        return self.frames(split, colours, sources=False, labels=labels)
+        return self.frames(split, colours, images="reference", labels=labels)
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         settings, image, depth = self.schedule, batch["reference"], batch["depth"]
+        hidden = batch["draw"] < settings.hide_depth if self.nets["ground"].training and settings.hide_depth else None
         target = level_surfaces(
             depth,
             batch["K"],
-            max(round(settings.distance * depth.shape[-1] / 512), 1),
+            settings.neighbours(depth.shape[-1]),
             settings.angle,
             below_camera=settings.below_camera,
         ).float()
-        outputs: Outputs = {"target": target, "logits": self._predict(image, depth)}
+        outputs: Outputs = {"target": target, "logits": self._predict(image, depth, hidden=hidden)}
         if self._weights(step)[1] is not None:
             (middle_image, near_image), (middle_depth, near_depth), (_, near_target), (middle_rows, near_rows) = (
                 stretched_thirds(plane) for plane in (image, depth, target, image_rows(depth))
             )
             outputs["near_image"], outputs["near_depth"], outputs["near_target"] = near_image, near_depth, near_target
-            outputs["near_logits"] = self._predict(near_image, near_depth, near_rows)
+            outputs["near_logits"] = self._predict(near_image, near_depth, near_rows, hidden)
             with torch.no_grad():
-                middle = self._predict(middle_image, middle_depth, middle_rows)
+                middle = self._predict(middle_image, middle_depth, middle_rows, hidden)
             outputs["own_target"] = join_thirds(middle, outputs["near_logits"].detach())
         return outputs
 
-    def _predict(self, image: Tensor, depth: Tensor, rows: Tensor | None = None) -> Tensor:
+    def _predict(
+        self, image: Tensor, depth: Tensor, rows: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B,1,H,W]; the depth of samples that are ``hidden`` [B] is not seen."""
+        disp = 1 / depth
+        if hidden is not None:
+            disp = torch.where(hidden[:, None, None, None], torch.ones_like(disp), disp)
         with self.context.networks():
-            logits = self.nets["ground"](image, 1 / depth, rows)
+            logits = self.nets["ground"](image, disp, rows)
         return logits.float()
+
+    def probability(self, image: Tensor, depth: Tensor) -> Tensor:
+        """Probability [B,1,H,W] that a pixel shows the ground.
+
+        A car that keeps pace with the camera is thought far away, as far as the road seen in its place would be, and
+        its lower part looks level. With ``hide_depth`` both views have to agree, with the depth and without: the
+        geometric mean of their answers.
+        """
+        seen = self._predict(image, depth).sigmoid()
+        if not self.schedule.hide_depth:
+            return seen
+        every = torch.ones(len(image), dtype=torch.bool, device=image.device)
+        return (seen * self._predict(image, depth, hidden=every).sigmoid()).sqrt()
 
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         logits, smooth = outputs["logits"], self.schedule.smoothness
@@ -119,7 +146,7 @@ class GroundStage(TrainingStage):
         for split in ("train", "val"):
             dataset = self.dataset(split, None)
             for batch in self.each_batch(dataset, split, self.schedule.batch, ".png", should_stop, folder):
-                levels = (self._predict(batch["reference"], batch["depth"]).sigmoid() * 255).round().to(torch.uint8)
+                levels = (self.probability(batch["reference"], batch["depth"]) * 255).round().to(torch.uint8)
                 # A mask file whose highest level is 1 is read as zeros and ones.
                 levels = torch.where(levels == 1, 0, levels)
                 for frame, plane in zip(batch["frame"], levels[:, 0].cpu().numpy(), strict=True):

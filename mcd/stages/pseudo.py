@@ -62,7 +62,7 @@ class PseudoPreparation(Preparation):
             return read | self.predictions.depth_label(split, item.frame)
 
         items = [ObjectItem(frame, -1) for frame in frames]
-        return self.frames(split, None, items=items, sources=False, labels=labels)
+        return self.frames(split, None, items=items, images="reference", labels=labels)
 
     @torch.no_grad()
     def compose(self, batch: Batch) -> Tensor:

@@ -81,7 +81,7 @@ class ScaleStage(TrainingStage):
             read = {"object_mask": mask[None], "road": road_mask(self.context.labels, split, item.frame)}
             return read | self._predictions.depth_label(split, item.frame)
 
-        return self.frames(split, flip_only, items=items, sources=False, labels=labels)
+        return self.frames(split, flip_only, items=items, images="reference", labels=labels)
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         depth = self._predictions.depth(batch)

@@ -86,11 +86,12 @@ class SlotsStage(TrainingStage):
         if augment is not None and self.schedule.min_moving > 0:
             moving = read_moving(self.context.run.stage("predictions"), split)
             items = [WholeFrame(frame) for frame, share in moving.items() if share >= self.schedule.min_moving]
-            if not items:
+            if len(items) < self.schedule.batch:
                 raise StageError(
-                    f"stage slots: no training frame moves by slots.min_moving, {self.schedule.min_moving:g}, or more"
+                    f"stage slots: {len(items)} of {len(moving)} training frames move by slots.min_moving, "
+                    f"{self.schedule.min_moving:g}, or more; slots.batch wants {self.schedule.batch}"
                 )
-        return self.frames(split, flip_only, items=items, sources=False, labels=labels)
+        return self.frames(split, flip_only, items=items, images="none", labels=labels)
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         flow = fast_flow(batch["flow"], self.config.predictions.flow_threshold)
@@ -106,7 +107,7 @@ class SlotsStage(TrainingStage):
         net = self.nets["slots"]
         assert isinstance(net, SlotNet)
         shape = (1 if step is None else count, SLOTS, net.channels)
-        key = (self.config.seed % 2**64,) if step is None else (self.config.seed % 2**64, step)
+        key = (self.config.seed % 2**64, 0 if step is None else step + 1)
         drawn = np.random.default_rng(key).standard_normal(shape, dtype=np.float32)
         return torch.from_numpy(drawn).to(self.context.device)
 
@@ -126,9 +127,7 @@ class SlotsStage(TrainingStage):
         # Validation has the terms that act in the end, so that early and late weights can be compared. Emptiness is
         # left out of it: masks are written without.
         if not training or self._reached(settings.background_from, step):
-            # The published code takes the sigmoid of the share, which is none of a logit: it stays in [0.5, 0.73].
-            covers = F.binary_cross_entropy(shares[:, :1].clamp(0, 1), outputs["still"])
-            terms["background"] = settings.background * covers
+            terms["background"] = settings.background * background_entropy(shares, outputs["still"])
             terms["background_flow"] = settings.background_flow * (flow[:, 0] - 1).square().mean()
             terms["background_depth"] = settings.background_depth * (depth[:, 0] - 1).square().mean()
         ramp = self.ramp(step, settings.emptiness_from, settings.emptiness_full_from)
@@ -141,7 +140,6 @@ class SlotsStage(TrainingStage):
         shares = outputs["masks"][0]
         drawn = (shares[:, None] * outputs["flow"][0]).sum(dim=0)
         return {
-            "image": batch["reference"][0],
             "flow": (outputs["scene"][0, :3] + 1) / 2,
             "reconstruction": (drawn.clamp(-1, 1) + 1) / 2,
             "slots": colour_shares(shares),
@@ -155,12 +153,26 @@ class SlotsStage(TrainingStage):
             dataset = self.dataset(split, None)
             batches = self.each_batch(dataset, split, self.schedule.batch, ".npz", should_stop, self.folder / "masks")
             for batch in batches:
-                shares = F.interpolate(self.forward(batch, 0)["masks"], self.config.data.size, mode="nearest")
+                shares = F.interpolate(self.forward(batch, 0)["masks"], self.config.data.size, mode="nearest-exact")
                 masks = (shares >= self.schedule.threshold).unflatten(0, (-1, 2)).cpu().numpy()
                 for frame, candidates in zip(batch["frame"], masks, strict=True):
                     write_candidates(self.folder, split, frame, candidates)
             facts[split] = {"frames": len(dataset)}
         return facts
+
+
+def background_entropy(shares: Tensor, still: Tensor) -> Tensor:
+    """Cross entropy of the background's share with what is still.
+
+    The published code takes the sigmoid of the share, which is no logit: it stays in [0.5, 0.73].
+
+    Args:
+        shares: [N,S,h,w], of which slot 0 is the background; still: [N,1,h,w] in [0, 1].
+    """
+    # Not 1 - background: from a logit 17 above the others' on it rounds to 0, whose logarithm has a gradient without
+    # end (torch's cross entropy: 10^4 times too large), just where a moving pixel belongs to no slot yet.
+    background, objects = shares[:, :1], shares[:, 1:].sum(dim=1, keepdim=True)
+    return -(still * background.clamp(min=1e-30).log() + (1 - still) * objects.clamp(min=1e-30).log()).mean()
 
 
 def slot_scene(flow: Tensor, depth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -57,8 +57,8 @@ def test_what_looks_at_the_reference_alone_reads_and_ships_nothing_else(
     triplets: Data, sequence: Callable[..., Data], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, alone = (
-        FrameDataset(open_reader(triplets, "train"), triplets, Augment(flip=1, jitter=1), sources=s)[0, 3]
-        for s in (True, False)
+        FrameDataset(open_reader(triplets, "train"), triplets, Augment(flip=1, jitter=1), images=s)[0, 3]
+        for s in ("triplet", "reference")
     )
     assert set(whole) - set(alone) == {"sources"}
     assert same(alone, {name: value for name, value in whole.items() if name != "sources"})
@@ -66,10 +66,21 @@ def test_what_looks_at_the_reference_alone_reads_and_ships_nothing_else(
     monkeypatch.setattr("mcd.data.sequence.read_image", lambda path: opened.append(path) or read_image(path))
     config = sequence()
     reader = open_reader(config, "train")
-    for sources, count in ((True, 3), (False, 1)):
+    for images, count in (("triplet", 3), ("reference", 1)):
         opened.clear()
-        FrameDataset(reader, config, sources=sources)[0]
+        FrameDataset(reader, config, images=images)[0]
         assert len(opened) == count and opened[count // 2].stem == reader.frames[0]
+    opened.clear()
+    labels = {"plane": np.arange(48.0, dtype=np.float32).reshape(1, 6, 8)}
+    blind, seeing = (
+        FrameDataset(reader, config, Augment(flip=0.5), images=images, labels=lambda item: labels)
+        for images in ("none", "reference")
+    )
+    for draw in range(4):
+        without, item = blind[2, draw], seeing[2, draw]
+        assert set(item) - set(without) == {"reference", "K"}
+        assert same(without, {name: item[name] for name in without}), "the same draws"
+    assert len(opened) == 1, "by the one that sees, once"
 
 
 def test_an_item_depends_on_seed_draw_and_index_alone(triplets: Data) -> None:

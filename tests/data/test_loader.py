@@ -63,6 +63,13 @@ def test_a_sampler_that_starts_late_goes_on_where_the_other_would_be() -> None:
     assert list(StepSampler(11, 3, seed=6, start=0, steps=20)) != whole
 
 
+def test_another_first_epoch_is_another_order_and_other_draws() -> None:
+    early = list(StepSampler(11, 3, seed=5, start=0, steps=9))
+    late = list(StepSampler(11, 3, seed=5, start=0, steps=9, first_epoch=2))
+    assert [{draw for _, draw in batch} for batch in late] == [{2}] * 3 + [{3}] * 3 + [{4}] * 3
+    assert late[:3] == early[6:]
+
+
 def test_a_data_set_smaller_than_the_batch_is_an_error_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"batch of 8 .* data set of 3 items"):
         StepSampler(3, 8, seed=0, start=0, steps=1)

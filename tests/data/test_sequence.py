@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mcd.config import Data
-from mcd.data import DataError, SequenceFolder, open_reader
+from mcd.data import DataError, SequenceFolder, open_reader, road_mask
 from mcd.video import VideoWriter
 
 HEIGHT, WIDTH = 10, 17
@@ -56,6 +56,29 @@ def test_evaluated_frames_need_no_neighbours(sequence: Make) -> None:
 def test_a_range_beyond_the_frames_is_an_error(sequence: Make, frames: tuple[int, int]) -> None:
     with pytest.raises(DataError, match=r"data\.val_frames is .*has frames 0 to 7"):
         SequenceFolder(sequence(val_frames=frames), "val")
+
+
+def test_without_ranges_the_last_tenth_is_held_out(sequence: Make, tmp_path: Path, files: Files) -> None:
+    for number in range(31):
+        files.save(tmp_path / "long" / f"{number:02d}.png", files.noise(HEIGHT, WIDTH))
+
+    def ends(split: str, **config: object) -> tuple[str, str]:
+        reader = SequenceFolder(sequence(images="long", **config), split)
+        return reader.every_frame[0], reader.every_frame[-1]
+
+    assert (ends("train"), ends("val"), ends("eval")) == (("00", "27"), ("28", "30"), ("00", "30"))
+    assert ends("val", train_frames=(0, 9)) == ("00", "30")
+    assert ends("train", spacing=(2,)) == ends("val", spacing=(2,)) == ("00", "30")
+
+
+def test_other_files_of_a_frame_and_odd_names_do_no_harm(sequence: Make, tmp_path: Path, files: Files) -> None:
+    for name in ("f[1]", "f[2]", "f[3]"):
+        files.save(tmp_path / "odd" / f"{name}.JPG", files.noise(HEIGHT, WIDTH))
+        (tmp_path / "odd" / f"{name}.json").write_text("{}")
+        files.save(tmp_path / "masks" / "train" / f"{name}.png", files.noise(HEIGHT, WIDTH)[..., 0])
+    config = sequence(images="odd", road_masks="masks")
+    for frame in ("f[1]", "f[2]", "f[3]"):
+        assert road_mask(config, "train", frame).shape == (1, *config.size)
 
 
 def test_a_range_too_short_for_its_neighbours_is_an_error(sequence: Make) -> None:

@@ -59,7 +59,7 @@ def make_config(folder: Path, runs: str) -> Config:
         "predictions": {"batch": 4, "flow_threshold": 0.05},
         "ground": {"steps": 8, "lr": 0.02, "angle": 90, "thirds_from": 2, "thirds_full_from": 4, **SHORT},
         "slots": {"steps": 5, "size": (32, 32), "emptiness_from": 2, "emptiness_full_from": 4, "threshold": 0, **SHORT},
-        "detector": {"steps": 2, "scores": [None, 0.5], "filter_after": [], "views": False, **ANYTHING, **SHORT},
+        "detector": {"steps": 2, "scores": [None, 0.5], "filter_after": [1], "box_excess": 9, **ANYTHING, **SHORT},
         "instances": {"flow_threshold": 1000, "middle": 8, "min_area": 0.001},
         "object": {"steps": 3, **SHORT, "batch": 2},
         "scale": {"steps": 3, **SHORT, "batch": 2},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mcd.checkpoint import WEIGHTS
+from mcd.checkpoint import WEIGHTS, load_weights
 from mcd.config import parse_config
-from mcd.data import instance_masks
+from mcd.data import StepSampler, instance_masks
 from mcd.data.store import Prediction
 from mcd.detection_pictures import write_detection_panel
 from mcd.evaluate import write_metrics
@@ -26,7 +27,7 @@ from mcd.stages.detector import CANDIDATES, CandidatesPreparation, DetectorStage
 from mcd.stages.instances import frame_path
 from mcd.stages.scene_predictions import open_store
 from mcd.stages.slots import write_candidates
-from mcd.train import InterruptedRun, run_stage
+from mcd.train import InterruptedRun, run_part, run_stage
 
 SIZE = (64, 96)
 CAR = (slice(16, 40), slice(30, 66))
@@ -139,8 +140,47 @@ def test_a_round_learns_from_the_last_one_that_found_enough(tmp_path: Path) -> N
 
 
 def test_the_learning_rate_falls_from_round_to_round(tmp_path: Path) -> None:
-    context = make_context(tmp_path, lr=0.01, decay=0.5, scores=[None, 0.1, 0.2])
+    context = make_context(tmp_path, lr=0.01, decay=0.5, scores=[None, 0.1, 0.2], filter_after=[2])
     assert [DetectorStage(context, number).schedule.lr for number in range(3)] == [0.01, 0.005, 0.0025]
+
+
+def test_rounds_see_their_items_in_another_order_and_mirror_others(tmp_path: Path) -> None:
+    # The published code trains through ten epochs; here each round counts from its own.
+    context = make_context(tmp_path)
+    candidates(context)
+    stages = [DetectorStage(context, number) for number in range(2)]
+    data = stages[0].dataset("train", context.config.augment)
+    samplers = [StepSampler(4, 2, 0, 0, 8, first_epoch=stage.first_epoch) for stage in stages]
+    keys = [[key for batch in sampler for key in batch] for sampler in samplers]
+    assert [index for index, _ in keys[0]] != [index for index, _ in keys[1]]
+    mirrored = [[torch.equal(data[key]["reference"], data[key[0], 0]["reference"]) for key in part] for part in keys]
+    assert mirrored[0] != mirrored[1]
+
+
+def test_a_detector_that_sees_objects_in_another_size_is_warned_of(tmp_path: Path) -> None:
+    given = DetectorStage(make_context(tmp_path, magnify=2.0), 0)
+    given.save_weights(0, None)
+    with pytest.warns(UserWarning, match=r"in images 192 pixels wide; these are 96. detector.magnify: 2 would"):
+        DetectorStage(make_context(tmp_path, "small", init=str(given.folder)), 0).initialise()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DetectorStage(make_context(tmp_path, "like", init=str(given.folder), magnify=1.9), 0).initialise()
+
+
+def test_a_trained_detector_is_used_as_it_is(tmp_path: Path) -> None:
+    given = DetectorStage(make_context(tmp_path), 0)
+    given.save_weights(0, None)
+    context = make_context(
+        tmp_path, "used", steps=0, init=str(given.folder), scores=[0.0], filter_after=[0], views=False
+    )
+    facts = run_stage(DetectorStage, context, never, ProfileWindow(None, context.run.path))
+    place = context.run.stage("detector")
+    assert not (context.run.stage(CANDIDATES)).exists()
+    assert facts["steps"] == 0 and facts["masks_from"] == round_name(0)
+    assert all((place / "masks" / split / frame).is_dir() for split, frames in FRAMES.items() for frame in frames)
+    expected = given.nets["detector"].state_dict()
+    found = load_weights(place / WEIGHTS).tensors["detector"]
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 def test_the_first_round_starts_from_given_weights_and_the_others_from_the_round_before(tmp_path: Path) -> None:
@@ -170,6 +210,20 @@ def test_why_candidates_were_dropped_is_said(tmp_path: Path) -> None:
     candidates(context)
     with pytest.raises(StageError, match="dropped as: 8 large"):  # four frames in two directions
         DetectorStage(context, 0).dataset("train", None)
+    # After a stop as well, in the middle of the frames.
+    stopped = make_context(tmp_path, "stopped", largest_box=0.05)
+    with pytest.raises(KeyboardInterrupt):
+        CandidatesPreparation(stopped).prepare(StopAfter(1))
+    candidates(stopped)
+    with pytest.raises(StageError, match="dropped as: 8 large"):
+        DetectorStage(stopped, 0).dataset("train", None)
+
+
+def test_too_few_frames_for_a_batch_are_counted(tmp_path: Path) -> None:
+    context = make_context(tmp_path, shifts=dict.fromkeys(FRAMES["train"][1:]))
+    candidates(context)
+    with pytest.raises(StageError, match="stage detector/round_0: a batch of 2 cannot be drawn from 1 items"):
+        run_part(DetectorStage(context, 0), context, never, ProfileWindow(None, context.run.path))
 
 
 class Fixed(nn.Module):
@@ -185,10 +239,10 @@ class Fixed(nn.Module):
 
 
 class FarAway(nn.Module):
-    """A depth net that sees 50 in every part of an image, and remembers in which mode it was."""
+    """A depth net that sees a wall, the first image's at 50 and each following one's ten times as far."""
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        return [torch.full_like(image[:, :1], 50.0)]
+        return [50.0 * 10.0 ** torch.arange(len(image))[:, None, None, None].expand_as(image[:, :1])]
 
 
 def test_five_views_are_looked_through_once_each_and_joined(tmp_path: Path) -> None:
@@ -209,6 +263,7 @@ def test_five_views_are_looked_through_once_each_and_joined(tmp_path: Path) -> N
     (found, _) = stage.detect(net, FarAway(), VIEWS, batch)
     # Every image is seen once a view; the published code runs the detector twice.
     assert len(net.seen) == len(VIEWS) and all(len(images) == 2 for images in net.seen)
+    # The largest disparity is each image's own, not that of the batch.
     assert all(torch.equal(images[:, 3], torch.ones(2, *SIZE)) for images in net.seen[1:])
     assert len(found.masks) >= 1 and (found.masks[:, CAR[0], CAR[1]]).any()
 

@@ -13,7 +13,7 @@ from mcd.data import road_mask
 from mcd.nets import build_ground_net
 from mcd.nets.ground import image_rows
 from mcd.run import Run
-from mcd.stages import Context
+from mcd.stages import Context, StageError
 from mcd.stages.ground import (
     GroundStage,
     edge_aware_smoothness,
@@ -162,7 +162,8 @@ def test_thirds_keep_the_rows_that_they_had(stage, batch, monkeypatch):
 
 @pytest.fixture
 def stage(tmp_path):
-    settings = {"runs": str(tmp_path), "data": {"size": SIZE}, "stages": ["scene", "ground"], "store": "sqlite"}
+    settings = {"runs": str(tmp_path), "data": {"size": SIZE}, "store": "sqlite"}
+    settings["stages"] = ["scene", "predictions", "ground"]
     ramps = {"label_until": 4, "label_floor_from": 8, "thirds_from": 2, "thirds_full_from": 6}
     config = parse_config({**settings, "ground": {"steps": 10, "batch": 2, "distance": 32, **ramps}})
     context = Context(config, Run(config), torch.device("cpu"))
@@ -200,6 +201,50 @@ def test_losses_follow_their_schedules(stage, batch):
         assert found["total"].item() == pytest.approx(parts, rel=1e-6)
 
 
+def test_losses_are_the_published_ones(stage, batch):
+    """Cross entropy with the labels, twice the smoothness; the lowest third; both thirds as a target of their rows."""
+    stage.set_mode(9)
+    torch.manual_seed(0)
+    depth = batch["depth"] * (1 + 0.2 * torch.rand(2, 1, *SIZE))
+    batch = batch | {"depth": depth}
+    with torch.no_grad():
+        outputs = stage.forward(batch, 9)
+        terms = {name: value.item() for name, value in stage.loss(batch, outputs, 9).items()}
+        image, disp = batch["reference"], 1 / depth
+        net = stage.nets["ground"]
+
+        def entropy(p, target):
+            return -(target * p.log() + (1 - target) * (1 - p).log()).mean().item()
+
+        def smoothness(p, image, disp):
+            guide = torch.cat((image, disp / disp.amax(dim=(1, 2, 3), keepdim=True)), dim=1)
+            along = (p[..., 1:] - p[..., :-1]).abs() * (-(guide[..., 1:] - guide[..., :-1]).abs().mean(1, True)).exp()
+            below, above = slice(1, None), slice(None, -1)
+            edges = (guide[..., below, :] - guide[..., above, :]).abs().mean(1, True)
+            down = (p[..., below, :] - p[..., above, :]).abs() * (-edges).exp()
+            return (along.mean() + down.mean()).item()
+
+        def third(plane, number):  # of 50 rows: 18 to 33, and 34 to 49
+            rows = plane[..., 18 + 16 * number : 34 + 16 * number, :]
+            return F.interpolate(rows, SIZE, mode="bilinear", align_corners=False)
+
+        labels = outputs["target"]
+        assert 0 < labels.mean() < 1
+        p = net(image, disp).sigmoid()
+        places = image_rows(disp)
+        middle, near = (
+            net(third(image, number), 1 / third(depth, number), third(places, number)).sigmoid() for number in (0, 1)
+        )
+        joined = torch.cat((middle, near), dim=-2)
+        own = F.interpolate(joined, (32, SIZE[1]), mode="bilinear", align_corners=False) > 0.5
+        assert terms["labels"] == pytest.approx(0.25 * entropy(p, labels), rel=1e-4)
+        assert terms["smoothness"] == pytest.approx(2 * smoothness(p, image, disp), rel=1e-4)
+        assert terms["near"] == pytest.approx(0.5 * entropy(near, third(labels, 1)), rel=1e-4)
+        assert terms["own"] == pytest.approx(0.5 * entropy(p[..., 18:, :], own.float()), rel=1e-4)
+        expected = 2 * smoothness(near, third(image, 1), 1 / third(depth, 1))
+        assert terms["near_smoothness"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_validation_does_not_depend_on_the_step(stage, batch):
     stage.nets["ground"].eval()
     with torch.no_grad():
@@ -213,6 +258,47 @@ def test_the_middle_third_teaches_and_is_not_taught(stage, batch):
     assert not outputs["own_target"].requires_grad
     assert outputs["near_logits"].requires_grad
     assert set(outputs["own_target"].unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_depth_is_hidden_from_a_share_of_the_images(stage, batch, share):
+    hidden = stage.schedule.model_copy(update={"hide_depth": share})
+    stage.schedule = hidden
+    seen = []
+    stage.nets["ground"].register_forward_pre_hook(lambda net, given: seen.append(given[1]))
+    batch = batch | {"draw": torch.tensor([0.2, 0.7])}
+    stage.set_mode(9)
+    stage.forward(batch, 9)
+    assert len(seen) == 3, "the image, and two thirds of it"
+    for disp in seen:
+        assert [bool((plane == 1).all()) for plane in disp] == [share > 0, False]
+    stage.nets["ground"].eval()
+    seen.clear()
+    with torch.no_grad():
+        stage.forward(batch, 9)
+    assert not any((disp == 1).all() for disp in seen)
+
+
+def test_both_views_have_to_agree_where_depth_was_hidden(stage, batch):
+    net = stage.nets["ground"].eval()
+    image, depth = batch["reference"], batch["depth"]
+    with torch.no_grad():
+        seen, blind = net(image, 1 / depth).sigmoid(), net(image, torch.ones_like(depth)).sigmoid()
+        torch.testing.assert_close(stage.probability(image, depth), seen)
+        stage.schedule = stage.schedule.model_copy(update={"hide_depth": 0.5})
+        torch.testing.assert_close(stage.probability(image, depth), (seen * blind).sqrt())
+
+
+def test_a_net_that_always_saw_the_depth_is_not_asked_without(stage):
+    stage.save_weights(0, None)
+    settings = {"steps": 0, "init": stage.folder}
+    stage.schedule = stage.schedule.model_copy(update=settings)
+    stage.initialise()
+    stage.schedule = stage.schedule.model_copy(update={"hide_depth": 0.5})
+    with pytest.raises(StageError, match="always saw the depth: set ground.hide_depth=0"):
+        stage.initialise()
+    stage.save_weights(0, None)
+    stage.initialise()
 
 
 def test_ramps_are_given_whole():

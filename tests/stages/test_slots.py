@@ -14,7 +14,7 @@ from mcd.nets import build_slot_net
 from mcd.nets.slots import SlotAttention, suppress_empty
 from mcd.run import Run
 from mcd.stages import Context, StageError
-from mcd.stages.slots import SlotsStage, read_candidates, slot_scene, write_candidates
+from mcd.stages.slots import SlotsStage, background_entropy, read_candidates, slot_scene, write_candidates
 from mcd.train import learning_rate
 
 SIZE = (32, 48)
@@ -157,7 +157,6 @@ def batch():
     return {
         "flow": torch.cat((flow, 0 * flow)),
         "depth": torch.cat((depth, depth)),
-        "reference": torch.rand(2, 3, *SIZE),
     }
 
 
@@ -211,6 +210,35 @@ def test_a_background_that_covers_what_is_still_costs_nothing(stage):
     outputs |= {"flow": ones.expand(-1, -1, 3, -1, -1), "depth": ones, "fullness": torch.zeros(1, 4)}
     stage.set_mode(4)
     assert stage.loss({}, outputs, 4)["total"].item() == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize("gap", [3.0, 18.0, 25.0, 60.0])
+@pytest.mark.parametrize("still", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("fullness", [None, 0.5])
+def test_a_background_that_is_all_too_sure_has_the_right_gradient(gap, still, fullness):
+    # In float32 its share is 1 from a gap of 17 on, and one less it is nothing.
+    def gradient(dtype):
+        logits = torch.zeros(1, 5, 1, 1, dtype=dtype)
+        logits[:, 0] = gap
+        logits.requires_grad_()
+        shares = logits.softmax(dim=1)
+        if fullness is not None:
+            shares = suppress_empty(shares, torch.full((1, 4), fullness, dtype=dtype))
+        loss = background_entropy(shares, torch.full((1, 1, 1, 1), still, dtype=dtype))
+        loss.backward()
+        return loss.item(), logits.grad.flatten().double()
+
+    (loss, found), (exact_loss, exact) = gradient(torch.float32), gradient(torch.float64)
+    assert loss == pytest.approx(exact_loss, rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-6)
+
+
+def test_a_background_that_has_next_to_nothing_keeps_it():
+    logits = torch.tensor([-25.0, 0, -3, -3, -3])[None, :, None, None]
+    kept = suppress_empty(logits.softmax(dim=1), torch.full((1, 4), 1 - 1e-7))
+    exact = suppress_empty(logits.double().softmax(dim=1), torch.full((1, 4), 1 - 1e-7, dtype=torch.float64))
+    assert (kept >= 0).all()
+    torch.testing.assert_close(kept.double(), exact, rtol=1e-4, atol=1e-8)
 
 
 def test_noise_depends_on_seed_and_step_in_training_and_on_the_seed_alone_after(stage, batch, tmp_path):
@@ -281,7 +309,7 @@ def test_training_leaves_out_frames_in_which_little_moves(tmp_path):
     assert [item.frame for item in stage.dataset("train", augment).items] == frames[2:]
     assert [item.frame for item in stage.dataset("train", None).items] == frames
     listed.write_text("frame,moving\n" + "".join(f"{frame},0.05\n" for frame in frames))
-    with pytest.raises(StageError, match=r"moves by slots.min_moving, 0.1, or more"):
+    with pytest.raises(StageError, match=r"0 of 5 training frames move by slots.min_moving, 0.1, or more; slots.batch"):
         stage.dataset("train", augment)
     listed.unlink()
     with pytest.raises(DataError, match="list of what moves .* does not exist"):
