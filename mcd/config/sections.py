@@ -248,7 +248,11 @@ class Detector(Schedule):
     filter_after: tuple[int, ...] = Field(
         (2, 4, 7, 9), description="rounds, from 0, whose detections must fill their boxes and are merged"
     )
-    views: bool = Field(True, description="the last round looks at parts of the image too")
+    views: Annotated[int, Field(ge=1, le=5)] = Field(
+        5,
+        description="views of the last round: the image, its lower left and lower right part, the same of its central "
+        "half; 5: published",
+    )
     min_area: Fraction = Field(0.001, description="smallest object, share of the image")
     box_excess: Positive = Field(0.1, description="a box may be so much larger than its mask, as a share of the mask")
     absorb: Fraction = Field(0.5, description="masks are merged from this overlap, share of the smaller")
@@ -272,8 +276,8 @@ class Detector(Schedule):
             raise ValueError(
                 f"'filter_after' names round {beyond[0]}, but 'scores' has rounds 0 to {len(self.scores) - 1}"
             )
-        if self.views and len(self.scores) - 1 not in self.filter_after:
-            raise ValueError("with 'views' the last round sees objects more than once: 'filter_after' must name it")
+        if self.views > 1 and len(self.scores) - 1 not in self.filter_after:
+            raise ValueError("with several 'views' the last round sees objects more than once: 'filter_after' must name it")
         if not 0 < self.replace <= self.absorb:
             raise ValueError(f"'replace', {self.replace:g}, must lie above 0 and not above 'absorb', {self.absorb:g}")
         return self

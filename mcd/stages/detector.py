@@ -218,7 +218,7 @@ class DetectorStage(TrainingStage):
             return {"usable": False}
         net = self.context.trained(self.name, "detector")
         net.roi_heads.score_thresh = score  # type: ignore[union-attr]  # masks of worse ones are not even drawn
-        windows = VIEWS if self.is_last and self.schedule.views else VIEWS[:1]
+        windows = VIEWS[: self.schedule.views if self.is_last else 1]
         scene = self.context.trained("scene", "depth") if len(windows) > 1 else None
         facts: dict[str, Any] = {"score": score}
         for split in ("train", "val"):

@@ -171,7 +171,7 @@ def test_a_trained_detector_is_used_as_it_is(tmp_path: Path) -> None:
     given = DetectorStage(make_context(tmp_path), 0)
     given.save_weights(0, None)
     context = make_context(
-        tmp_path, "used", steps=0, init=str(given.folder), scores=[0.0], filter_after=[0], views=False
+        tmp_path, "used", steps=0, init=str(given.folder), scores=[0.0], filter_after=[0], views=1
     )
     facts = run_stage(DetectorStage, context, never, ProfileWindow(None, context.run.path))
     place = context.run.stage("detector")
@@ -290,7 +290,7 @@ class StopAfter:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Context, dict]:
     """A run of two rounds, and what it said in the end."""
     folder = tmp_path_factory.mktemp("detector")
-    context = make_context(folder, "whole", views=False, box_excess=9.0)
+    context = make_context(folder, "whole", views=1, box_excess=9.0)
     facts = run_stage(DetectorStage, context, never, ProfileWindow(None, context.run.path))
     context.run.finish("detector", **facts, discovery={"found": 4, "moving": 2, "recall": 0.5}, frames=6)
     return folder, context, facts
@@ -312,7 +312,7 @@ def test_the_stage_leaves_masks_for_every_frame(whole: tuple[Path, Context, dict
 
 def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(whole: tuple[Path, Context, dict]) -> None:
     folder, context, _ = whole
-    broken = make_context(folder, "broken", views=False, box_excess=9.0)
+    broken = make_context(folder, "broken", views=1, box_excess=9.0)
     stops = 0
     for attempt in range(20):
         try:
@@ -342,7 +342,7 @@ def test_report_and_metrics_show_rounds_and_figures(whole: tuple[Path, Context, 
 
 
 def test_a_last_round_without_detections_leaves_what_was_known_before(tmp_path: Path) -> None:
-    context = make_context(tmp_path, scores=[1.0], filter_after=[0], views=False)
+    context = make_context(tmp_path, scores=[1.0], filter_after=[0], views=1)
     facts = run_stage(DetectorStage, context, never, ProfileWindow(None, context.run.path))
     assert facts["masks_from"] == CANDIDATES and facts["train"]["objects"] == 0
     assert (context.run.stage("detector") / "masks" / "train" / "a" / "a_1" / "0.png").is_file()
