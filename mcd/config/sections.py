@@ -277,7 +277,7 @@ class Detector(Schedule):
                 f"'filter_after' names round {beyond[0]}, but 'scores' has rounds 0 to {len(self.scores) - 1}"
             )
         if self.views > 1 and len(self.scores) - 1 not in self.filter_after:
-            raise ValueError("with several 'views' the last round sees objects more than once: 'filter_after' must name it")
+            raise ValueError("several 'views' show objects more than once: 'filter_after' must name the last round")
         if not 0 < self.replace <= self.absorb:
             raise ValueError(f"'replace', {self.replace:g}, must lie above 0 and not above 'absorb', {self.absorb:g}")
         return self

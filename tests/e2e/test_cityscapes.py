@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import published_mask_nets as published_masks
 import published_nets as published
 import pytest
 import torch
@@ -18,6 +19,8 @@ import torch
 from mcd.checkpoint import load_weights
 from mcd.convert import convert_folder
 from mcd.data.synthetic import generate
+from mcd.nets import build_detector
+from mcd.nets.detector import PUBLISHED_MAGNIFY
 
 # A run is a fixture, whose time counts for the first test that needs it.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -121,3 +124,40 @@ def test_a_released_checkpoint_goes_into_the_final_stage(data: Path, tmp_path: P
         # One step of Adam moves a weight by at most its rate.
         assert 0 < max(moved) <= 1.1 * 2e-5, role
     assert json.loads((run / "metrics.json").read_text())["stages"]["final"]["all"]["abs_rel"] > 0
+
+
+def test_released_nets_find_ground_and_objects_as_they_are(tmp_path: Path):
+    released, converted, streets = tmp_path / "released", tmp_path / "converted", tmp_path / "streets"
+    released.mkdir()
+    for file, state in (
+        ("depth_net.pth", published.diffnet_state()),
+        ("pose_net.pth", published.pose_state()),
+        ("raft.pth", published.raft_state()),
+        ("ground_segmentation.pth", published_masks.ground_state()),
+        ("maskrcnn.pth", build_detector("resnet18", (192, 512), magnify=PUBLISHED_MAGNIFY).state_dict()),
+    ):
+        torch.save(state, released / file)
+    convert_folder(released, converted)
+    generate(streets, train=2, val=1, size=(192, 512), seed=3)
+    settings = [
+        "run=labels", f"runs={tmp_path}", f"data.root={streets}", "data.workers=0", "threads=1", f"init={converted}",
+        "nets.pretrained=false", "stages=[predictions, ground, detector]",
+        "nets.ground=published", f"ground.init={converted}", "ground.steps=0", "ground.hide_depth=0",
+        f"detector.init={converted}", "detector.steps=0", "detector.magnify=2.6", "detector.scores=[0.0]",
+        "detector.filter_after=[0]", "detector.views=1",
+    ]  # fmt: skip
+    config = REPOSITORY / "configs" / "cityscapes_unsupervised.yaml"
+    given = [part for value in settings for part in ("--set", value)]
+    done = subprocess.run([sys.executable, "-m", "mcd.train", str(config), *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "would show them alike" not in done.stderr
+    run = tmp_path / "labels"
+    before = load_weights(converted / "weights.safetensors").tensors
+    for stage in ("ground", "detector"):
+        after = load_weights(run / stage / "weights.safetensors").tensors[stage]
+        assert after.keys() == before[stage].keys()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before[stage].items()), stage
+    assert len(list((run / "ground" / "masks").rglob("*.png"))) == 3
+    frames = [path for path in (run / "detector" / "masks").glob("*/*/*") if path.is_dir()]
+    assert len(frames) == 3
+    assert set(json.loads((run / "metrics.json").read_text())["discovery"]) == {"ground", "detector"}

@@ -228,7 +228,7 @@ def test_counts_of_a_split_come_back_in_their_order(tmp_path) -> None:
         ({"scores": [0.5, None]}, "must end with a number"),
         ({"scores": [None, 0.5], "filter_after": [2]}, "names round 2, but 'scores' has rounds 0 to 1"),
         ({"scores": []}, "scores"),
-        ({"scores": [0.5], "filter_after": []}, "with several 'views' the last round sees objects more than once"),
+        ({"scores": [0.5], "filter_after": []}, "several 'views' show objects more than once"),
         ({"absorb": 0.2, "replace": 0.25}, "'replace', 0.25, must lie above 0 and not above 'absorb', 0.2"),
         ({"absorb": 0.5, "replace": 0}, "'replace', 0, must lie above 0"),
     ],

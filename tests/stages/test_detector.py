@@ -170,9 +170,7 @@ def test_a_detector_that_sees_objects_in_another_size_is_warned_of(tmp_path: Pat
 def test_a_trained_detector_is_used_as_it_is(tmp_path: Path) -> None:
     given = DetectorStage(make_context(tmp_path), 0)
     given.save_weights(0, None)
-    context = make_context(
-        tmp_path, "used", steps=0, init=str(given.folder), scores=[0.0], filter_after=[0], views=1
-    )
+    context = make_context(tmp_path, "used", steps=0, init=str(given.folder), scores=[0.0], filter_after=[0], views=1)
     facts = run_stage(DetectorStage, context, never, ProfileWindow(None, context.run.path))
     place = context.run.stage("detector")
     assert not (context.run.stage(CANDIDATES)).exists()
