@@ -8,13 +8,19 @@ as moving, the rest stands still.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from mcd.config import Config, parse_config
 from mcd.data import open_reader, road_mask
@@ -59,7 +65,8 @@ def make_config(folder: Path, runs: str) -> Config:
         "predictions": {"batch": 4, "flow_threshold": 0.05},
         "ground": {"steps": 8, "lr": 0.02, "angle": 90, "thirds_from": 2, "thirds_full_from": 4, **SHORT},
         "slots": {"steps": 5, "size": (32, 32), "emptiness_from": 2, "emptiness_full_from": 4, "threshold": 0, **SHORT},
-        "detector": {"steps": 2, "scores": [None, 0.5], "filter_after": [1], "box_excess": 9, **ANYTHING, **SHORT},
+        "detector": {"steps": 2, "scores": [None, 0.5], "filter_after": [1], "box_excess": 9, **ANYTHING, **SHORT}
+        | {"checkpoint_every": 1},
         "instances": {"flow_threshold": 1000, "middle": 8, "min_area": 0.001},
         "object": {"steps": 3, **SHORT, "batch": 2},
         "scale": {"steps": 3, **SHORT, "batch": 2},
@@ -134,6 +141,26 @@ def test_a_run_that_is_stopped_again_and_again_ends_the_same(undisturbed: Config
             stops += 1
     # In training and in writing, of every stage.
     assert stops >= 6
+    expected, found = files(undisturbed), files(config)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if expected[name] != found[name]] == []
+
+
+def test_a_run_killed_in_the_middle_of_a_round_ends_the_same(undisturbed: Config) -> None:
+    config = make_config(undisturbed.runs.parent, "killed")
+    document = undisturbed.runs.parent / "killed.yaml"
+    document.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "mcd.train", str(document)]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, start_new_session=True, **quiet)
+    part = config.runs / "tiny" / "detector" / "round_1"
+    while not (part / "last" / "state.pt").is_file():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (part / "done.json").exists(), "the kill came after the round"
+    assert subprocess.run(command, **quiet).returncode == 0
     expected, found = files(undisturbed), files(config)
     assert expected.keys() == found.keys()
     assert [name for name in expected if expected[name] != found[name]] == []

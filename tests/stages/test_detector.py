@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from mcd.checkpoint import WEIGHTS, load_weights
 from mcd.config import parse_config
-from mcd.data import StepSampler, instance_masks
+from mcd.data import StepSampler, fixed_batches, instance_masks, to_device
 from mcd.data.store import Prediction
 from mcd.detection_pictures import write_detection_panel
 from mcd.evaluate import write_metrics
+from mcd.nets.layers import resnet18_backbone
 from mcd.profiling import ProfileWindow
 from mcd.report import write_report
 from mcd.run import Run
@@ -179,6 +180,28 @@ def test_a_trained_detector_is_used_as_it_is(tmp_path: Path) -> None:
     expected = given.nets["detector"].state_dict()
     found = load_weights(place / WEIGHTS).tensors["detector"]
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_the_first_layers_of_the_published_detector_keep_their_imagenet_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcd.nets.detector.resnet18_backbone", lambda pretrained: resnet18_backbone(pretrained=False))
+    context = make_context(tmp_path)
+    nets = context.config.nets.model_copy(update={"detector": "resnet18", "pretrained": True})
+    context = Context(context.config.model_copy(update={"nets": nets}), context.run, context.device)
+    candidates(context)
+    stage = DetectorStage(context, 0)
+    net = stage.nets["detector"]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    optimizer = stage.optimizer([{"params": list(net.parameters())}])
+    stage.set_mode(0)
+    batch = to_device(next(iter(fixed_batches(stage.dataset("train", None), 2, 0))), context.device)
+    stage.loss(batch, stage.forward(batch, 0), 0)["total"].backward()
+    optimizer.step()
+    changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
+    moved = {name.removeprefix("backbone.body.") for name in changed}
+    assert "conv1.weight" in moved and "layer2.0.conv1.weight" in moved
+    assert not [name for name in moved if name.startswith("layer1.") or ".bn" in name or "running" in name]
 
 
 def test_the_first_round_starts_from_given_weights_and_the_others_from_the_round_before(tmp_path: Path) -> None:
