@@ -52,6 +52,8 @@ def evaluate_discovery(context: Context, stage: str) -> dict[str, float]:
     known = [
         frame for frame in open_reader(context.config.data, "val").frames if (_class_folder(context) / frame).is_dir()
     ]
+    if not known:
+        return {}
     return score_instances(
         (_found(context, stage, frame) for frame in known), (true_instances(context, frame) for frame in known)
     )
@@ -154,7 +156,7 @@ def why_little_was_found(steps: Sequence[Step]) -> str:
         "dynamic": "objects are found, but they do not move enough to count as dynamic, or are too small",
     }
     first = next(step for step in steps if 2 * step.frames < step.among)
-    reason = reasons.get(first.name, f"the detector lost in {first.name} what it had learned from the slots")
+    reason = reasons.get(first.name, f"in {first.name} the detector finds too little")
     return (
         f"Discovery failed, or there is little to discover: {steps[-1].frames} of {steps[-1].among} training frames "
         f"have an object in the end. It is lost at '{first.name}': {reason}."
@@ -184,7 +186,8 @@ def _ground(context: Context) -> dict[str, float]:
     data = context.config.data
     if data.kind != "triplets" or not (data.root / data.road_masks / "val").is_dir():
         return {}
-    frames = open_reader(data, "val").frames
+    place = data.root / data.road_masks / "val"
+    frames = [frame for frame in open_reader(data, "val").frames if (place / f"{frame}.png").is_file()]
     iou = ground_iou(
         (torch.from_numpy(road_mask(context.labels, "val", frame)) for frame in frames),
         (torch.from_numpy(road_mask(data, "val", frame)) for frame in frames),

@@ -53,6 +53,11 @@ class Run:
         """Folder of one stage."""
         return self.path / name
 
+    @property
+    def store(self) -> Path:
+        """File of the scene nets' predictions."""
+        return self.path / "predictions.sqlite"
+
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage left in ``done.json``, or None."""
         done = self.stage(stage) / "done.json"
@@ -75,19 +80,21 @@ class Run:
 
     def _check_changes(self, changed: Mapping[str, str]) -> None:
         """Refuse other settings than before, unless the stages that they are of, and all after, have not begun."""
-        stages, concerned = list(self.config.stages), {key.split(".")[0] for key in changed}
-        if "final" in concerned:
-            concerned.add("control")
-        old = [self.path] if any(self.stage(name).exists() for name in STAGES) else []
-        if concerned <= set(STAGES):
-            first = min((stages.index(name) for name in concerned if name in stages), default=len(stages))
-            old = [self.stage(name) for name in stages[first:] if self.stage(name).exists()]
-        if old:
+        concerned = {key.split(".")[0] for key in changed}
+        # Settings of no stage concern them all.
+        first = min(STAGES.index(name) for name in concerned) if concerned <= set(STAGES) else 0
+        begun = [self.stage(name) for name in STAGES[first:] if self.stage(name).exists()]
+        # Whichever stage filled the store, it is of the scene's nets and of the settings of the predictions.
+        if first <= STAGES.index("predictions") and self.store.exists():
+            begun.append(self.store)
+        if begun:
             said = "; ".join([f"{key} {change}" for key, change in changed.items()][:5])
             raise RunError(
                 f"{self.path} holds a run of another config ({said}); choose another --set run=NAME, or delete "
-                f"{', '.join(map(str, old))} to make that anew"
+                f"{', '.join(map(str, begun))} to make that anew"
             )
+        # Figures of finished stages stand in their own files; those of deleted ones should not stay.
+        (self.path / "metrics.json").unlink(missing_ok=True)
 
 
 class StageLog:

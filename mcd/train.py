@@ -1,7 +1,7 @@
 """``python -m mcd.train [CONFIG] [--set a.b=c …]``: train every stage of a config, evaluate, report.
 
 A run that was killed goes on where it was: finished stages are skipped, an unfinished one continues from its last
-checkpoint, bit for bit the same run (with the same thread count).
+checkpoint; on a CPU it is bit for bit the same run (with the same thread count).
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ def run_stage(kind: type[Stage], context: Context, stop: StopSignal, window: Pro
         facts = run_part(part, context, stop, window) if done is None else done
         if done is None and part.name != kind.name:
             context.run.finish(part.name, **facts)
+        if part.name != kind.name:
             # A part that is over needs no state to go on from: ten rounds of the published detector would keep 2.5 GB.
             shutil.rmtree(part.folder / LAST, ignore_errors=True)
         seconds += facts["seconds"]
@@ -144,7 +145,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
             "lower its 'batch'"
         )
     validation = Validation(stage, context)
-    stage.steps_per_epoch = max(len(dataset) // schedule.batch, 1)
+    stage.steps_per_epoch = len(dataset) // schedule.batch
     steps = schedule.length(stage.steps_per_epoch)
     last = stage.folder / LAST / "state.pt"
     state = load_state(last)

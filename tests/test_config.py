@@ -125,10 +125,13 @@ def test_the_digest_sees_what_decides_the_result_and_nothing_else():
         ({"stages": ["scene", "scene"]}, "'stages' should be each once"),
         (
             {"stages": ["scene", "predictions", "ground"], "data": {"size": [64, 1024]}},
-            r"'ground.distance', 11 at a width of 512, wants images at least 67 pixels high, not 64",
+            r"'ground.distance', 11 at a width of 512, wants images of at least 67 pixels each way, not 64x1024",
         ),
+        ({"ground": {"steps": 9, "hide_depth": 1}}, "'ground.hide_depth'"),
+        ({"detector": {"epochs": 1, "views": True}}, "'detector.views'"),
+        ({"detector": {"steps": 0, "init": "a"}}, r"there is one round: 'scores' should be one number"),
         ({"ground": {"steps": 0}}, "'steps' is 0, and there is no 'init'"),
-        ({"scene": {"steps": 0}}, "'steps' is 0, and there is no 'init'"),
+        ({"scene": {"steps": 0}, "init": "a"}, "'steps' should not be 0; a stage that is not to train is left out"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_runs(document, message):

@@ -13,6 +13,7 @@ from mcd.config import ConfigError, Schedule, parse_config
 from mcd.data.synthetic import generate
 from mcd.nan_guard import NanGuard, TrainingDivergedError
 from mcd.run import Run, RunError, StageLog
+from mcd.stages import check_nets
 from mcd.train import StopSignal, cut_graph, learning_rate, main, train_run
 
 
@@ -115,15 +116,47 @@ def test_settings_of_stages_that_have_not_begun_may_change(tmp_path):
     for changed in ({"object": {"steps": 3}}, {"instances": {"min_area": 0.1}}):
         with pytest.raises(RunError, match="delete .*/a/object to make that anew"):
             opened(seed=2, scale={"steps": 7}, final={"steps": 9}, **changed)
+    (run.path / "metrics.json").write_text("{}")
     for name in ("instances", "object"):
         (run.path / name).rmdir()
     opened(seed=2, object={"steps": 3}, instances={"min_area": 0.1})
+    assert not (run.path / "metrics.json").exists(), "figures of the deleted stages"
+    run.stage("control").mkdir()
+    with pytest.raises(RunError, match="delete .*/a/control to make that anew"):
+        opened(seed=2, object={"steps": 3}, instances={"min_area": 0.1}, final={"steps": 2})
+
+
+def test_stored_predictions_count_as_begun(tmp_path):
+    def opened(**settings):
+        stages = {"stages": ["predictions", "instances"], "store": "sqlite", "init": "released"}
+        return Run(parse_config({"runs": str(tmp_path), "run": "a"} | stages | settings))
+
+    store = opened().store
+    store.write_bytes(b"predictions of the first frames")
+    # scene.motion_floor is read without a scene stage, too.
+    for changed in (
+        {"data": {"size": (64, 96)}},
+        {"scene": {"steps": 9, "motion_floor": 1}},
+        {"predictions": {"batch": 2}},
+    ):
+        with pytest.raises(RunError, match=r"delete .*/a/predictions\.sqlite to make that anew"):
+            opened(**changed)
+    opened(instances={"batch": 2})
+    store.unlink()
+    opened(data={"size": (64, 96)})
 
 
 def test_a_net_that_does_not_exist_is_named_before_anything_runs(tmp_path):
     config = parse_config({"runs": str(tmp_path), "nets": {"detector": "yolo"}})
-    with pytest.raises(ConfigError, match=r"'nets.detector': no detector 'yolo'"), StopSignal() as stop:
-        train_run(config, stop)
+    discovery = {"stages": ["scene", "predictions", "ground", "slots", "detector"], "store": "sqlite"}
+    check_nets(config)  # no stage of it has a detector
+    for nets, message in (
+        ({"detector": "yolo"}, "'nets.detector': no detector 'yolo'"),
+        ({"pretrained": True, "depth": "diffnet", "pose": "resnet18"}, "'nets.detector': .*no ImageNet weights"),
+    ):
+        config = parse_config({"runs": str(tmp_path), "nets": nets} | discovery)
+        with pytest.raises(ConfigError, match=message), StopSignal() as stop:
+            train_run(config, stop)
     assert not any(tmp_path.iterdir())
 
 
@@ -134,7 +167,7 @@ def test_a_run_folder_keeps_to_one_config(tmp_path):
     Run(first.model_copy(update={"log_every": 7}))
     with pytest.raises(RunError, match=r"scene\.lr was 0\.001, is 0\.5"):
         Run(parse_config({"runs": str(tmp_path), "run": "a", "scene": {"steps": 5, "lr": 0.5}}))
-    with pytest.raises(RunError, match="delete .*/a to make that anew"):
+    with pytest.raises(RunError, match="seed was 0, is 3.* delete .*/a/scene to make that anew"):
         Run(parse_config({"runs": str(tmp_path), "run": "a", "scene": {"steps": 5}, "seed": 3}))
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):

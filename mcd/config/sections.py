@@ -57,7 +57,9 @@ class Data(Section):
     fov: Positive | None = Field(None, description="sequence: horizontal field of view in degrees, if no intrinsics")
     train_frames: tuple[int, int] | None = Field(None, description="sequence: first and last training frame")
     val_frames: tuple[int, int] | None = Field(
-        None, description="sequence: first and last validation frame; without both ranges: the last tenth"
+        None,
+        description="sequence: first and last validation frame; without both ranges: the last tenth; without one, "
+        "that split is everything",
     )
     eval_frames: tuple[int, int] | None = Field(None, description="sequence: first and last evaluated frame")
     spacing: tuple[Count, ...] = Field((1,), description="sequence: frame distances to draw from while training")
@@ -106,7 +108,9 @@ class Photometric(Section):
 class Schedule(Section):
     """How long a stage trains, and how."""
 
-    steps: Annotated[int, Field(ge=0)] | None = Field(None, description="0: with the weights of 'init' as they are")
+    steps: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="0 (ground, slots, detector): with the weights of their 'init' as they are"
+    )
     epochs: Positive | None = None
     batch: Count = 8
     lr: Positive = 1e-3
@@ -127,6 +131,8 @@ class Schedule(Section):
     def _one_length(self) -> Schedule:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of 'steps' and 'epochs'")
+        if self.steps == 0 and "init" not in type(self).model_fields:
+            raise ValueError("'steps' should not be 0; a stage that is not to train is left out of 'stages'")
         if self.steps == 0 and getattr(self, "init", None) is None:
             raise ValueError("'steps' is 0, and there is no 'init' whose weights could be taken as they are")
         if self.select == "ground_truth" and not isinstance(self, Scene):
@@ -169,7 +175,7 @@ class Ground(Schedule):
     distance: Positive = Field(11.0, description="of the neighbours that span a normal, at a width of 512")
     angle: Positive = Field(10.0, description="degrees by which a normal of the ground may lean")
     below_camera: bool = Field(True, description="ceilings are no ground; False: the published form")
-    hide_depth: Fraction = Field(
+    hide_depth: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="share of the images whose depth is hidden in training; then what is ground with and without it "
         "counts; 0: published",
@@ -248,7 +254,7 @@ class Detector(Schedule):
     filter_after: tuple[int, ...] = Field(
         (2, 4, 7, 9), description="rounds, from 0, whose detections must fill their boxes and are merged"
     )
-    views: Annotated[int, Field(ge=1, le=5)] = Field(
+    views: Annotated[int, Field(strict=True, ge=1, le=5)] = Field(
         5,
         description="views of the last round: the image, its lower left and lower right part, the same of its central "
         "half; 5: published",
@@ -260,7 +266,7 @@ class Detector(Schedule):
     both_directions: bool = Field(True, description="slots of both directions of the flow; False: published")
     split: bool = Field(True, description="parts of a slot that do not touch are objects each; False: published")
     open: Annotated[float, Field(ge=0)] = Field(10.0, description="half width of what is too thin, at a width of 512")
-    close: Annotated[float, Field(ge=0)] = Field(2.0, description="half width of gaps that are closed, likewise")
+    close: Annotated[float, Field(ge=0)] = Field(2.0, description="half width of gaps that are closed; 2: published")
     reach: Annotated[float, Field(ge=0)] = Field(
         2.0, description="ground must be so near to the box of a slot, at a width of 512; 0, published: inside"
     )
@@ -278,6 +284,8 @@ class Detector(Schedule):
             )
         if self.views > 1 and len(self.scores) - 1 not in self.filter_after:
             raise ValueError("several 'views' show objects more than once: 'filter_after' must name the last round")
+        if self.steps == 0 and len(self.scores) > 1:
+            raise ValueError("without training ('steps' is 0) there is one round: 'scores' should be one number")
         if not 0 < self.replace <= self.absorb:
             raise ValueError(f"'replace', {self.replace:g}, must lie above 0 and not above 'absorb', {self.absorb:g}")
         return self
@@ -380,12 +388,12 @@ class Config(Section):
             missing = [other for other in needs.get(name, ()) if other not in self.stages]
             if missing:
                 raise ValueError(f"stage '{name}' needs the stage '{missing[0]}' before it")
-        if "ground" in self.stages:
+        if "ground" in self.stages and self.ground.steps != 0:
             least = 3 * self.ground.neighbours(self.data.size[1]) + 1
-            if self.data.size[0] < least:
+            if min(self.data.size) < least:
                 raise ValueError(
-                    f"'ground.distance', {self.ground.distance:g} at a width of 512, wants images at least {least} "
-                    f"pixels high, not {self.data.size[0]}: lower it"
+                    f"'ground.distance', {self.ground.distance:g} at a width of 512, wants images of at least {least} "
+                    f"pixels each way, not {self.data.size[0]}x{self.data.size[1]}: lower it"
                 )
         return self
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from mcd.data.files import (
 from mcd.data.frames import Frames
 from mcd.video import VideoError, VideoReader
 
-_IMAGES = (".png", ".jpg", ".jpeg")
+_IMAGES = frozenset((".png", ".jpg", ".jpeg"))
 
 
 class SequenceFolder:
@@ -39,7 +40,7 @@ class SequenceFolder:
     Images are ordered by name, numbers in names by value. ``train_frames``, ``val_frames`` and ``eval_frames`` are
     first and last position in that order, from 0. Without the first two, the last tenth is for validation and the rest
     for training, if there are frames enough; otherwise a split without a range is the whole sequence. Sources lie in
-    the range of their split too, so that nothing is trained on frames that are evaluated.
+    the range of their split too, so that frames outside the training range are never trained on.
 
     Args:
         split: "train", "val" or "eval".
@@ -136,8 +137,12 @@ def sequence_frame_size(folder: Path, frame: str) -> tuple[int, int]:
     Raises:
         DataError: there is no such image, or it is broken.
     """
-    paths = (folder / f"{frame}{ending}" for suffix in _IMAGES for ending in (suffix, suffix.upper()))
-    return image_size(next((path for path in paths if path.is_file()), folder / f"{frame}.png"))
+    return image_size(_paths_by_name(folder, folder.stat().st_mtime_ns).get(frame, folder / f"{frame}.png"))
+
+
+@lru_cache(maxsize=8)
+def _paths_by_name(folder: Path, changed: int) -> dict[str, Path]:
+    return {path.stem: path for path in _list_images(folder)}
 
 
 def _list_images(folder: Path) -> list[Path]:

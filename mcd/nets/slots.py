@@ -207,7 +207,7 @@ def initialise_for_leaky_relu(net: nn.Module) -> None:
 def suppress_empty(masks: Tensor, fullness: Tensor) -> Tensor:
     """Masks [N, slots, h, w] from which object slots withdraw as far as they are empty; the background takes over."""
     weighted = masks[:, 1:] * fullness[:, :, None, None]
-    objects = weighted.square() / (weighted.sum(dim=1, keepdim=True) + 1e-10)
+    objects = weighted * (weighted / (weighted.sum(dim=1, keepdim=True) + 1e-10))
     # Not 1 - objects: where the background has next to nothing, that would round to nothing, or below.
     withdrawn = (masks[:, 1:] - objects).sum(dim=1, keepdim=True)
     return torch.cat((masks[:, :1] + withdrawn, objects), dim=1)

@@ -29,7 +29,6 @@ from mcd.nets import (
 from mcd.progress import progress
 from mcd.run import Run
 
-ROLES = ("depth", "pose", "motion", "scale", "slots", "ground", "detector")
 Batch = dict[str, Any]
 Outputs = dict[str, Any]
 """What the networks of a stage return: tensors, or lists of tensors."""
@@ -128,10 +127,17 @@ def make_net(config: Config, role: str, *, pretrained: bool = False) -> nn.Modul
 
 
 def check_nets(config: Config) -> None:
-    """Raises ConfigError if a net of a config cannot be made, before hours are spent on the others."""
+    """Raises ConfigError if a net that the stages of a config want cannot be made, before hours are spent on others."""
+    wanted = {"depth", "pose", "motion"} | {role for role in ("ground", "slots", "detector") if role in config.stages}
+    wanted |= {"scale"} if {"scale", "pseudo"} & set(config.stages) else set()
+    fresh = {"scale"} & set(config.stages)
+    fresh |= {"detector"} if config.detector.init is None else set()
+    fresh |= {"depth", "pose"} if "scene" in config.stages and config.init is None else set()
     with torch.device("meta"):
-        for role in ROLES:
-            make_net(config, role)
+        for role in sorted(wanted):
+            # Only light nets are refused ImageNet weights; those of others are not fetched for this.
+            light = getattr(config.nets, role) == "light"
+            make_net(config, role, pretrained=config.nets.pretrained and light and role in fresh)
 
 
 class Stage(ABC):

@@ -1,9 +1,9 @@
 """Detector stage: what the slots found teaches a detector, whose detections teach it again (Nguyen et al., CVPR 2024).
 
-Consumes ``predictions``, ``ground`` and ``slots``. Its parts are the objects that pass as such among the slots' masks,
-``detector/candidates``, and rounds, ``detector/round_N``: each trains on the objects of the one before and then looks
-for objects in every frame. Leaves ``detector/masks/SPLIT/FRAME/{i}.png``, the objects that the last round found, in the
-layout of a segmenter's masks, and ``detector/weights.safetensors``.
+Consumes ``predictions``, ``ground`` and, unless it does not train, ``slots``. Its parts are the objects that pass as
+such among the slots' masks, ``detector/candidates``, and rounds, ``detector/round_N``: each trains on the objects of
+the one before and then looks for objects in every frame. Leaves ``detector/masks/SPLIT/FRAME/{i}.png``, the objects
+that the last round found, in the layout of a segmenter's masks, and ``detector/weights.safetensors``.
 """
 
 from __future__ import annotations

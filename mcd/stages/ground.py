@@ -37,17 +37,21 @@ class GroundStage(TrainingStage):
         self.schedule = context.config.ground
         super().__init__(context)
         self._predictions = ScenePredictions(context)
+        self._hidden = self.schedule.hide_depth
+        """The share of the images whose depth was hidden when the net learned."""
 
     def initialise(self) -> None:
         if self.schedule.init is None:
             return
         path = find_weights(self.schedule.init)
         self.load(path, self.roles)
-        if self.schedule.steps == 0 and self.schedule.hide_depth and not load_weights(path).metadata.get("hide_depth"):
-            raise StageError(f"stage ground: the net of {path} always saw the depth: set ground.hide_depth=0")
+        if self.schedule.steps == 0:
+            self._hidden = load_weights(path).metadata.get("hide_depth", 0.0)
+            if self.schedule.hide_depth and not self._hidden:
+                raise StageError(f"stage ground: the net of {path} always saw the depth: set ground.hide_depth=0")
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | {"hide_depth": self.schedule.hide_depth}
+        return super().facts() | {"hide_depth": self._hidden}
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         colours = augment.model_copy(update={"hue": (0.0, 0.0)}) if augment is not None else None
@@ -59,7 +63,7 @@ class GroundStage(TrainingStage):
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         settings, image, depth = self.schedule, batch["reference"], batch["depth"]
-        hidden = batch["draw"] < settings.hide_depth if self.nets["ground"].training and settings.hide_depth else None
+        hidden = batch["draw"] < settings.hide_depth if settings.hide_depth else None
         target = level_surfaces(
             depth,
             batch["K"],

@@ -126,4 +126,4 @@ def open_store(context: Context) -> PredictionStore | None:
         raise CheckpointError(f"weights file {weights} does not exist")
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return PredictionStore(context.run.path / "predictions.sqlite", digest)
+    return PredictionStore(context.run.store, digest)

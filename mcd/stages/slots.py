@@ -171,8 +171,9 @@ def background_entropy(shares: Tensor, still: Tensor) -> Tensor:
     """
     # Not 1 - background: from a logit 17 above the others' on it rounds to 0, whose logarithm has a gradient without
     # end (torch's cross entropy: 10^4 times too large), just where a moving pixel belongs to no slot yet.
-    background, objects = shares[:, :1], shares[:, 1:].sum(dim=1, keepdim=True)
-    return -(still * background.clamp(min=1e-30).log() + (1 - still) * objects.clamp(min=1e-30).log()).mean()
+    least = torch.finfo(shares.dtype).tiny
+    background, objects = shares[:, :1].clamp(min=least), shares[:, 1:].sum(dim=1, keepdim=True).clamp(min=least)
+    return -(still * background.log() + (1 - still) * objects.log()).mean()
 
 
 def slot_scene(flow: Tensor, depth: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

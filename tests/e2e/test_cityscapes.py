@@ -138,13 +138,13 @@ def test_released_nets_find_ground_and_objects_as_they_are(tmp_path: Path):
     ):
         torch.save(state, released / file)
     convert_folder(released, converted)
-    generate(streets, train=2, val=1, size=(192, 512), seed=3)
+    generate(streets, train=1, val=1, size=(192, 512), seed=3)
     settings = [
         "run=labels", f"runs={tmp_path}", f"data.root={streets}", "data.workers=0", "threads=1", f"init={converted}",
         "nets.pretrained=false", "stages=[predictions, ground, detector]",
         "nets.ground=published", f"ground.init={converted}", "ground.steps=0", "ground.hide_depth=0",
         f"detector.init={converted}", "detector.steps=0", "detector.magnify=2.6", "detector.scores=[0.0]",
-        "detector.filter_after=[0]", "detector.views=1",
+        "detector.filter_after=[0]",
     ]  # fmt: skip
     config = REPOSITORY / "configs" / "cityscapes_unsupervised.yaml"
     given = [part for value in settings for part in ("--set", value)]
@@ -157,7 +157,7 @@ def test_released_nets_find_ground_and_objects_as_they_are(tmp_path: Path):
         after = load_weights(run / stage / "weights.safetensors").tensors[stage]
         assert after.keys() == before[stage].keys()
         assert all(torch.equal(after[name], tensor) for name, tensor in before[stage].items()), stage
-    assert len(list((run / "ground" / "masks").rglob("*.png"))) == 3
+    assert len(list((run / "ground" / "masks").rglob("*.png"))) == 2
     frames = [path for path in (run / "detector" / "masks").glob("*/*/*") if path.is_dir()]
-    assert len(frames) == 3
+    assert len(frames) == 2
     assert set(json.loads((run / "metrics.json").read_text())["discovery"]) == {"ground", "detector"}

@@ -63,7 +63,15 @@ def make_config(folder: Path, runs: str) -> Config:
         "loss": {"scales": 2},
         "scene": {"steps": 4, "motion_from": 1, "joint_from": 2, **SHORT},
         "predictions": {"batch": 4, "flow_threshold": 0.05},
-        "ground": {"steps": 8, "lr": 0.02, "angle": 90, "thirds_from": 2, "thirds_full_from": 4, **SHORT},
+        "ground": {
+            "steps": 8,
+            "lr": 0.02,
+            "angle": 90,
+            "hide_depth": 0.5,
+            "thirds_from": 2,
+            "thirds_full_from": 4,
+            **SHORT,
+        },
         "slots": {"steps": 5, "size": (32, 32), "emptiness_from": 2, "emptiness_full_from": 4, "threshold": 0, **SHORT},
         "detector": {"steps": 2, "scores": [None, 0.5], "filter_after": [1], "box_excess": 9, **ANYTHING, **SHORT}
         | {"checkpoint_every": 1},

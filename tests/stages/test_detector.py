@@ -154,8 +154,12 @@ def test_rounds_see_their_items_in_another_order_and_mirror_others(tmp_path: Pat
     samplers = [StepSampler(4, 2, 0, 0, 8, first_epoch=stage.first_epoch) for stage in stages]
     keys = [[key for batch in sampler for key in batch] for sampler in samplers]
     assert [index for index, _ in keys[0]] != [index for index, _ in keys[1]]
-    mirrored = [[torch.equal(data[key]["reference"], data[key[0], 0]["reference"]) for key in part] for part in keys]
+    plain = stages[0].dataset("train", None)
+    mirrored = [
+        [not torch.equal(data[key]["reference"], plain[key[0]]["reference"]) for key in sorted(p)] for p in keys
+    ]
     assert mirrored[0] != mirrored[1]
+    assert all(any(part) and not all(part) for part in mirrored)
 
 
 def test_a_detector_that_sees_objects_in_another_size_is_warned_of(tmp_path: Path) -> None:
@@ -329,6 +333,7 @@ def test_the_stage_leaves_masks_for_every_frame(whole: tuple[Path, Context, dict
             assert np.array_equal(found, last.masks.numpy())
     assert facts["train"]["objects"] > 0
     assert (place / "weights.safetensors").read_bytes() == (place / "round_1" / "weights.safetensors").read_bytes()
+    assert not any(place.rglob("state.pt")), "a round that is over needs no state"
 
 
 def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(whole: tuple[Path, Context, dict]) -> None:

@@ -212,9 +212,9 @@ def test_a_background_that_covers_what_is_still_costs_nothing(stage):
     assert stage.loss({}, outputs, 4)["total"].item() == pytest.approx(0, abs=1e-7)
 
 
-@pytest.mark.parametrize("gap", [3.0, 18.0, 25.0, 60.0])
+# With emptiness, shares are squared.
+@pytest.mark.parametrize(("gap", "fullness"), [(3, None), (18, None), (80, None), (3, 0.5), (18, 0.5), (35, 0.5)])
 @pytest.mark.parametrize("still", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("fullness", [None, 0.5])
 def test_a_background_that_is_all_too_sure_has_the_right_gradient(gap, still, fullness):
     # In float32 its share is 1 from a gap of 17 on, and one less it is nothing.
     def gradient(dtype):
