@@ -75,7 +75,7 @@ def make_config(folder: Path, runs: str) -> Config:
         "slots": {"steps": 5, "size": (32, 32), "emptiness_from": 2, "emptiness_full_from": 4, "threshold": 0, **SHORT},
         "detector": {"steps": 2, "scores": [None, 0.5], "filter_after": [1], "box_excess": 9, **ANYTHING, **SHORT}
         | {"checkpoint_every": 1},
-        "instances": {"flow_threshold": 1000, "middle": 8, "min_area": 0.001},
+        "instances": {"flow_threshold": 1000, "middle": 3, "min_area": 0.001},
         "object": {"steps": 3, **SHORT, "batch": 2},
         "scale": {"steps": 3, **SHORT, "batch": 2},
         "final": {"steps": 3, **SHORT, "batch": 2},
