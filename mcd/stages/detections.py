@@ -154,11 +154,8 @@ def tidied(settings: Detector, found: FrameDetections, ground: Tensor, *, thorou
     order = found.scores.argsort(descending=True, stable=True)
     masks, scores = found.masks[order], found.scores[order]
     smallest = settings.min_area * ground.numel()
-
-    def large(masks: Tensor) -> Tensor:
-        return work.areas(masks) > smallest
-
-    scores, masks = scores[large(masks)], masks[large(masks)]
+    large = work.areas(masks) > smallest
+    masks, scores = masks[large], scores[large]
     if thorough and len(masks) > 1:
         compact = work.box_excess(masks) < settings.box_excess
         masks, scores = masks[compact], scores[compact]
@@ -166,7 +163,8 @@ def tidied(settings: Detector, found: FrameDetections, ground: Tensor, *, thorou
         # Scores descend, so that the first member's is the best.
         scores = scores[[indices[0] for indices in members]]
         masks = masks & ~ground
-        scores, masks = scores[large(masks)], masks[large(masks)]
+        large = work.areas(masks) > smallest
+        masks, scores = masks[large], scores[large]
     order = scores.argsort(descending=True, stable=True)
     return FrameDetections(masks[order], scores[order])
 
