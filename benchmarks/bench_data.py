@@ -12,7 +12,7 @@ import pytest
 from benchmarks.conftest import Settings, record
 from mcd.config import Augment, Data
 from mcd.data import FrameDataset, StepSampler, build_loader, open_reader, prefetch
-from mcd.data.synthetic import generate
+from mcd.streets.synthetic import generate
 
 pytestmark = pytest.mark.timeout(0)
 

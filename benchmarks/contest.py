@@ -18,8 +18,8 @@ from benchmarks.clocks import CudaClock, HostClock, Passes, peak_bytes
 from benchmarks.inputs import Size, make
 from benchmarks.peers import OTHER_FUNCTIONS, PEERS
 from mcd import ops
-from mcd.backend import BACKENDS
 from mcd.ops import OPERATORS
+from mcd.ops.backend import BACKENDS
 
 # Float32 moves a few pixels over a border, a minimum or the auto-mask; a wrong formula moves most of them.
 FLIPPED = 0.01

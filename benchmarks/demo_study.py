@@ -14,9 +14,9 @@ import statistics
 import sys
 from pathlib import Path
 
-from mcd.checkpoint import write_text
 from mcd.config import load_config
-from mcd.run import environment
+from mcd.files import write_text
+from mcd.run.folder import environment
 from mcd.train import DEFAULT_CONFIG
 from mcd.train import main as train
 

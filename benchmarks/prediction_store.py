@@ -17,9 +17,9 @@ import numpy as np
 from mcd.config import load_config
 from mcd.data import FrameDataset, fixed_batches, open_reader, prefetch
 from mcd.data.store import Prediction, PredictionStore
-from mcd.run import Run
-from mcd.stages import Context
-from mcd.stages.scene_predictions import ScenePredictions
+from mcd.run.context import Context
+from mcd.run.folder import Run
+from mcd.scene.predictions import ScenePredictions
 from mcd.train import set_up
 
 

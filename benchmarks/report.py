@@ -276,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.show:
         return 0
     # Only here: the table is printed on machines that have neither.
-    from mcd.checkpoint import write_text
+    from mcd.files import write_text
 
     name, readme = slug(results["machine"]), options.root / "README.md"
     folder = options.root / "benchmarks" / "results"

@@ -23,11 +23,11 @@ from benchmarks.clocks import captured, peak_bytes
 from benchmarks.inputs import SOURCES, Scene, Size
 from mcd.config import parse_config
 from mcd.ops import OPERATORS
-from mcd.profiling import StepTimer
-from mcd.run import Run
-from mcd.stages import Context
+from mcd.run.context import Context
+from mcd.run.folder import Run
 from mcd.stages.scene import SceneStage
 from mcd.train import make_optimizer
+from mcd.training.profiling import StepTimer
 
 JOINT = {"motion_from": 0, "joint_from": 0}
 PHASES: dict[str, dict[str, Any]] = {"depth and pose": {}, "all, with residual motion": JOINT}

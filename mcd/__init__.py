@@ -1,7 +1,7 @@
 """Self-supervised monocular depth from video in which things move, its inner loops written as kernels."""
 
 from mcd import ops
-from mcd.backend import BackendUnavailable, available_backends, set_backend, use_backend
-from mcd.instances import Instances
+from mcd.ops.backend import BackendUnavailable, available_backends, set_backend, use_backend
+from mcd.ops.instances import Instances
 
 __all__ = ["BackendUnavailable", "Instances", "available_backends", "ops", "set_backend", "use_backend"]

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mcd.checkpoint import WEIGHTS, save_weights
+from mcd.errors import McdError
 from mcd.nets import (
     build_depth_net,
     build_detector,
@@ -30,11 +30,12 @@ from mcd.nets import (
     build_slot_net,
 )
 from mcd.nets.detector import PUBLISHED_MAGNIFY
+from mcd.run.checkpoint import WEIGHTS, save_weights
 
 SIZE = (192, 512)
 
 
-class ConversionError(RuntimeError):
+class ConversionError(McdError, RuntimeError):
     """A published checkpoint that does not fit; the message lists every tensor."""
 
 

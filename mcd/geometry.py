@@ -8,7 +8,6 @@ differentiable and takes any leading dimensions.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,13 +24,6 @@ def disp_to_depth(disp: Tensor) -> Tensor:
 def depth_to_disp(depth: Tensor) -> Tensor:
     """1 / depth; the unit is that of the inverse."""
     return depth.reciprocal()
-
-
-def upsample(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """`image` [B,C,h,w] bilinearly at `size` (H, W); pixel areas are aligned, as in `scale_intrinsics`."""
-    if image.shape[-2:] == torch.Size(size):
-        return image
-    return F.interpolate(image, size, mode="bilinear", align_corners=False)
 
 
 def euler_to_matrix(angles: Tensor) -> Tensor:

@@ -7,9 +7,7 @@ checkpoint; on a CPU it is bit for bit the same run (with the same thread count)
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,46 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import mcd
 from mcd import ops
-from mcd.checkpoint import CheckpointError, load_state, save_state
 from mcd.config import Config, ConfigError, known_keys, load_config
-from mcd.data import DataError, EvaluationSet, StepSampler, build_loader, fixed_batches, open_reader, prefetch
-from mcd.data.synthetic import generate
-from mcd.discovery import evaluate_discovery
-from mcd.evaluate import EvaluationError, evaluate_depth, evaluate_stage, write_metrics
-from mcd.memory import keep_freed_memory
-from mcd.nan_guard import NanGuard, TrainingDivergedError
-from mcd.predictor import choose_device
-from mcd.profiling import ProfileWindow, StepTimer, step_window
-from mcd.progress import progress
-from mcd.report import write_report
-from mcd.run import Run, RunError, StageLog
-from mcd.stages import STAGES, Context, Preparation, Stage, StageError, TrainingStage, check_nets
+from mcd.data import open_reader
+from mcd.errors import McdError
+from mcd.evaluation.depth import evaluate_stage, write_metrics
+from mcd.evaluation.discovery import evaluate_discovery
+from mcd.inference.predictor import choose_device
+from mcd.report.page import write_report
+from mcd.run.context import Context
+from mcd.run.folder import Run
+from mcd.run.networks import check_nets
+from mcd.stages import STAGES, Preparation, Stage, TrainingStage
+from mcd.streets.synthetic import generate
+from mcd.training.loop import train
+from mcd.training.memory import keep_freed_memory
+from mcd.training.profiling import ProfileWindow, step_window
+from mcd.training.state import LAST
+from mcd.training.stop import InterruptedRun, StopSignal
 
-LAST = "last"
-"""Where a stage keeps what it goes on from."""
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
 
 
-class InterruptedRun(Exception):  # noqa: N818 - not an error
-    """SIGTERM or Ctrl-C: what had to be saved is saved."""
-
-
-# What goes wrong without being a bug: told in one line. FileExistsError: another's folder stands where data should.
-EXPECTED = (
-    ConfigError,
-    RunError,
-    DataError,
-    CheckpointError,
-    TrainingDivergedError,
-    StageError,
-    EvaluationError,
-    FileExistsError,
-    BlockingIOError,
-)
+# FileExistsError: another's folder stands where data should.
+EXPECTED = (McdError, FileExistsError, BlockingIOError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,111 +115,6 @@ def run_part(part: Stage, context: Context, stop: StopSignal, window: ProfileWin
     return facts
 
 
-def train(stage: TrainingStage, context: Context, stop: StopSignal, window: ProfileWindow) -> dict[str, Any]:
-    """Train one stage to its end, or to a stop; returns facts for ``done.json``."""
-    config, schedule, device = context.config, stage.schedule, context.device
-    if schedule.steps == 0:
-        stage.initialise()
-        stage.save_weights(0, None)
-        return {"steps": 0, "seconds": 0.0}
-    dataset = stage.dataset("train", config.augment)
-    if len(dataset) < schedule.batch:
-        raise StageError(
-            f"stage {stage.name}: a batch of {schedule.batch} cannot be drawn from {len(dataset)} items: "
-            "lower its 'batch'"
-        )
-    validation = Validation(stage, context)
-    stage.steps_per_epoch = len(dataset) // schedule.batch
-    steps = schedule.length(stage.steps_per_epoch)
-    last = stage.folder / LAST / "state.pt"
-    state = load_state(last)
-    if state is None:
-        stage.initialise()
-        start, phase, best, seconds = 0, -1, math.inf, 0.0
-        optimizer = None
-    else:
-        start, phase, best, seconds = state["step"], state["phase"], state["best"], state["seconds"]
-        for role, net in stage.nets.items():
-            net.load_state_dict(state["nets"][role])
-        optimizer = make_optimizer(stage, start - 1)
-        optimizer.load_state_dict(state["optimizer"])
-
-    sampler = StepSampler(len(dataset), schedule.batch, config.seed, start, steps, first_epoch=stage.first_epoch)
-    batches = prefetch(build_loader(dataset, sampler, config.data.workers, device), device, config.channels_last)
-    timer, guard = StepTimer(device), NanGuard(config.on_nan, device)
-    begin, unread = time.perf_counter() - seconds, 0
-    with closing(StageLog(context.run, stage.name, start)) as log, progress(steps, stage.name, "step", start) as bar:
-        for step in range(start, steps):
-            window.step()
-            with timer("data"):
-                batch = next(batches)
-            unread += len(batch["skipped"])
-            if stage.phase(step) != phase or optimizer is None:
-                phase, best = stage.phase(step), math.inf
-                optimizer = make_optimizer(stage, step)
-            stage.set_mode(step)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(stage, step)
-            guard.remember(stage.nets)
-
-            with timer("forward"):
-                outputs = stage.forward(batch, step)
-            with timer("loss"):
-                leaves, cut = cut_graph(outputs)
-                terms = stage.loss(batch, leaves, step)
-            with timer("loss_backward"):
-                terms["total"].backward()
-            with timer("backward"):
-                used = [(tensor, leaf.grad) for tensor, leaf in cut if leaf.grad is not None]
-                torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
-            with timer("optimizer"):
-                norms = [clip_gradient(stage.nets[role], schedule.clip) for role in stage.active(step)]
-                optimizer.found_inf = guard.check(  # type: ignore[attr-defined]
-                    step, batch["frame"], terms["total"], norms, stage.nets
-                )
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            timer.step()
-            bar.update()
-
-            done = step + 1
-            if done % config.log_every == 0 or done == steps:
-                guard.report()
-                scalars = {name: term.item() for name, term in terms.items()}
-                milliseconds = timer.report()
-                rate = 1e3 * schedule.batch / max(sum(milliseconds.values()), 1e-9)
-                log.scalars(done, scalars | {"lr": learning_rate(stage, step), "images_per_s": rate} | milliseconds)
-                bar.set_postfix_str(f"loss {scalars['total']:.4f}, {rate:.0f} images/s")
-            if done % config.picture_every == 0:
-                for name, picture in stage.pictures(batch, leaves).items():
-                    log.image(done, name, picture.detach())
-            if (done % schedule.validate_every == 0 or done == steps) and phase == stage.last_phase:
-                score = validation.score(step)
-                log.scalars(done, {"validation": score})
-                if score <= best or schedule.select == "last":
-                    best = score
-                    stage.save_weights(done, score)
-            if done % schedule.checkpoint_every == 0 or done == steps or stop():
-                guard.report()
-                save_state(last, {
-                    "step": done,
-                    "phase": phase,
-                    "best": best,
-                    "seconds": time.perf_counter() - begin,
-                    "nets": {role: net.state_dict() for role, net in stage.nets.items()},
-                    "optimizer": optimizer.state_dict(),
-                })  # fmt: skip
-                if stop() and done < steps:
-                    raise InterruptedRun
-    return {
-        "steps": steps,
-        "seconds": time.perf_counter() - begin,
-        "best": best,
-        "skipped_steps": guard.skipped,
-        "unreadable_items": unread,
-    }
-
-
 def set_up(config: Config) -> torch.device:
     """Device, threads, seed and backend of a run."""
     try:
@@ -265,108 +144,6 @@ def make_data(config: Config) -> None:
             workers=max(config.data.workers, 1),
             progress=True,
         )
-
-
-def make_optimizer(stage: TrainingStage, step: int) -> torch.optim.Optimizer:
-    """The stage's optimiser over the nets that are optimised at ``step``, one group each."""
-    return stage.optimizer([{"params": list(stage.nets[role].parameters())} for role in stage.active(step)])
-
-
-def learning_rate(stage: TrainingStage, step: int) -> float:
-    """Learning rate of a step: linear warm-up, the schedule's drops, and its steady decay."""
-    schedule = stage.schedule
-    rate = schedule.lr * min(1.0, (step + 1) / max(schedule.warmup, 1))
-    for when, factor in schedule.drops:
-        if step >= schedule.in_steps(when, stage.steps_per_epoch):
-            rate *= factor
-    if schedule.halve_every is not None:
-        rate *= 0.5 ** (step / max(schedule.in_steps(schedule.halve_every, stage.steps_per_epoch), 1))
-    return rate
-
-
-def cut_graph(outputs: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]:
-    """The outputs as leaves, and every (output, leaf) that carries a gradient.
-
-    The loss is then differentiated apart from the networks, so that both can be timed, and what the loss saved is
-    free before the networks' backward begins.
-    """
-    pairs: list[tuple[Tensor, Tensor]] = []
-
-    def leaf(value: Any) -> Any:
-        if isinstance(value, list):
-            return [leaf(item) for item in value]
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            return value
-        pairs.append((value, value.detach().requires_grad_()))
-        return pairs[-1][1]
-
-    return {name: leaf(value) for name, value in outputs.items()}, pairs
-
-
-def clip_gradient(net: nn.Module, largest: float | None) -> Tensor:
-    """Clip a net's gradient to a norm; returns the norm before, without waiting for the device."""
-    return torch.nn.utils.clip_grad_norm_(net.parameters(), math.inf if largest is None else largest)
-
-
-class Validation:
-    """Mean validation loss over a fixed set of batches, or (published option) abs_rel on ground truth."""
-
-    def __init__(self, stage: TrainingStage, context: Context):
-        self._stage, self._context = stage, context
-        self._dataset = stage.dataset("val", None)
-
-    def score(self, step: int) -> float:
-        stage, config = self._stage, self._context.config
-        for net in stage.nets.values():
-            net.eval()
-        if stage.schedule.select == "ground_truth":
-            return self._abs_rel(stage.nets["depth"])
-        schedule, device = stage.schedule, self._context.device
-        loader = fixed_batches(
-            self._dataset, schedule.batch, config.data.workers, device, limit=schedule.validate_batches
-        )
-        totals: list[Tensor] = []
-        with torch.no_grad():
-            totals.extend(
-                stage.loss(batch, stage.forward(batch, step), step)["total"]
-                for batch in prefetch(loader, device, config.channels_last)
-            )
-        return float(torch.stack(totals).mean()) if totals else math.inf
-
-    def _abs_rel(self, net: nn.Module) -> float:
-        config, context = self._context.config, self._context
-
-        def predict(batch: dict[str, Any]) -> Tensor:
-            with torch.inference_mode(), context.networks():
-                return net(batch["image"])[0].float()
-
-        regions = evaluate_depth(predict, EvaluationSet(config), config.evaluation, context.device, config.data.workers)
-        return regions["all"]["abs_rel"]
-
-
-class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a flag that the loop reads; a second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self._stopped = False
-        self._before: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        return self._stopped
-
-    def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._catch)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _catch(self, number: int, _: object) -> None:
-        if self._stopped and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._stopped = True
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

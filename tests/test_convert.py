@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mcd.checkpoint import WEIGHTS, load_weights
 from mcd.convert import RELEASED, ConversionError, convert, convert_folder, main
 from mcd.nets import build_scale_net
+from mcd.run.checkpoint import WEIGHTS, load_weights
 
 STATES = {
     "depth_net.pth": published.diffnet_state,

@@ -12,9 +12,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from mcd.config.sections import Config
+from mcd.errors import McdError
 
 
-class ConfigError(ValueError):
+class ConfigError(McdError, ValueError):
     """A config that cannot be used; the message names the key."""
 
 

@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 
 from mcd.config import Augment, Data
 from mcd.data.augment import jitter
-from mcd.data.files import DataError, resize_image, resize_nearest
+from mcd.data.files import resize_image, resize_nearest
 from mcd.data.frames import Reader
+from mcd.files import DataError
 from mcd.geometry import flip_intrinsics, scale_intrinsics
 
 # A data set whose resized frames fit into this stays decoded in every process that reads it.

@@ -21,19 +21,11 @@ from torch.utils.data import Dataset
 
 from mcd.config import Config
 from mcd.data.dataset import Key, WholeFrame, WorkItem, network_intrinsics
-from mcd.data.files import (
-    DataError,
-    Picture,
-    read_camera,
-    read_depth_array,
-    read_image,
-    read_mask,
-    resize_image,
-    text,
-)
+from mcd.data.files import Picture, read_camera, read_depth_array, read_image, read_mask, resize_image, text
 from mcd.data.kitti import KittiFolder
 from mcd.data.labels import numbered_masks
 from mcd.data.sequence import SequenceFolder
+from mcd.files import DataError
 
 Region = NDArray[np.bool_]
 

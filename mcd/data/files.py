@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mcd.files import DataError, reading
+
 Picture = NDArray[np.uint8]
 """RGB [H, W, 3]."""
-
-# What Pillow and NumPy raise for files that are cut off, damaged or of another kind.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    KeyError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, what it is and what it should be."""
-
-
-@contextmanager
-def reading(what: str, path: Path) -> Iterator[None]:
-    """Failures inside the block become a :class:`DataError` that names the file."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{what} {path} does not exist") from None
-    except _BROKEN as error:
-        raise DataError(f"{what} {path} cannot be read: {error}") from None
 
 
 def image_size(path: Path) -> tuple[int, int]:

@@ -17,18 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcd.config import Data
-from mcd.data.files import (
-    DataError,
-    Picture,
-    image_size,
-    read_image,
-    read_kitti_calibration,
-    read_kitti_numbers,
-    read_lines,
-    reading,
-    text,
-)
+from mcd.data.files import Picture, image_size, read_image, read_kitti_calibration, read_kitti_numbers, read_lines, text
 from mcd.data.frames import Frames
+from mcd.files import DataError, reading
 
 _CAMERAS = {"l": "02", "r": "03"}
 

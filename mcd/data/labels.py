@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcd.config import Data
-from mcd.data.files import DataError, read_mask, resize_nearest, text
+from mcd.data.files import read_mask, resize_nearest, text
 from mcd.data.kitti import frame_size
 from mcd.data.sequence import sequence_folder, sequence_frame_size
 from mcd.data.triplets import triplet_frame_size, triplet_path
+from mcd.files import DataError
 
 Masks = NDArray[np.bool_]
 

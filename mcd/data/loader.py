@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mcd.data.dataset import Item, Key, WorkItem
-from mcd.data.files import DataError
+from mcd.files import DataError
 
 Batch = dict[str, Any]
 

@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from mcd.checkpoint import atomic_path, write_text
-from mcd.data.files import DataError, Picture, read_camera, read_image, resize_image
+from mcd.data.files import Picture, read_camera, read_image, resize_image
+from mcd.files import DataError, atomic_path, write_text
 from mcd.geometry import scale_intrinsics
 
 KEEP_ROWS = 0.75

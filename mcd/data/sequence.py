@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from mcd.config import Data
 from mcd.data.files import (
-    DataError,
     Picture,
     check_intrinsics,
     image_size,
@@ -29,7 +28,8 @@ from mcd.data.files import (
     text,
 )
 from mcd.data.frames import Frames
-from mcd.video import VideoError, VideoReader
+from mcd.data.video import VideoError, VideoReader
+from mcd.files import DataError
 
 _IMAGES = frozenset((".png", ".jpg", ".jpeg"))
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mcd.data.files import DataError
+from mcd.files import DataError
 
 # Half a step is the error: 9e-4 of the depth leaves room for rounding in float32.
 _DEPTH_STEP = 2 * np.log1p(9e-4)

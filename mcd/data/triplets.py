@@ -12,8 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mcd.config import Data
-from mcd.data.files import DataError, Picture, image_size, read_image, read_intrinsics, read_lines
+from mcd.data.files import Picture, image_size, read_image, read_intrinsics, read_lines
 from mcd.data.frames import Frames
+from mcd.files import DataError
 
 
 class TripletFolder:

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from mcd.errors import McdError
 from mcd.geometry import sigmoid_to_depth
 
 STRIDE = 32
 
 
-class PretrainedError(RuntimeError):
+class PretrainedError(McdError, RuntimeError):
     """ImageNet weights were asked for and could not be had."""
 
 

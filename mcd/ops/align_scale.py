@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mcd.instances import Instances, check_instances
 from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.instance_stats import (
@@ -32,6 +31,7 @@ from mcd.ops.instance_stats import (
     random_instances,
     sorted_by_instance,
 )
+from mcd.ops.instances import Instances, check_instances
 from mcd.ops.registry import Operator, Sample, register
 
 

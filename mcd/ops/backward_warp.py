@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mcd.geometry import upsample
 from mcd.ops import native
+from mcd.ops.camera import upsample
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.registry import Operator, Sample, register
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mcd.instances import Instances, check_instances
 from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.instance_stats import distinct, random_instances
+from mcd.ops.instances import Instances, check_instances
 from mcd.ops.registry import Operator, Sample, register
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcd import backend as backends
-from mcd import profiling
-from mcd.backend import BACKENDS, BackendUnavailable
+from mcd.ops import backend as backends
+from mcd.ops import ranges
+from mcd.ops.backend import BACKENDS, BackendUnavailable
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Operator:
         """The function that serves tensors like this one."""
         name = self.backend(backend, tensor.device.type)
         function = _imported(str(self.triton)) if name == "triton" else getattr(self, name)
-        if not torch.compiler.is_compiling() and profiling.sinks:
-            return profiling.ranged(self.name, function)
+        if not torch.compiler.is_compiling() and ranges.sinks:
+            return ranges.ranged(self.name, function)
         return function
 
 

@@ -1,6 +1,8 @@
 """The stages of a run, in order (Nguyen et al., CVPR 2024). One file a stage."""
 
-from mcd.stages.base import Context, Preparation, Stage, StageError, TrainingStage, check_nets
+from mcd.errors import StageError
+from mcd.run.context import Context
+from mcd.run.networks import check_nets
 from mcd.stages.detector import DetectorStage
 from mcd.stages.final import ControlStage, FinalStage
 from mcd.stages.ground import GroundStage
@@ -11,6 +13,7 @@ from mcd.stages.pseudo import PseudoPreparation
 from mcd.stages.scale import ScaleStage
 from mcd.stages.scene import SceneStage
 from mcd.stages.slots import SlotsStage
+from mcd.stages.stage import Preparation, Stage, TrainingStage
 
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage

@@ -19,16 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mcd.checkpoint import WEIGHTS, Weights, atomic_path, find_weights, load_weights
 from mcd.config import Augment, Detector
-from mcd.data import FrameDataset, WholeFrame, road_mask
-from mcd.data.files import reading
-from mcd.masks import boxes
-from mcd.nets.detector import detector_input, first_layers
-from mcd.progress import progress
-from mcd.run import Run
-from mcd.stages.base import Batch, Context, Outputs, Preparation, Stage, StageError, TrainingStage
-from mcd.stages.detections import (
+from mcd.data import Batch, FrameDataset, WholeFrame, road_mask
+from mcd.errors import StageError
+from mcd.files import atomic_path, frame_path, reading
+from mcd.masks.detections import (
     REASONS,
     VIEWS,
     FrameDetections,
@@ -40,10 +35,16 @@ from mcd.stages.detections import (
     tidied,
     write_counts,
 )
-from mcd.stages.instances import frame_path
-from mcd.stages.residual import moving_pixels
-from mcd.stages.scene_predictions import ScenePredictions
+from mcd.masks.morphology import boxes
+from mcd.nets.detector import detector_input, first_layers
+from mcd.run.checkpoint import WEIGHTS, Weights, find_weights, load_weights
+from mcd.run.context import Context
+from mcd.run.folder import Run
+from mcd.run.progress import progress
+from mcd.scene.predictions import ScenePredictions
+from mcd.scene.residual import moving_pixels
 from mcd.stages.slots import read_candidates
+from mcd.stages.stage import Outputs, Preparation, Stage, TrainingStage
 from mcd.visualize import outline
 
 CANDIDATES = "detector/candidates"

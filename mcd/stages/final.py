@@ -14,10 +14,13 @@ from torch import Tensor
 
 from mcd import ops
 from mcd.config import Augment, Final, Scene
-from mcd.data import DataError, FrameDataset
-from mcd.stages.base import Batch, Context, Outputs, StageError
-from mcd.stages.instances import FrameInstances, frame_path
+from mcd.data import Batch, FrameDataset
+from mcd.errors import StageError
+from mcd.files import DataError, frame_path
+from mcd.masks.instances import FrameInstances
+from mcd.run.context import Context
 from mcd.stages.scene import SceneStage
+from mcd.stages.stage import Outputs
 
 
 class FinalStage(SceneStage):

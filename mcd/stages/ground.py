@@ -18,13 +18,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mcd.checkpoint import atomic_path, find_weights, load_weights
 from mcd.config import Augment, Ground
-from mcd.data import FrameDataset
+from mcd.data import Batch, FrameDataset
+from mcd.errors import StageError
+from mcd.files import atomic_path, frame_path
 from mcd.nets.ground import ground_input, image_rows
-from mcd.stages.base import Batch, Context, Outputs, StageError, TrainingStage
-from mcd.stages.instances import frame_path
-from mcd.stages.scene_predictions import ScenePredictions
+from mcd.run.checkpoint import find_weights, load_weights
+from mcd.run.context import Context
+from mcd.scene.predictions import ScenePredictions
+from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import tint
 
 

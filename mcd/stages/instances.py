@@ -6,10 +6,7 @@ Consumes instance and road masks and the scene stage's nets. Leaves one ``instan
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,87 +15,15 @@ import torch
 from torch import Tensor
 
 from mcd import Instances, ops
-from mcd.checkpoint import atomic_path, write_text
 from mcd.config import Data, InstancesStage
-from mcd.data import instance_masks, road_mask
-from mcd.progress import progress
-from mcd.stages.base import Batch, Context, Preparation, StageError
-from mcd.stages.residual import fold, moving_pixels
-from mcd.stages.scene_predictions import ScenePredictions
-
-
-@dataclass(frozen=True)
-class FrameInstances:
-    """The n instances of one frame."""
-
-    ids: np.ndarray
-    """[n] int64, names of the mask files."""
-    dynamic: np.ndarray
-    """[n] bool."""
-    coverage: np.ndarray
-    """[n] float32, share of the mask whose residual flow is above the threshold."""
-    large: np.ndarray
-    """[n] bool, mask without road is above the area threshold."""
-    triplet: np.ndarray
-    """[n] bool, masks in all three frames are above the area threshold."""
-    masks: np.ndarray
-    """[n,3,H,W] bool, mask without road in the previous, reference and next frame."""
-
-    def save(self, path: Path) -> None:
-        fields = {name: getattr(self, name) for name in ("ids", "dynamic", "coverage", "large", "triplet")}
-        buffer = BytesIO()
-        np.savez_compressed(buffer, shape=self.masks.shape, masks=np.packbits(self.masks), **fields)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
-
-    @staticmethod
-    def load(path: Path) -> FrameInstances:
-        with np.load(path) as file:
-            fields = {name: file[name] for name in file.files}
-        shape = tuple(fields.pop("shape"))
-        fields["masks"] = np.unpackbits(fields["masks"], count=int(np.prod(shape))).reshape(shape).astype(bool)
-        return FrameInstances(**fields)
-
-
-@dataclass(frozen=True)
-class InstanceRow:
-    """A line of ``instances/SPLIT.csv``."""
-
-    frame: str
-    row: int
-    """Index within the frame's file."""
-    id: int
-    dynamic: bool
-    large: bool
-    triplet: bool
-    coverage: float
-
-
-def read_rows(folder: Path, split: str) -> list[InstanceRow]:
-    """All instances of a split, in the order of frames.
-
-    Raises:
-        StageError: the instances stage has not left its list.
-    """
-    if not (folder / f"{split}.csv").is_file():
-        raise StageError(f"{folder / split}.csv does not exist: the stage 'instances' comes first")
-    with (folder / f"{split}.csv").open(newline="") as file:
-        return [
-            InstanceRow(
-                line["frame"],
-                int(line["row"]),
-                int(line["id"]),
-                line["dynamic"] == "1",
-                line["large"] == "1",
-                line["triplet"] == "1",
-                float(line["coverage"]),
-            )
-            for line in csv.DictReader(file)
-        ]
-
-
-def frame_path(folder: Path, split: str, frame: str, suffix: str = ".npz") -> Path:
-    return folder / split / f"{frame}{suffix}"
+from mcd.data import Batch, instance_masks, road_mask
+from mcd.files import frame_path, write_text
+from mcd.masks.instances import FrameInstances, InstanceRow, middle_band
+from mcd.run.context import Context
+from mcd.run.progress import progress
+from mcd.scene.predictions import ScenePredictions
+from mcd.scene.residual import fold, moving_pixels
+from mcd.stages.stage import Preparation
 
 
 class InstancesPreparation(Preparation):
@@ -195,11 +120,6 @@ def classify(settings: InstancesStage, masks: list[Tensor], moving: Tensor) -> t
         begin, end = middle_band(masks[0].shape[-1], settings.middle)
         dynamic |= torch.cat([mask[..., begin:end].flatten(1).any(dim=1) for mask in masks])
     return coverage, dynamic
-
-
-def middle_band(width: int, k: int) -> tuple[int, int]:
-    """First and one past the last column of the central 1/k of an image."""
-    return width * (k - 1) // (2 * k), width * (k + 1) // (2 * k)
 
 
 def read_masks(data: Data, split: str, frame: str) -> dict[str, Any]:

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from mcd.config import Augment, Object
-from mcd.data import FrameDataset
-from mcd.stages.base import Batch, Context, Outputs, StageError, TrainingStage
-from mcd.stages.instances import FrameInstances, InstanceRow, frame_path, read_rows
-from mcd.stages.scene import predict_poses
+from mcd.data import Batch, FrameDataset
+from mcd.errors import StageError
+from mcd.files import frame_path
+from mcd.masks.instances import FrameInstances, InstanceRow, read_rows
+from mcd.run.context import Context
+from mcd.scene.poses import predict_poses
+from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import colour_depth
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from mcd.checkpoint import write_text
-from mcd.data.files import reading
-from mcd.progress import progress
-from mcd.stages.base import Context, Preparation
-from mcd.stages.residual import moving_pixels
-from mcd.stages.scene_predictions import ScenePredictions
+from mcd.files import reading, write_text
+from mcd.run.context import Context
+from mcd.run.progress import progress
+from mcd.scene.predictions import ScenePredictions
+from mcd.scene.residual import moving_pixels
+from mcd.stages.stage import Preparation
 
 
 class PredictionsPreparation(Preparation):

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from mcd import Instances, ops
-from mcd.checkpoint import atomic_path
-from mcd.data import FrameDataset, road_mask
-from mcd.stages.base import Batch, Context, Preparation
-from mcd.stages.instances import FrameInstances, frame_path, read_rows
+from mcd.data import Batch, FrameDataset, road_mask
+from mcd.files import atomic_path, frame_path
+from mcd.masks.instances import FrameInstances, read_rows
+from mcd.run.context import Context
+from mcd.scene.predictions import ScenePredictions
 from mcd.stages.object import ObjectItem
 from mcd.stages.scale import predict_scale, scale_inputs
-from mcd.stages.scene_predictions import ScenePredictions
+from mcd.stages.stage import Preparation
 
 
 class PseudoPreparation(Preparation):

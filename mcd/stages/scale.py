@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from mcd import Instances, ops
 from mcd.config import Augment, Config, Scale
-from mcd.data import FrameDataset, road_mask
-from mcd.stages.base import Batch, Context, Outputs, TrainingStage
-from mcd.stages.instances import FrameInstances, frame_path, middle_band
+from mcd.data import Batch, FrameDataset, road_mask
+from mcd.files import frame_path
+from mcd.masks.instances import FrameInstances, middle_band
+from mcd.run.context import Context
+from mcd.scene.predictions import ScenePredictions
 from mcd.stages.object import ObjectItem, object_items
-from mcd.stages.scene_predictions import ScenePredictions
+from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import colour_depth
 
 

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcd import ops
-from mcd.checkpoint import find_weights
 from mcd.config import Augment, Scene
-from mcd.data import FrameDataset
-from mcd.geometry import invert_rigid, pose_matrix
-from mcd.road import road_loss
-from mcd.stages.base import Batch, Context, Outputs, TrainingStage, widen
-from mcd.stages.residual import residual_motion
+from mcd.data import Batch, FrameDataset
+from mcd.run.checkpoint import find_weights
+from mcd.run.context import Context, widen
+from mcd.scene.poses import predict_poses
+from mcd.scene.residual import residual_motion
+from mcd.scene.road import road_loss
+from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import colour_depth, colour_flow
 
 
@@ -97,20 +98,6 @@ class SceneStage(TrainingStage):
         if "motion" in outputs:
             shown["motion"] = colour_flow(outputs["motion"][0, -1])
         return shown
-
-
-def predict_poses(context: Context, net: torch.nn.Module, reference: Tensor, sources: Tensor) -> Tensor:
-    """T_src_ref [B,2,4,4] towards the previous and the next frame.
-
-    The net sees two frames in temporal order and predicts the motion from the earlier to the later one; towards the
-    previous frame that motion is inverted.
-    """
-    previous, following = sources.unbind(1)
-    with context.networks():
-        angles, translation = net(torch.cat((previous, reference)), torch.cat((reference, following)))
-    T = pose_matrix(widen(angles), widen(translation))
-    T_ref_previous, T_next_ref = T.chunk(2)
-    return torch.stack((invert_rigid(T_ref_previous), T_next_ref), dim=1)
 
 
 def image_pyramid(image: Tensor, depths: Sequence[Tensor]) -> list[Tensor]:

@@ -19,16 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
-from mcd.checkpoint import atomic_path, find_weights
 from mcd.config import Augment, Slots
-from mcd.data import FrameDataset, WholeFrame
-from mcd.data.files import reading
+from mcd.data import Batch, FrameDataset, WholeFrame
+from mcd.errors import StageError
+from mcd.files import atomic_path, frame_path, reading
 from mcd.nets.slots import SLOTS, SlotNet
-from mcd.stages.base import Batch, Context, Outputs, StageError, TrainingStage
-from mcd.stages.instances import frame_path
+from mcd.run.checkpoint import find_weights
+from mcd.run.context import Context
+from mcd.scene.predictions import ScenePredictions
+from mcd.scene.residual import fast_flow
 from mcd.stages.predictions import read_moving
-from mcd.stages.residual import fast_flow
-from mcd.stages.scene_predictions import ScenePredictions
+from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import colour_shares
 
 

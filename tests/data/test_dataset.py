@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from mcd.config import Augment, Data
-from mcd.data import DataError, FrameDataset, Frames, dataset, open_reader
+from mcd.data import FrameDataset, Frames, dataset, open_reader
 from mcd.data.files import read_image, resize_image
+from mcd.files import DataError
 
 Files = Any
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from mcd.config import Config, Data, Evaluation
-from mcd.data import DataError, EvaluationSet, fixed_batches, prefetch
+from mcd.data import EvaluationSet, fixed_batches, prefetch
 from mcd.data.evaluation import CROPS, crop_window, valid_pixels
+from mcd.files import DataError
 
 Files = Any
 

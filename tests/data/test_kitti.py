@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from mcd.config import Data, parse_config
-from mcd.data import DataError, EvaluationSet, FrameDataset, open_reader
+from mcd.data import EvaluationSet, FrameDataset, open_reader
 from mcd.data.kitti import project_points
-from mcd.evaluate import evaluate_depth, has_ground_truth
+from mcd.evaluation.depth import evaluate_depth, has_ground_truth
+from mcd.files import DataError
 
 Files = Any
 

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 
 from mcd.config import Augment, Data
 from mcd.data import (
-    DataError,
     FrameDataset,
     StepSampler,
     WholeFrame,
@@ -23,6 +22,7 @@ from mcd.data import (
     prefetch,
     to_device,
 )
+from mcd.files import DataError
 
 Files = Any
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mcd.config import Data
-from mcd.data import DataError, SequenceFolder, open_reader, road_mask
-from mcd.video import VideoWriter
+from mcd.data import SequenceFolder, open_reader, road_mask
+from mcd.data.video import VideoWriter
+from mcd.files import DataError
 
 HEIGHT, WIDTH = 10, 17
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcd.data.files import DataError
 from mcd.data.store import Prediction, PredictionStore
+from mcd.files import DataError
 
 SIZE = (13, 21)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mcd.config import Data
-from mcd.data import DataError, TripletFolder, instance_masks, open_reader, road_mask
+from mcd.data import TripletFolder, instance_masks, open_reader, road_mask
+from mcd.files import DataError
 
 HEIGHT, WIDTH = 10, 17
 FRAME = "a/a_000000_000009"

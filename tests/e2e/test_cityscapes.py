@@ -16,11 +16,11 @@ import published_nets as published
 import pytest
 import torch
 
-from mcd.checkpoint import load_weights
 from mcd.convert import convert_folder
-from mcd.data.synthetic import generate
 from mcd.nets import build_detector
 from mcd.nets.detector import PUBLISHED_MAGNIFY
+from mcd.run.checkpoint import load_weights
+from mcd.streets.synthetic import generate
 
 # A run is a fixture, whose time counts for the first test that needs it.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -24,9 +24,9 @@ import yaml
 
 from mcd.config import Config, parse_config
 from mcd.data import open_reader, road_mask
-from mcd.run import Run
-from mcd.stages import Context
-from mcd.stages.scene_predictions import open_store
+from mcd.run.context import Context
+from mcd.run.folder import Run
+from mcd.scene.predictions import open_store
 from mcd.stages.slots import read_candidates
 from mcd.train import InterruptedRun, train_run
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import mcd
 from mcd.config import parse_config
-from mcd.run import Run
-from mcd.stages import Context
+from mcd.run.context import Context
+from mcd.run.folder import Run
 from mcd.stages.scene import SceneStage
 from mcd.train import make_optimizer
 

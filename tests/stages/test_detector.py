@@ -12,23 +12,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mcd.checkpoint import WEIGHTS, load_weights
 from mcd.config import parse_config
 from mcd.data import StepSampler, fixed_batches, instance_masks, to_device
 from mcd.data.store import Prediction
-from mcd.detection_pictures import write_detection_panel
-from mcd.evaluate import write_metrics
+from mcd.errors import StageError
+from mcd.evaluation.depth import write_metrics
+from mcd.files import frame_path
+from mcd.masks.detections import VIEWS, FrameDetections, read_counts, write_counts
 from mcd.nets.layers import resnet18_backbone
-from mcd.profiling import ProfileWindow
-from mcd.report import write_report
-from mcd.run import Run
-from mcd.stages import Context, StageError
-from mcd.stages.detections import VIEWS, FrameDetections, read_counts, write_counts
+from mcd.report.detection_pictures import write_detection_panel
+from mcd.report.page import write_report
+from mcd.run.checkpoint import WEIGHTS, load_weights
+from mcd.run.context import Context
+from mcd.run.folder import Run
+from mcd.scene.predictions import open_store
 from mcd.stages.detector import CANDIDATES, CandidatesPreparation, DetectorStage, newest_labels, round_name, target
-from mcd.stages.instances import frame_path
-from mcd.stages.scene_predictions import open_store
 from mcd.stages.slots import write_candidates
 from mcd.train import InterruptedRun, run_part, run_stage
+from mcd.training.profiling import ProfileWindow
 
 SIZE = (64, 96)
 CAR = (slice(16, 40), slice(30, 66))

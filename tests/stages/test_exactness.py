@@ -12,8 +12,8 @@ from published_loss import euler_matrix, scene_loss
 from torch import Tensor, nn
 
 from mcd.config import parse_config
-from mcd.run import Run
-from mcd.stages import Context
+from mcd.run.context import Context
+from mcd.run.folder import Run
 from mcd.stages.scene import SceneStage
 
 BATCH, HEIGHT, WIDTH, SCALES = 2, 64, 96, 4

@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mcd.checkpoint import WEIGHTS
 from mcd.config import ConfigError, parse_config
 from mcd.data import road_mask
+from mcd.errors import StageError
 from mcd.nets import build_ground_net
 from mcd.nets.ground import image_rows
-from mcd.run import Run
-from mcd.stages import Context, StageError
+from mcd.run.checkpoint import WEIGHTS
+from mcd.run.context import Context
+from mcd.run.folder import Run
 from mcd.stages.ground import (
     GroundStage,
     edge_aware_smoothness,

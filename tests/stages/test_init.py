@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from mcd.checkpoint import WEIGHTS, CheckpointError, save_weights
 from mcd.config import Config, ConfigError, parse_config
 from mcd.convert import convert_folder
 from mcd.nets import build_depth_net, build_pose_net, build_scale_net
-from mcd.run import Run
-from mcd.stages import Context
+from mcd.run.checkpoint import WEIGHTS, CheckpointError, save_weights
+from mcd.run.context import Context
+from mcd.run.folder import Run
 from mcd.stages.final import FinalStage
 from mcd.stages.object import ObjectStage
 from mcd.stages.scene import SceneStage

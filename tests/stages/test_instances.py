@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from mcd.config import InstancesStage
-from mcd.stages.instances import FrameInstances, classify, middle_band
-from mcd.stages.residual import fast_flow, keep, moving_pixels
+from mcd.masks.instances import FrameInstances, middle_band
+from mcd.scene.residual import fast_flow, keep, moving_pixels
+from mcd.stages.instances import classify
 
 SIZE = (16, 80)
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from mcd import ops
-from mcd.checkpoint import save_weights
 from mcd.config import parse_config
-from mcd.run import Run
-from mcd.stages import Context, StageError
+from mcd.errors import StageError
+from mcd.run.checkpoint import save_weights
+from mcd.run.context import Context
+from mcd.run.folder import Run
 from mcd.stages.final import ControlStage, FinalStage
 from mcd.stages.object import masked_images
 from mcd.stages.pseudo import PseudoPreparation

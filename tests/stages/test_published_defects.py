@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mcd.config import Config, parse_config
-from mcd.run import Run
-from mcd.stages import Context
-from mcd.stages.instances import FrameInstances, InstancesPreparation
+from mcd.masks.instances import FrameInstances
+from mcd.run.context import Context
+from mcd.run.folder import Run
+from mcd.scene.residual import residual_motion
+from mcd.stages.instances import InstancesPreparation
 from mcd.stages.object import ObjectStage
 from mcd.stages.pseudo import PseudoPreparation
-from mcd.stages.residual import residual_motion
 from mcd.stages.scale import ScaleStage
 from mcd.stages.scene import SceneStage
 

@@ -6,9 +6,10 @@ import torch
 from mcd import ops
 from mcd.config import parse_config
 from mcd.geometry import invert_rigid
-from mcd.run import Run
-from mcd.stages import Context
-from mcd.stages.scene import SceneStage, predict_poses
+from mcd.run.context import Context
+from mcd.run.folder import Run
+from mcd.scene.poses import predict_poses
+from mcd.stages.scene import SceneStage
 
 SIZE = (64, 64)
 

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from mcd.config import ConfigError, parse_config
-from mcd.data import DataError
-from mcd.data.synthetic import generate
+from mcd.errors import StageError
+from mcd.files import DataError
 from mcd.nets import build_slot_net
 from mcd.nets.slots import SlotAttention, suppress_empty
-from mcd.run import Run
-from mcd.stages import Context, StageError
+from mcd.run.context import Context
+from mcd.run.folder import Run
 from mcd.stages.slots import SlotsStage, background_entropy, read_candidates, slot_scene, write_candidates
+from mcd.streets.synthetic import generate
 from mcd.train import learning_rate
 
 SIZE = (32, 48)

@@ -1,0 +1,14 @@
+"""The base of every error that a user can cause and mend."""
+
+from __future__ import annotations
+
+
+class McdError(Exception):
+    """Bad input, a missing file, an impossible setting: the message is one line that names the thing.
+
+    Commands print it without a traceback and exit with 1.
+    """
+
+
+class StageError(McdError, RuntimeError):
+    """A stage that cannot do its work; the message says what it lacks."""

@@ -1,0 +1,1 @@
+"""Figures of depth, of moving objects and of what was discovered."""

@@ -1,0 +1,87 @@
+"""Files that are written whole or not at all, and errors that name the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mcd.errors import McdError
+
+# What Pillow and NumPy raise for files that are cut off, damaged or of another kind.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+class DataError(McdError, ValueError):
+    """Data that cannot be used; the message names the file, what it is and what it should be."""
+
+
+@contextmanager
+def reading(what: str, path: Path) -> Iterator[None]:
+    """Failures inside the block become a :class:`DataError` that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{what} {path} does not exist") from None
+    except _BROKEN as error:
+        raise DataError(f"{what} {path} cannot be read: {error}") from None
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it only when the block ends well.
+
+    A kill or a full disk leaves the old file as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; a checkpoint is an ordinary file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_json(path: Path | str, document: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def frame_path(folder: Path, split: str, frame: str, suffix: str = ".npz") -> Path:
+    return folder / split / f"{frame}{suffix}"

@@ -1,0 +1,1 @@
+"""Depth of images, folders and videos with a trained net."""

@@ -1,0 +1,325 @@
+"""Depth of images and videos: ``python -m mcd.predict CHECKPOINT INPUT… -o OUT``.
+
+An input is an image, a folder of images and videos, a quoted glob, or a video. Every image gives
+
+    OUT/NAME_depth.png      colours, bright near and dark far                      (--format png, the default)
+    OUT/NAME_depth.npy      float32 [H, W], depth in the net's unit times --scale  (--format npy)
+    OUT/NAME_depth16.png    16 bit, depth * --factor; the factor is in its text    (--format 16bit)
+
+and a video OUT/NAME_depth.mp4, with its frames' npy and 16-bit files in the folder OUT/NAME. All have the resolution
+of the input. Monocular depth has no unit of its own: --scale turns it into metres where a length is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+from tqdm import tqdm
+
+from mcd.data.video import VideoError, VideoReader, VideoWriter, frame_count
+from mcd.errors import McdError
+from mcd.files import atomic_path
+from mcd.inference.predictor import DepthPredictor, choose_device
+from mcd.run.checkpoint import CheckpointError
+from mcd.visualize import colour_depth, depth_range, to_bytes
+
+RGB = NDArray[np.uint8]
+"""An image [H, W, 3]."""
+
+IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))
+VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".ts"))
+FORMATS = ("png", "npy", "16bit")
+# The nets' farthest depth is 100, so that no pixel of theirs saturates.
+FACTOR = 650.0
+
+
+class InputError(McdError, ValueError):
+    """An input that cannot be read, or an output that must not be written."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input file and the path, without an ending, of its outputs."""
+
+    source: Path
+    target: Path
+
+    @property
+    def is_video(self) -> bool:
+        return self.source.suffix.lower() in VIDEOS
+
+    def outputs(self, formats: Iterable[str]) -> list[Path]:
+        """What will be written; for a video's npy and 16-bit frames the folder that holds them."""
+        endings = {"png": "_depth.png", "npy": "_depth.npy", "16bit": "_depth16.png"}
+        if self.is_video:
+            endings = {"png": "_depth.mp4", "npy": "", "16bit": ""}
+        return list(dict.fromkeys(_named(self.target, endings[name]) for name in formats))
+
+
+def find_inputs(names: Sequence[str]) -> list[Path]:
+    """Files that the names mean: files, folders (their images and videos, sorted), or globs.
+
+    Raises:
+        InputError: a name matches nothing, or a file is neither image nor video.
+    """
+    known = IMAGES | VIDEOS
+    found: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_file():
+            if path.suffix.lower() not in known:
+                raise InputError(f"input {path} is neither an image nor a video (known: {' '.join(sorted(known))})")
+            found.append(path)
+            continue
+        if not path.exists() and not glob.has_magic(name):
+            raise InputError(f"input {path} does not exist")
+        # Path.glob takes no absolute pattern.
+        inside = path.iterdir() if path.is_dir() else map(Path, glob.glob(name, recursive=True))  # noqa: PTH207
+        files = sorted(file for file in inside if file.is_file() and file.suffix.lower() in known)
+        # Results of an earlier call in the same folder are no inputs.
+        files = [file for file in files if not file.stem.endswith(("_depth", "_depth16"))]
+        if not files:
+            raise InputError(f"{name} holds no image and no video")
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def plan(sources: Sequence[Path], out: Path, formats: Sequence[str], force: bool) -> list[Job]:
+    """One job per file, all in one folder; files of one name keep the folders that they do not share.
+
+    Raises:
+        InputError: two inputs would be written to one file, or outputs exist and ``force`` is off.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"output {out} is a file; -o names a folder")
+    if not sources:
+        return []
+    names = [Path(source.stem) for source in sources]
+    if len(set(names)) < len(names):
+        absolute = [source.absolute().with_suffix("") for source in sources]
+        top = os.path.commonpath([path.parent for path in absolute])
+        names = [path.relative_to(top) for path in absolute]
+    jobs = [Job(source, out / name) for source, name in zip(sources, names, strict=True)]
+    writers: dict[Path, Path] = {}
+    for job in jobs:
+        for output in job.outputs(formats):
+            if output in writers:
+                raise InputError(f"{writers[output]} and {job.source} would both be written to {output}")
+            writers[output] = job.source
+    existing = [output for output in writers if output.exists()]
+    if existing and not force:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise InputError(f"{existing[0]}{more} exists already; --force overwrites")
+    return jobs
+
+
+def read_image(path: Path) -> RGB:
+    """An image as RGB uint8 [H, W, 3], turned as its EXIF orientation says.
+
+    Raises:
+        InputError: the file is no image, truncated, or holds floating-point or 32-bit pixels.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode in ("I", "F"):
+                raise ValueError(f"its pixels are of kind '{image.mode}', expected 8 or 16 bits a channel")
+            if image.mode.startswith("I;16"):
+                # PIL would clip 16-bit grey at 255 instead of scaling it.
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return np.asarray(image.convert("RGB"))
+    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How predictions are made and written; see ``--help``."""
+
+    formats: tuple[str, ...] = ("png",)
+    batch: int = 8
+    scale: float = 1.0
+    factor: float = FACTOR
+    with_image: bool = False
+
+
+def save_depth(target: Path, depth: Tensor, options: Options) -> None:
+    """Write the npy and 16-bit files of one depth map [H, W]; depths above 65535 / factor saturate."""
+    if "npy" in options.formats:
+        with atomic_path(_named(target, "_depth.npy")) as path:
+            np.save(path, depth.cpu().numpy())
+    if "16bit" in options.formats:
+        text = PngInfo()
+        text.add_text("depth_factor", f"{options.factor:g}")
+        levels = (depth.double() * options.factor).round().clamp(1, 65535).cpu().numpy().astype(np.uint16)
+        with atomic_path(_named(target, "_depth16.png")) as path:
+            Image.fromarray(levels).save(path, pnginfo=text)
+
+
+def predict_images(predictor: DepthPredictor, jobs: Sequence[Job], options: Options) -> Iterator[str | None]:
+    """Predict and write images; yields for each None, or why it could not be read."""
+
+    def read(job: Job) -> tuple[Job, RGB | InputError]:
+        try:
+            return job, read_image(job.source)
+        except InputError as error:
+            return job, error
+
+    def write(job: Job, image: RGB, depth: Tensor) -> None:
+        save_depth(job.target, depth, options)
+        if "png" in options.formats:
+            with atomic_path(_named(job.target, "_depth.png")) as path:
+                Image.fromarray(draw(image, depth, options.with_image)).save(path)
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for start in range(0, len(jobs), options.batch):
+            found = list(pool.map(read, jobs[start : start + options.batch]))
+            good = [(job, image) for job, image in found if not isinstance(image, InputError)]
+            depths = predictor.predict([image for _, image in good])
+            writes = [
+                pool.submit(write, job, image, depth * options.scale)
+                for (job, image), depth in zip(good, depths, strict=True)
+            ]
+            for done in writes:
+                done.result()
+            yield from (str(image) if isinstance(image, InputError) else None for _, image in found)
+
+
+def predict_video(predictor: DepthPredictor, job: Job, options: Options) -> Iterator[str | None]:
+    """Predict and write a video; yields None for each frame and last, if it broke off, why.
+
+    What was decoded before a broken frame is kept.
+    """
+    done = 0
+    smooth: NDArray[np.float64] | None = None
+    try:
+        clip = VideoReader(job.source)
+        with ExitStack() as stack:
+            movie = None
+            if "png" in options.formats:
+                movie = stack.enter_context(VideoWriter(_named(job.target, "_depth.mp4"), clip.rate))
+            frames = iter(clip)
+            while images := list(islice(frames, options.batch)):
+                for image, depth in zip(images, predictor.predict(images), strict=True):
+                    depth = depth * options.scale
+                    save_depth(job.target / f"{done:06d}", depth, options)
+                    if movie is not None:
+                        # The range of the colours follows slowly: per frame it would flicker.
+                        own = np.log(depth_range(depth))
+                        smooth = own if smooth is None else 0.9 * smooth + 0.1 * own
+                        near, far = np.exp(smooth).tolist()
+                        movie.write(draw(image, depth, options.with_image, (near, far)))
+                    done += 1
+                    yield None
+            if not done:
+                raise VideoError(f"video {job.source} cannot be read: {clip.problem or 'it has no frames'}")
+    except VideoError as error:
+        yield str(error)
+        return
+    if clip.problem:
+        yield f"video {job.source} breaks off after {done} frames: {clip.problem}"
+
+
+def draw(image: RGB, depth: Tensor, with_image: bool, limits: tuple[float, float] | None = None) -> RGB:
+    """Coloured depth, below its image if ``with_image``."""
+    coloured = to_bytes(colour_depth(depth, limits))
+    return np.vstack([image, coloured]) if with_image else coloured
+
+
+def _named(target: Path, ending: str) -> Path:
+    return target.with_name(target.name + ending)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``HxW`` as (height, width)."""
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form HxW, for example 192x640") from None
+    return height, width
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mcd.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder, stage folder or weights file")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder, glob or video")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument(
+        "--format", choices=FORMATS, nargs="+", default=["png"], metavar="FORMAT", help="any of png, npy, 16bit"
+    )
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help="size for the net (default: as trained)")
+    parser.add_argument("--stage", help="of a run folder: which stage's net (default: final, else scene)")
+    parser.add_argument("--batch", type=_count, default=8, help="images at a time (default 8)")
+    parser.add_argument("--scale", type=_positive, default=1.0, help="metres per unit of the net (default 1)")
+    parser.add_argument(
+        "--factor", type=_positive, default=FACTOR, help=f"16-bit levels per unit of depth (default {FACTOR:g})"
+    )
+    parser.add_argument("--with-image", action="store_true", help="show the image above its coloured depth")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    parser.add_argument("--force", action="store_true", help="overwrite results that exist")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns 0, 1 where some input could not be read, 2 where nothing was done."""
+    given = _parse(arguments)
+    options = Options(tuple(given.format), given.batch, given.scale, given.factor, given.with_image)
+    try:
+        jobs = plan(find_inputs(given.inputs), given.output, options.formats, given.force)
+        predictor = DepthPredictor.load(
+            given.checkpoint, given.stage, device=choose_device(given.device), size=given.size
+        )
+        given.output.mkdir(parents=True, exist_ok=True)
+    except (CheckpointError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    images = [job for job in jobs if not job.is_video]
+    work: list[tuple[str, int | None, Iterator[str | None]]] = []
+    if images:
+        work.append(("images", len(images), predict_images(predictor, images, options)))
+    work += [
+        (job.source.name, frame_count(job.source), predict_video(predictor, job, options))
+        for job in jobs
+        if job.is_video
+    ]
+    problems: list[str] = []
+    for title, total, results in work:
+        bar = tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True)
+        problems += [problem for problem in bar if problem]
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""A trained depth net as a function of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mcd.data.files import resize_image
+from mcd.nets import build_depth_net
+from mcd.run.checkpoint import CheckpointError, find_weights, load_weights
+from mcd.visualize import from_bytes
+
+# The nets halve the image five times.
+STRIDE = 32
+
+
+class DepthPredictor:
+    """A depth net with the size it works at.
+
+    Args:
+        net: images [B, 3, H, W] in [0, 1] to a list of depths, the first [B, 1, H, W].
+        size: height and width for the net, multiples of 32.
+        device: where it runs.
+    """
+
+    def __init__(self, net: nn.Module, size: tuple[int, int], device: torch.device | str = "cpu"):
+        if any(side < STRIDE or side % STRIDE for side in size):
+            raise ValueError(f"size {size[0]}x{size[1]}: height and width must be multiples of {STRIDE}")
+        self.size = size
+        self.device = torch.device(device)
+        self.net = net.to(self.device).eval()
+
+    @classmethod
+    def load(
+        cls,
+        place: Path | str,
+        stage: str | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        size: tuple[int, int] | None = None,
+    ) -> DepthPredictor:
+        """Load the depth net of a run folder, stage folder or weights file.
+
+        Args:
+            stage: for a run folder, whose net; None takes the best there is.
+            size: None takes the size that the net was trained at.
+
+        Raises:
+            CheckpointError: nothing is there, it is broken, or it does not say which net or size it is.
+        """
+        weights = load_weights(find_weights(place, stage))
+        if "depth" not in weights.nets:
+            raise CheckpointError(f"{weights.path} does not say which depth net it holds")
+        size = size or weights.size
+        if size is None:
+            raise CheckpointError(f"{weights.path} does not say at which size it was trained; give --size HxW")
+        net = build_depth_net(weights.nets["depth"])
+        weights.load_into("depth", net, weights.nets["depth"])
+        return cls(net, size, device)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Depth [B, 1, h, w] (float32, up to scale) of images [B, 3, h, w] in [0, 1] at the net's size."""
+        return self.net(images.to(self.device))[0].float()
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+        """Depth [H, W] of images uint8 [H, W, 3] of any sizes, each at its own resolution."""
+        if not images:
+            return []
+        batch = torch.stack([from_bytes(resize_image(image, self.size)) for image in images])
+        return [
+            resize_depth(depth[None], image.shape[:2])[0, 0] for depth, image in zip(self(batch), images, strict=True)
+        ]
+
+
+def resize_depth(depth: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Depth [B, 1, h, w] at another size; it is the inverse depth that is interpolated, as in the evaluation."""
+    return 1 / F.interpolate(1 / depth, size, mode="bilinear", align_corners=False)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called ``name``; "auto" is CUDA where it is there.
+
+    Raises:
+        ValueError: torch knows no such device, or it is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
+    return device

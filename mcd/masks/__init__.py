@@ -1,0 +1,1 @@
+"""Masks of objects: morphology, files, and where they come from."""

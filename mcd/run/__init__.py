@@ -1,0 +1,1 @@
+"""The run folder, its checkpoints, its log, and where a stage runs."""

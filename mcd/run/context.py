@@ -1,0 +1,74 @@
+"""Where a stage runs: config, run folder, device, and the nets of earlier stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mcd.config import Config, Data
+from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
+from mcd.run.folder import Run
+from mcd.run.networks import make_net
+
+
+def widen(values: Tensor) -> Tensor:
+    """What a network returned, for geometry: bfloat16 becomes float32, float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage runs."""
+
+    config: Config
+    run: Run
+    device: torch.device
+
+    @property
+    def labels(self) -> Data:
+        """Where masks are read: those that stages of this run discover, else those of the data set."""
+        discovered = {"ground": "road_masks", "detector": "masks"}
+        # An absolute path does not end up below the data set's root.
+        paths = {
+            key: (self.run.stage(name) / "masks").absolute()
+            for name, key in discovered.items()
+            if name in self.config.stages
+        }
+        return self.config.data.model_copy(update=paths)
+
+    @contextmanager
+    def networks(self) -> Iterator[None]:
+        """Networks may run in bfloat16; geometry and losses, outside this block, are float32."""
+        precision = self.config.precision
+        bfloat16 = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            yield
+
+    def build(self, role: str, *, pretrained: bool = False) -> nn.Module:
+        """A net for a role of ``config.nets``, on the device; fresh, or with an ImageNet backbone."""
+        net = make_net(self.config, role, pretrained=pretrained).to(self.device)
+        if self.config.channels_last:
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
+        return net
+
+    def weights_of(self, stage: str) -> Path:
+        """The file that an earlier stage of this run left; for a run without a scene stage, ``init`` is the scene's.
+
+        Raises:
+            CheckpointError: ``init`` holds no weights.
+        """
+        if stage == "scene" and "scene" not in self.config.stages and self.config.init is not None:
+            return find_weights(self.config.init)
+        return self.run.stage(stage) / WEIGHTS
+
+    def trained(self, stage: str, role: str) -> nn.Module:
+        """The net that an earlier stage of this run left behind, frozen."""
+        weights = load_weights(self.weights_of(stage))
+        net = self.build(role)
+        weights.load_into(role, net, getattr(self.config.nets, role))
+        return net.eval().requires_grad_(False)

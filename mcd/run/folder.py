@@ -1,0 +1,148 @@
+"""The run folder: resolved config, environment, logs, metrics, and a place for every stage.
+
+runs/NAME/{config.yaml, env.json, metrics.json, report.html, log/}
+runs/NAME/STAGE/{weights.safetensors, last/state.pt, done.json}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mcd.config import STAGES, Config, ConfigError, parse_config
+from mcd.errors import McdError
+from mcd.files import write_json, write_text
+
+
+class RunError(McdError, RuntimeError):
+    """A run folder that cannot be used."""
+
+
+class Run:
+    """One run on disk. Opening an existing folder continues it; settings of stages that have not begun may change."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.path = config.runs / (config.run or "run")
+        try:
+            (self.path / "log").mkdir(parents=True, exist_ok=True)
+            self._describe()
+        except OSError as error:
+            raise RunError(f"run folder {self.path} cannot be written: {error}") from error
+
+    @classmethod
+    def at(cls, path: Path, config: Config) -> Run:
+        """The run in a folder, to look at: nothing is checked or written."""
+        run = cls.__new__(cls)
+        run.path, run.config = path, config
+        return run
+
+    def stage(self, name: str) -> Path:
+        """Folder of one stage."""
+        return self.path / name
+
+    @property
+    def store(self) -> Path:
+        """File of the scene nets' predictions."""
+        return self.path / "predictions.sqlite"
+
+    def finished(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage left in ``done.json``, or None."""
+        done = self.stage(stage) / "done.json"
+        return json.loads(done.read_text()) if done.is_file() else None
+
+    def finish(self, stage: str, **facts: Any) -> None:
+        write_json(self.stage(stage) / "done.json", facts)
+
+    def _describe(self) -> None:
+        path = self.path / "config.yaml"
+        if path.is_file():
+            try:
+                before = parse_config(yaml.safe_load(path.read_text()), source=str(path))
+            except ConfigError as error:
+                raise RunError(f"{path} was written by another version: {error}; choose another --set run=") from error
+            if before.digest() != self.config.digest():
+                self._check_changes(_differences(before.model_dump(mode="json"), self.config.model_dump(mode="json")))
+        write_text(path, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        write_json(self.path / "env.json", environment())
+
+    def _check_changes(self, changed: Mapping[str, str]) -> None:
+        """Refuse other settings than before, unless the stages that they are of, and all after, have not begun."""
+        concerned = {key.split(".")[0] for key in changed}
+        # Settings of no stage concern them all.
+        first = min(STAGES.index(name) for name in concerned) if concerned <= set(STAGES) else 0
+        begun = [self.stage(name) for name in STAGES[first:] if self.stage(name).exists()]
+        # Whichever stage filled the store, it is of the scene's nets and of the settings of the predictions.
+        if first <= STAGES.index("predictions") and self.store.exists():
+            begun.append(self.store)
+        if begun:
+            said = "; ".join([f"{key} {change}" for key, change in changed.items()][:5])
+            raise RunError(
+                f"{self.path} holds a run of another config ({said}); choose another --set run=NAME, or delete "
+                f"{', '.join(map(str, begun))} to make that anew"
+            )
+        # Figures of finished stages stand in their own files; those of deleted ones should not stay.
+        (self.path / "metrics.json").unlink(missing_ok=True)
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit that a figure belongs to."""
+    packages = ("torch", "torchvision", "timm", "triton", "numpy", "mcd-depth")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions,
+        "commit": _git("rev-parse", "HEAD"),
+        "changes": _git("status", "--porcelain"),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Keys whose values differ, and how."""
+    found: dict[str, str] = {}
+    for key, value in now.items():
+        old = before.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            found |= _differences(old, value, f"{prefix}{key}.")
+        elif old != value and prefix + key not in ("run", "runs", "log_every", "picture_every", "device"):
+            found[prefix + key] = f"was {old!r}, is {value!r}"
+    return found

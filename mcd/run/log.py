@@ -1,0 +1,60 @@
+"""Scalars and pictures of a stage while it trains."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from mcd.files import write_text
+from mcd.run.folder import Run
+
+
+class StageLog:
+    """Scalars of one stage, to TensorBoard and to ``log/STAGE.csv``; both drop what was logged after step ``start``.
+
+    The table grows by appending, a line a call. It is written anew only where a scalar appears that has no column yet.
+    """
+
+    def __init__(self, run: Run, stage: str, start: int):
+        self._path = run.path / "log" / f"{stage}.csv"
+        rows = [row for row in self._read() if int(row["step"]) <= start]
+        self._columns = list(dict.fromkeys(name for row in rows for name in row))
+        self._write(rows)
+        self._board = SummaryWriter(str(run.path / "log" / stage), purge_step=start + 1)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        row = {"step": str(step)} | {name: f"{value:.6g}" for name, value in values.items()}
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        added = [name for name in row if name not in self._columns]
+        if added:
+            rows = [*self._read(), row]
+            self._columns += added
+            self._write(rows)
+        else:
+            with self._path.open("a") as file:
+                file.write(self._line(row))
+
+    def image(self, step: int, name: str, image: Tensor) -> None:
+        """image: [3,H,W] in [0,1]."""
+        self._board.add_image(name, image, step)
+
+    def close(self) -> None:
+        self._board.close()
+
+    def _line(self, row: Mapping[str, str]) -> str:
+        return ",".join(row.get(name, "") for name in self._columns) + "\n"
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        if self._columns:
+            write_text(self._path, ",".join(self._columns) + "\n" + "".join(map(self._line, rows)))
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self._path.is_file():
+            return []
+        # A line without its end was cut off by a kill.
+        whole = self._path.read_text().rpartition("\n")[0].splitlines()
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]

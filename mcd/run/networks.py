@@ -1,0 +1,62 @@
+"""The nets that a config names."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mcd.config import Config, ConfigError
+from mcd.nets import (
+    PretrainedError,
+    build_depth_net,
+    build_detector,
+    build_ground_net,
+    build_motion_net,
+    build_pose_net,
+    build_scale_net,
+    build_slot_net,
+)
+
+
+def make_net(config: Config, role: str, *, pretrained: bool = False) -> nn.Module:
+    """A net for a role of ``config.nets``.
+
+    Raises:
+        ConfigError: it cannot be had, or not at this size.
+    """
+    names = config.nets
+    net: nn.Module
+    try:
+        if role == "depth":
+            net = build_depth_net(names.depth, pretrained=pretrained)
+        elif role == "pose":
+            net = build_pose_net(names.pose, pretrained=pretrained)
+        elif role == "motion":
+            net = build_motion_net(names.motion)
+        elif role == "slots":
+            net = build_slot_net(names.slots)
+        elif role == "ground":
+            net = build_ground_net(names.ground, config.data.size)
+        elif role == "detector":
+            net = build_detector(
+                names.detector, config.data.size, magnify=config.detector.magnify, pretrained=pretrained
+            )
+        else:
+            net = build_scale_net(names.scale, positive=names.positive_scale, pretrained=pretrained)
+    except (ValueError, PretrainedError) as error:
+        raise ConfigError(f"'nets.{role}': {error}") from None
+    return net
+
+
+def check_nets(config: Config) -> None:
+    """Raises ConfigError if a net that the stages of a config want cannot be made, before hours are spent on others."""
+    wanted = {"depth", "pose", "motion"} | {role for role in ("ground", "slots", "detector") if role in config.stages}
+    wanted |= {"scale"} if {"scale", "pseudo"} & set(config.stages) else set()
+    fresh = {"scale"} & set(config.stages)
+    fresh |= {"detector"} if config.detector.init is None else set()
+    fresh |= {"depth", "pose"} if "scene" in config.stages and config.init is None else set()
+    with torch.device("meta"):
+        for role in sorted(wanted):
+            # Only light nets are refused ImageNet weights; those of others are not fetched for this.
+            light = getattr(config.nets, role) == "light"
+            make_net(config, role, pretrained=config.nets.pretrained and light and role in fresh)

@@ -1,0 +1,1 @@
+"""Synthetic streets with moving vehicles: geometry, rendering, and the data set that they make."""

@@ -1,0 +1,130 @@
+"""The training loop of a stage."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcd.data import Batch, StepSampler, build_loader, prefetch
+from mcd.errors import StageError
+from mcd.run.context import Context
+from mcd.run.log import StageLog
+from mcd.run.progress import progress
+from mcd.stages import TrainingStage
+from mcd.stages.stage import Outputs
+from mcd.training.nan_guard import NanGuard
+from mcd.training.profiling import ProfileWindow, StepTimer
+from mcd.training.state import TrainState, learning_rate
+from mcd.training.stop import InterruptedRun, StopSignal
+from mcd.training.validation import Validation
+
+
+def train(stage: TrainingStage, context: Context, stop: StopSignal, window: ProfileWindow) -> dict[str, Any]:
+    """Train one stage to its end, or to a stop; returns facts for ``done.json``."""
+    config, schedule, device = context.config, stage.schedule, context.device
+    if schedule.steps == 0:
+        stage.initialise()
+        stage.save_weights(0, None)
+        return {"steps": 0, "seconds": 0.0}
+    dataset = stage.dataset("train", config.augment)
+    if len(dataset) < schedule.batch:
+        raise StageError(
+            f"stage {stage.name}: a batch of {schedule.batch} cannot be drawn from {len(dataset)} items: "
+            "lower its 'batch'"
+        )
+    validation = Validation(stage, context)
+    stage.steps_per_epoch = len(dataset) // schedule.batch
+    steps = schedule.length(stage.steps_per_epoch)
+    state = TrainState(stage)
+    sampler = StepSampler(len(dataset), schedule.batch, config.seed, state.step, steps, first_epoch=stage.first_epoch)
+    batches = prefetch(build_loader(dataset, sampler, config.data.workers, device), device, config.channels_last)
+    timer, guard, unread = StepTimer(device), NanGuard(config.on_nan, device), 0
+    with (
+        closing(StageLog(context.run, stage.name, state.step)) as log,
+        progress(steps, stage.name, "step", state.step) as bar,
+    ):
+        while state.step < steps:
+            window.step()
+            with timer("data"):
+                batch = next(batches)
+            unread += len(batch["skipped"])
+            terms, outputs = take_step(state, batch, timer, guard)
+            state.step += 1
+            timer.step()
+            bar.update()
+            step, at_end = state.step, state.step == steps
+            if step % config.log_every == 0 or at_end:
+                guard.report()
+                scalars = {name: term.item() for name, term in terms.items()}
+                milliseconds = timer.report()
+                rate = 1e3 * schedule.batch / max(sum(milliseconds.values()), 1e-9)
+                log.scalars(step, scalars | {"lr": learning_rate(stage, step - 1), "images_per_s": rate} | milliseconds)
+                bar.set_postfix_str(f"loss {scalars['total']:.4f}, {rate:.0f} images/s")
+            if step % config.picture_every == 0:
+                for name, picture in stage.pictures(batch, outputs).items():
+                    log.image(step, name, picture.detach())
+            if (step % schedule.validate_every == 0 or at_end) and state.phase == stage.last_phase:
+                score = validation.score(step - 1)
+                log.scalars(step, {"validation": score})
+                state.keep_if_best(score)
+            if step % schedule.checkpoint_every == 0 or at_end or stop():
+                guard.report()
+                state.save()
+                if stop() and not at_end:
+                    raise InterruptedRun
+    facts = {"steps": steps, "seconds": state.seconds, "best": state.best}
+    return facts | {"skipped_steps": guard.skipped, "unreadable_items": unread}
+
+
+def take_step(state: TrainState, batch: Batch, timer: StepTimer, guard: NanGuard) -> tuple[dict[str, Tensor], Outputs]:
+    """One optimisation step; returns the loss terms and what the networks returned."""
+    stage, step = state.stage, state.step
+    optimizer = state.begin_step()
+    guard.remember(stage.nets)
+    with timer("forward"):
+        outputs = stage.forward(batch, step)
+    with timer("loss"):
+        leaves, cut = cut_graph(outputs)
+        terms = stage.loss(batch, leaves, step)
+    with timer("loss_backward"):
+        terms["total"].backward()
+    with timer("backward"):
+        used = [(tensor, leaf.grad) for tensor, leaf in cut if leaf.grad is not None]
+        torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
+    with timer("optimizer"):
+        norms = [clip_gradient(stage.nets[role], stage.schedule.clip) for role in stage.active(step)]
+        # The fused optimisers leave a step out where this is set: the protocol of torch.amp.GradScaler.
+        optimizer.found_inf = guard.check(  # type: ignore[attr-defined]
+            step, batch["frame"], terms["total"], norms, stage.nets
+        )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return terms, leaves
+
+
+def cut_graph(outputs: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]:
+    """The outputs as leaves, and every (output, leaf) that carries a gradient.
+
+    The loss is then differentiated apart from the networks, so that both can be timed, and what the loss saved is
+    free before the networks' backward begins.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, list):
+            return [leaf(item) for item in value]
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return value
+        pairs.append((value, value.detach().requires_grad_()))
+        return pairs[-1][1]
+
+    return {name: leaf(value) for name, value in outputs.items()}, pairs
+
+
+def clip_gradient(net: nn.Module, largest: float | None) -> Tensor:
+    """Clip a net's gradient to a norm; returns the norm before, without waiting for the device."""
+    return torch.nn.utils.clip_grad_norm_(net.parameters(), math.inf if largest is None else largest)
