@@ -26,8 +26,8 @@ from mcd.ops import OPERATORS
 from mcd.run.context import Context
 from mcd.run.folder import Run
 from mcd.stages.scene import SceneStage
-from mcd.train import make_optimizer
 from mcd.training.profiling import StepTimer
+from mcd.training.state import make_optimizer
 
 JOINT = {"motion_from": 0, "joint_from": 0}
 PHASES: dict[str, dict[str, Any]] = {"depth and pose": {}, "all, with residual motion": JOINT}

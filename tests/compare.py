@@ -57,6 +57,17 @@ def assert_as_exact_as(
         errors.check(f"{what}[{i}]")
 
 
+def pooled(several: Sequence[Errors]) -> Errors:
+    """The errors of several draws of the same result as those of one: a sum over pixels is a dozen numbers, whose
+    rounding in a single draw is a matter of luck, and another processor's matrix products draw another luck."""
+    rms, reference_rms, largest, reference_largest, floor = zip(*several, strict=True)
+    return Errors(_rms(rms), _rms(reference_rms), max(largest), max(reference_largest), max(floor))
+
+
+def _rms(values: Sequence[float]) -> float:
+    return (sum(value**2 for value in values) / len(values)) ** 0.5
+
+
 class Errors(NamedTuple):
     """Of one float32 result and of the reference's, and what passes as a rounding of its largest entry."""
 

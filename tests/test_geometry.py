@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
 
 from mcd import geometry
+from mcd.ops.camera import upsample
 
 
 def random_pose(*shape: int) -> torch.Tensor:
@@ -101,5 +102,5 @@ def test_flipped_intrinsics_follow_a_mirrored_world_and_image() -> None:
 
 def test_upsampling_leaves_an_image_of_that_size_alone() -> None:
     image = torch.rand(1, 2, 3, 4)
-    assert geometry.upsample(image, (3, 4)) is image
-    assert geometry.upsample(image, (7, 9)).shape == (1, 2, 7, 9)
+    assert upsample(image, (3, 4)) is image
+    assert upsample(image, (7, 9)).shape == (1, 2, 7, 9)

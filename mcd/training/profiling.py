@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity
 
-from mcd.ops.ranges import nvtx_range, range_of, sinks, torch_range
+from mcd.ops import ranges
+from mcd.ops.ranges import nvtx_range, torch_range
 
 PHASES = ("data", "forward", "loss", "loss_backward", "backward", "optimizer")
 
@@ -46,8 +47,8 @@ class ProfileWindow:
 
     def _open(self) -> None:
         # NVTX ranges may be on already, by MCD_NVTX.
-        if self._sink not in sinks:
-            sinks.append(self._sink)
+        if self._sink not in ranges.sinks:
+            ranges.sinks.append(self._sink)
         if under_nsys():
             torch.cuda.profiler.start()
         else:
@@ -72,7 +73,7 @@ class ProfileWindow:
             path = self._folder / "profile.json"
             self._trace.export_chrome_trace(str(path))
             print(f"profile: {path}")
-        sinks.remove(self._sink)
+        ranges.sinks.remove(self._sink)
 
 
 def step_window(text: str) -> tuple[int, int]:
@@ -102,7 +103,7 @@ class StepTimer:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        with range_of(phase) if sinks else nullcontext():
+        with ranges.range_of(phase) if ranges.sinks else nullcontext():
             # Waiting for data happens on the host, whatever the device.
             if self._cuda and phase != "data":
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

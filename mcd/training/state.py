@@ -35,7 +35,7 @@ class TrainState:
             self.step, self.phase, self.best, seconds = (saved[key] for key in ("step", "phase", "best", "seconds"))
             for role, net in stage.nets.items():
                 net.load_state_dict(saved["nets"][role])
-            self.optimizer = self._make_optimizer(self.step - 1)
+            self.optimizer = make_optimizer(stage, self.step - 1)
             self.optimizer.load_state_dict(saved["optimizer"])
         self._begin = time.perf_counter() - seconds
 
@@ -49,7 +49,7 @@ class TrainState:
         stage = self.stage
         if self.optimizer is None or stage.phase(self.step) != self.phase:
             self.phase, self.best = stage.phase(self.step), math.inf
-            self.optimizer = self._make_optimizer(self.step)
+            self.optimizer = make_optimizer(stage, self.step)
         stage.set_mode(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(stage, self.step)
@@ -73,10 +73,10 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
         })  # fmt: skip
 
-    def _make_optimizer(self, step: int) -> torch.optim.Optimizer:
-        """The stage's optimiser over the nets that are optimised at ``step``, one group each."""
-        nets = self.stage.nets
-        return self.stage.optimizer([{"params": list(nets[role].parameters())} for role in self.stage.active(step)])
+
+def make_optimizer(stage: TrainingStage, step: int) -> torch.optim.Optimizer:
+    """The stage's optimiser over the nets that are optimised at ``step``, one group each."""
+    return stage.optimizer([{"params": list(stage.nets[role].parameters())} for role in stage.active(step)])
 
 
 def learning_rate(stage: TrainingStage, step: int) -> float:

@@ -28,7 +28,8 @@ from mcd.run.context import Context
 from mcd.run.folder import Run
 from mcd.scene.predictions import open_store
 from mcd.stages.slots import read_candidates
-from mcd.train import InterruptedRun, train_run
+from mcd.train import train_run
+from mcd.training.stop import InterruptedRun
 
 SIZE = (64, 96)
 STAGES = ["scene", "predictions", "ground", "slots", "detector", "instances", "object", "scale", "pseudo", "final"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compare import assert_as_exact_as, assert_close_in_float64, assert_same
+from compare import Errors, assert_close_in_float64, assert_same, errors_of, pooled
 from harness import (
     RegisteredCalls,
     SavedForBackward,
@@ -77,12 +77,19 @@ def test_agrees_with_the_reference_in_float64(operator: Operator, backend: str) 
 
 @pytest.mark.parametrize(("operator", "backend"), IMPLEMENTED)
 def test_float32_is_as_exact_as_the_reference(operator: Operator, backend: str) -> None:
-    for exact in samples(operator):
-        single = mapped(exact, lambda leaf: leaf.float() if leaf.is_floating_point() else leaf)
-        double = mapped(single, lambda leaf: leaf.double() if leaf.is_floating_point() else leaf)
-        truth = results(operator, double, "reference")
-        actual, reference = (results(operator, single, name) for name in (backend, "reference"))
-        assert_as_exact_as(actual, reference, truth, exact.label)
+    found: dict[tuple[str, int], list[Errors]] = {}
+    # Triton's interpreter takes seconds for what the others do in milliseconds.
+    for seed in range(3 if backend == "triton" else 24):
+        for exact in samples(operator, seed=seed):
+            single = mapped(exact, lambda leaf: leaf.float() if leaf.is_floating_point() else leaf)
+            double = mapped(single, lambda leaf: leaf.double() if leaf.is_floating_point() else leaf)
+            truth = results(operator, double, "reference")
+            actual, reference = (results(operator, single, name) for name in (backend, "reference"))
+            for i, errors in errors_of(actual, reference, truth).items():
+                found.setdefault((exact.label, i), []).append(errors)
+    assert found
+    for (label, i), errors in found.items():
+        pooled(errors).check(f"{label}[{i}]")
 
 
 @pytest.mark.parametrize(("operator", "backend"), DIFFERENTIATED)

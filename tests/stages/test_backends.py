@@ -15,7 +15,7 @@ from mcd.config import parse_config
 from mcd.run.context import Context
 from mcd.run.folder import Run
 from mcd.stages.scene import SceneStage
-from mcd.train import make_optimizer
+from mcd.training.state import make_optimizer
 
 SIZE, STEPS, CPU = (64, 96), 50, torch.device("cpu")
 MakeStage = Callable[..., SceneStage]

@@ -28,8 +28,9 @@ from mcd.run.folder import Run
 from mcd.scene.predictions import open_store
 from mcd.stages.detector import CANDIDATES, CandidatesPreparation, DetectorStage, newest_labels, round_name, target
 from mcd.stages.slots import write_candidates
-from mcd.train import InterruptedRun, run_part, run_stage
+from mcd.train import run_part, run_stage
 from mcd.training.profiling import ProfileWindow
+from mcd.training.stop import InterruptedRun
 
 SIZE = (64, 96)
 CAR = (slice(16, 40), slice(30, 66))

@@ -16,7 +16,7 @@ from mcd.run.context import Context
 from mcd.run.folder import Run
 from mcd.stages.slots import SlotsStage, background_entropy, read_candidates, slot_scene, write_candidates
 from mcd.streets.synthetic import generate
-from mcd.train import learning_rate
+from mcd.training.state import learning_rate
 
 SIZE = (32, 48)
 

@@ -14,8 +14,10 @@ from mcd.run.folder import Run, RunError
 from mcd.run.log import StageLog
 from mcd.run.networks import check_nets
 from mcd.streets.synthetic import generate
-from mcd.train import cut_graph, learning_rate, main, train_run
+from mcd.train import main, train_run
+from mcd.training.loop import cut_graph
 from mcd.training.nan_guard import NanGuard, TrainingDivergedError
+from mcd.training.state import learning_rate
 from mcd.training.stop import StopSignal
 
 

@@ -19,7 +19,7 @@ from mcd.ops import backend as backends
 from mcd.ops.registry import OPERATORS, Operator
 from mcd.train import parse_arguments, set_up
 
-CONFIG = Path(__file__).parents[2] / "configs" / "synthetic.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
 
 
 def as_reference(x: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def test_an_unknown_name_in_the_environment_raises_at_the_first_use(monkeypatch:
 
 
 def test_the_environment_is_read() -> None:
-    code = "from mcd.backend import chosen; print(chosen('x'))"
+    code = "from mcd.ops.backend import chosen; print(chosen('x'))"
     environment = {"MCD_BACKEND": "reference", "PATH": ""}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "('reference', False)"
