@@ -311,7 +311,7 @@ def to_table(results: Sequence[Result]) -> Table:
 
 
 def discovery_table(discovery: Mapping[str, Mapping[str, float]]) -> Table:
-    """What a run without given masks found of what moves: see :mod:`mcd.discovery`."""
+    """What a run without given masks found of what moves: see :mod:`mcd.evaluation.discovery`."""
     table = Table(box=box.SIMPLE, padding=0, title="discovered on held-out frames, at an overlap of one half")
     table.add_column("", no_wrap=True)
     for name in DISCOVERY:
