@@ -72,7 +72,7 @@ class Data(Section):
     )
     half_pixel: bool = Field(True, description="K of a resized frame is exact; False: the published row scaling")
     on_error: Literal["stop", "skip"] = Field("stop", description="a corrupt or missing file stops, or is counted")
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes, at most four a core")
 
 
 class Augment(Section):
