@@ -36,6 +36,7 @@ from mcd.masks.detections import (
     write_counts,
 )
 from mcd.masks.morphology import boxes
+from mcd.masks.packed import load_arrays
 from mcd.nets.detector import detector_input, first_layers
 from mcd.run.checkpoint import WEIGHTS, Weights, find_weights, load_weights
 from mcd.run.context import Context
@@ -77,7 +78,7 @@ class CandidatesPreparation(Preparation):
         """How many candidates of a split are no objects, by reason."""
         total = np.zeros(len(REASONS), dtype=np.int64)
         for frame in read_counts(self.folder / f"{split}.csv"):
-            total += FrameDetections.read(frame_path(self.folder, split, frame), "dropped")
+            total += load_arrays(frame_path(self.folder, split, frame), "dropped")[0]
         return dict(zip(REASONS, total.tolist(), strict=True))
 
     def _dataset(self, split: str) -> FrameDataset:
@@ -304,7 +305,7 @@ def summarise(folder: Path, split: str, dataset: FrameDataset) -> dict[str, Any]
     """Write the list of a part's frames with their numbers of objects, and say what it adds up to."""
     paths = {item.frame: frame_path(folder, split, item.frame) for item in dataset.items}
     # Without a file: its image could not be read, and data.on_error is skip.
-    counts = {frame: len(FrameDetections.read(path, "scores")) for frame, path in paths.items() if path.is_file()}
+    counts = {frame: len(load_arrays(path, "scores")[0]) for frame, path in paths.items() if path.is_file()}
     write_counts(folder / f"{split}.csv", counts)
     return {
         "frames": len(counts),

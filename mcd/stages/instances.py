@@ -19,6 +19,7 @@ from mcd.config import Data, InstancesStage
 from mcd.data import Batch, instance_masks, road_mask
 from mcd.files import frame_path, write_text
 from mcd.masks.instances import FrameInstances, InstanceRow, middle_band
+from mcd.masks.packed import load_arrays
 from mcd.run.context import Context
 from mcd.run.progress import progress
 from mcd.scene.predictions import ScenePredictions
@@ -134,9 +135,7 @@ def _rows(folder: Path, split: str, frames: list[str]) -> Iterator[InstanceRow]:
             path = frame_path(folder, split, frame)
             # Without a file: its image could not be read, and data.on_error is skip.
             if path.is_file():
-                # Field by field: masks, which are nearly all of the file, are not unpacked.
-                with np.load(path) as file:
-                    fields = [file[name].tolist() for name in ("ids", "dynamic", "large", "triplet", "coverage")]
-                for row, values in enumerate(zip(*fields, strict=True)):
+                fields = load_arrays(path, "ids", "dynamic", "large", "triplet", "coverage")
+                for row, values in enumerate(zip(*(field.tolist() for field in fields), strict=True)):
                     yield InstanceRow(frame, row, *values)
             bar.update()

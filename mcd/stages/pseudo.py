@@ -7,7 +7,6 @@ every frame with a dynamic object.
 from __future__ import annotations
 
 from collections.abc import Callable
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -43,10 +42,8 @@ class PseudoPreparation(Preparation):
             return {"frames": 0}
         for batch in self.each_batch(dataset, split, self.config.pseudo.batch, ".npy", should_stop):
             for frame, depth in zip(batch["frame"], self.compose(batch).cpu().numpy(), strict=True):
-                buffer = BytesIO()
-                np.save(buffer, depth[0])
                 with atomic_path(frame_path(self.folder, split, frame, ".npy")) as temporary:
-                    temporary.write_bytes(buffer.getvalue())
+                    np.save(temporary, depth[0])
         return {"frames": len(dataset)}
 
     def _dataset(self, split: str) -> FrameDataset | None:

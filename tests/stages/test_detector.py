@@ -19,6 +19,7 @@ from mcd.errors import StageError
 from mcd.evaluation.depth import write_metrics
 from mcd.files import frame_path
 from mcd.masks.detections import VIEWS, FrameDetections, read_counts, write_counts
+from mcd.masks.packed import save_masks
 from mcd.nets.layers import resnet18_backbone
 from mcd.report.detection_pictures import write_detection_panel
 from mcd.report.page import write_report
@@ -27,7 +28,6 @@ from mcd.run.context import Context
 from mcd.run.folder import Run
 from mcd.scene.predictions import open_store
 from mcd.stages.detector import CANDIDATES, CandidatesPreparation, DetectorStage, newest_labels, round_name, target
-from mcd.stages.slots import write_candidates
 from mcd.train import run_part, run_stage
 from mcd.training.profiling import ProfileWindow
 from mcd.training.stop import InterruptedRun
@@ -62,7 +62,7 @@ def write_frame(context: Context, split: str, frame: str, shift: int | None) -> 
     Image.fromarray(ground).save(path)
     slots = np.zeros((2, 5, *SIZE), dtype=bool)
     slots[:, 3], slots[:, 0] = car, ~car
-    write_candidates(run.stage("slots"), split, frame, slots)
+    save_masks(frame_path(run.stage("slots") / "masks", split, frame), slots)
 
 
 def make_context(folder: Path, runs: str = "runs", shifts: dict[str, int | None] | None = None, **detector) -> Context:
