@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mcd import Instances, ops
-from mcd.config import Data, InstancesStage
-from mcd.data import Batch, instance_masks, road_mask
+from mcd.config import InstancesStage
+from mcd.data import Batch
 from mcd.files import frame_path, write_text
 from mcd.masks.instances import FrameInstances, InstanceRow, middle_band
 from mcd.masks.packed import load_arrays
@@ -53,10 +53,14 @@ class InstancesPreparation(Preparation):
         return facts
 
     def _split(self, split: str, should_stop: Callable[[], bool]) -> list[str]:
-        dataset = self.frames(split, None, labels=lambda item: read_masks(self.context.labels, split, item.frame))
+        dataset = self.frames(split, None, labels=lambda item: self._labels(split, item.frame))
         for batch in self.each_batch(dataset, split, self.config.instances.batch, ".npz", should_stop):
             self.process(split, batch)
         return [item.frame for item in dataset.items]
+
+    def _labels(self, split: str, frame: str) -> dict[str, Any]:
+        masks, ids = self.masks.instances(split, frame)
+        return {"instances": masks, "ids": ids, "road": self.masks.ground(split, frame)}
 
     @torch.no_grad()
     def process(self, split: str, batch: Batch) -> None:
@@ -121,12 +125,6 @@ def classify(settings: InstancesStage, masks: list[Tensor], moving: Tensor) -> t
         begin, end = middle_band(masks[0].shape[-1], settings.middle)
         dynamic |= torch.cat([mask[..., begin:end].flatten(1).any(dim=1) for mask in masks])
     return coverage, dynamic
-
-
-def read_masks(data: Data, split: str, frame: str) -> dict[str, Any]:
-    """Labels of a frame: its instance masks [n,H,W], their file names, and the road [1,H,W]."""
-    masks, ids = instance_masks(data, split, frame)
-    return {"instances": masks, "ids": ids, "road": road_mask(data, split, frame)}
 
 
 def _rows(folder: Path, split: str, frames: list[str]) -> Iterator[InstanceRow]:

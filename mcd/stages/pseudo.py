@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mcd import Instances, ops
-from mcd.data import Batch, FrameDataset, road_mask
+from mcd.data import Batch, FrameDataset
 from mcd.files import atomic_path, frame_path
 from mcd.masks.instances import FrameInstances, read_rows
 from mcd.run.context import Context
@@ -56,7 +56,7 @@ class PseudoPreparation(Preparation):
         def labels(item: ObjectItem) -> dict[str, Any]:
             found = FrameInstances.load(frame_path(folder, split, item.frame))
             masks = found.masks[found.dynamic & found.large, 1]
-            read = {"instances": masks, "road": road_mask(self.context.labels, split, item.frame)}
+            read = {"instances": masks, "road": self.masks.ground(split, item.frame)}
             return read | self.predictions.depth_label(split, item.frame)
 
         items = [ObjectItem(frame, -1) for frame in frames]
