@@ -22,8 +22,8 @@ from mcd import ops
 from mcd.config import Config, ConfigError, known_keys, load_config
 from mcd.data import open_reader
 from mcd.errors import McdError
-from mcd.evaluation.depth import evaluate_stage, write_metrics
 from mcd.evaluation.discovery import evaluate_discovery
+from mcd.evaluation.stages import evaluate_stage, write_metrics
 from mcd.inference.predictor import choose_device
 from mcd.report.page import write_report
 from mcd.run.context import Context
