@@ -126,7 +126,10 @@ def set_up(config: Config) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    mcd.set_backend(config.backend)
+    try:
+        mcd.set_backend(config.backend)
+    except mcd.BackendUnavailable as error:
+        raise ConfigError(str(error)) from None
     print(f"operators on {device}: {ops.backend_summary(device)}")
     return device
 
