@@ -1,51 +1,41 @@
-"""Depth against ground truth: ``python -m mcd.evaluate RUN_OR_CHECKPOINT…``.
-
-The protocol, image by image: the predicted inverse depth is resized bilinearly to the ground truth; pixels count
-inside the protocol's crop where the truth lies strictly between the limits; the prediction is multiplied by the ratio
-of the medians of all counted pixels (one ratio, whatever the region) and clamped to the limits. A region's figure is
-the mean over the images in which it has a pixel. Regions are ``all`` and, where moving objects are known, ``static``
-and ``dynamic``; the net of single objects has ``objects``, where each has a ratio of its own.
-
-A run folder has each of its stages evaluated, and gets metrics.json and metrics.csv. With several places the table
-shows them side by side. With --config or --set, which ask another question than the run's own, the run's files stay
-as they are; -o names a folder for the results then.
+"""Depth against ground truth: the protocol, for a predictor, a stage or a run; :mod:`mcd.evaluation.command` is the
+command line.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mcd.config import STAGES, Config, ConfigError, Evaluation, load_config
-from mcd.data import Batch, EvaluationSet, SequenceFolder, fixed_batches, prefetch
+from mcd.config import STAGES, Config, Evaluation, load_config
+from mcd.data import Batch, EvaluationSet, fixed_batches, prefetch
 from mcd.data.evaluation import valid_pixels
 from mcd.data.files import read_depth_array, read_mask, resize_nearest
 from mcd.data.kitti import split_list
 from mcd.data.labels import numbered_masks
 from mcd.errors import McdError
 from mcd.evaluation.metrics import METRICS, depth_metrics, median_ratio
-from mcd.files import DataError, write_json, write_text
-from mcd.inference.predictor import DepthPredictor, choose_device, resize_depth
-from mcd.run.checkpoint import DEPTH_STAGES, WEIGHTS, CheckpointError, find_weights
+from mcd.evaluation.row_median import row_median
+from mcd.evaluation.stage_contact import Contact, contact_table, stage_contact
+from mcd.evaluation.standing import standing_points
+from mcd.files import write_json, write_text
+from mcd.inference.predictor import DepthPredictor, resize_depth
+from mcd.run.checkpoint import DEPTH_STAGES, WEIGHTS
 
-REGIONS = ("all", "static", "dynamic", "objects")
+REGIONS = ("all", "standing", "static", "dynamic", "objects")
 ROW_MEDIAN = "row_median"
 WHOLE = ("scene", "pseudo", "final", "control", ROW_MEDIAN)
 """Whose depth of whole images is evaluated, as they are shown: stages, and a baseline."""
@@ -65,7 +55,7 @@ class EvaluationError(McdError, RuntimeError):
 def evaluate_depth(
     predict: Predict, dataset: EvaluationSet, settings: Evaluation, device: torch.device | str = "cpu", workers: int = 0
 ) -> Regions:
-    """Evaluate a depth predictor by the protocol above.
+    """Evaluate a depth predictor by the protocol that :mod:`mcd.evaluation.command` describes.
 
     Returns:
         ``{region: {metric: mean over images}}``; a region that is empty in every image is left out.
@@ -86,6 +76,9 @@ def evaluate_depth(
                 continue
             dynamic = batch["dynamic_mask"][index]
             masks = {"all": valid}
+            standing = standing_points(batch["depth_gt"][index], batch["K_gt"][index].cpu().numpy())
+            if standing is not None:
+                masks["standing"] = valid & torch.from_numpy(standing).to(device)
             if dynamic is not None:
                 moving = torch.from_numpy(dynamic).to(device)
                 masks |= {"static": valid & ~moving, "dynamic": valid & moving}
@@ -138,26 +131,6 @@ def stage_predictor(config: Config, run_folder: Path, stage: str, device: torch.
         return depths
 
     return pseudo
-
-
-def row_median(config: Config) -> Tensor:
-    """A baseline without a net: median depth [1,1,H,1] of each image row over the training frames' measurements.
-
-    A row without a measurement takes the nearest one that has some.
-    """
-    folder = SequenceFolder(config.data, "train")
-    limits = config.evaluation
-    found: list[list[NDArray[np.float32]]] = [[] for _ in range(folder.size[0])]
-    for frame in folder.every_frame:
-        for values, row in zip(found, folder.read_depth(frame), strict=True):
-            values.append(row[(row > limits.min_depth) & (row < limits.max_depth)])
-    measured = [np.concatenate(values) for values in found]
-    rows = np.flatnonzero([values.size for values in measured])
-    if not rows.size:
-        raise DataError(f"the training frames of {config.data.root} have no measured depth")
-    medians = np.array([np.median(measured[row]) for row in rows])
-    nearest = np.abs(np.arange(len(measured))[:, None] - rows).argmin(axis=1)
-    return torch.from_numpy(medians[nearest]).float()[None, None, :, None]
 
 
 def evaluate_objects(net: DepthPredictor, config: Config) -> dict[str, float]:
@@ -219,13 +192,29 @@ def evaluate_stage(config: Config, run_folder: Path, stage: str, device: torch.d
     return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers)
 
 
+def run_contact(config: Config, run_folder: Path, device: torch.device | str) -> dict[str, dict[str, Contact]]:
+    """Contact and upright of every stage of a run, by source; stages without objects or without depth are left out."""
+    found = {}
+    for stage in (stage for stage in WHOLE if stage != ROW_MEDIAN):
+        predict = stage_predictor(config, run_folder, stage, device)
+        figures = stage_contact(config, run_folder, predict, device) if predict is not None else {}
+        if figures:
+            found[stage] = figures
+    return found
+
+
 def write_metrics(
-    run_folder: Path, evaluated: Mapping[str, Regions] | None = None, *, show: bool = False
+    run_folder: Path,
+    evaluated: Mapping[str, Regions] | None = None,
+    contact: Mapping[str, Mapping[str, Contact]] | None = None,
+    *,
+    show: bool = False,
 ) -> dict[str, Any]:
     """Gather ``metrics.json`` and ``metrics.csv`` of a run from its finished stages; returns the document.
 
     Args:
         evaluated: newer results by stage.
+        contact: newer figures of :func:`run_contact`.
         show: print the table too.
     """
     path = run_folder / "metrics.json"
@@ -247,14 +236,16 @@ def write_metrics(
             if facts.get("frames"):
                 per_frame[stage] = round(1e3 * facts["seconds"] / facts["frames"], 3)
     stages |= evaluated or {}
+    contact = before.get("contact", {}) | dict(contact or {})
     objects = stages.pop("object")
     config = load_config(run_folder / "config.yaml")
-    if stages and config.data.kind == "sequence" and ROW_MEDIAN not in stages:
-        stages[ROW_MEDIAN] = evaluate_stage(config, run_folder, ROW_MEDIAN, "cpu")
+    if stages and ROW_MEDIAN not in stages and (baseline := evaluate_stage(config, run_folder, ROW_MEDIAN, "cpu")):
+        stages[ROW_MEDIAN] = baseline
     stages = {stage: stages[stage] for stage in WHOLE if stage in stages}
     document = {
         "stages": stages,
         **objects,
+        **({"contact": contact} if contact else {}),
         **({"discovery": discovery} if discovery else {}),
         "seconds": {stage: seconds[stage] for stage in STAGES if stage in seconds},
         **({"milliseconds_per_frame": per_frame} if per_frame else {}),
@@ -264,6 +255,8 @@ def write_metrics(
     write_text(run_folder / "metrics.csv", to_csv(results))
     if show:
         Console().print(to_table(results) if results else "nothing was evaluated: the data have no ground truth")
+        if contact:
+            Console().print(contact_table(contact))
         if discovery:
             Console().print(discovery_table(discovery))
     return document
@@ -320,76 +313,3 @@ def discovery_table(discovery: Mapping[str, Mapping[str, float]]) -> Table:
         cells = (f"{figures[name]:{digits}}" if name in figures else "" for name, digits in DISCOVERY.items())
         table.add_row(stage, *cells)
     return table
-
-
-def evaluate_place(place: Path, config_path: Path | None, overrides: Sequence[str]) -> dict[str, Regions]:
-    """Evaluate all that a place holds: every stage of a run folder, or one net.
-
-    Raises:
-        CheckpointError: there is nothing to evaluate, or it is broken.
-        ConfigError: no config is given or found, or it is not valid.
-        DataError: ground truth is missing or broken.
-    """
-    run_folder = place if (place / "config.yaml").is_file() else None
-    if run_folder is None:
-        find_weights(place)
-    found = config_path or next(
-        (f for f in (p / "config.yaml" for p in (place, *place.absolute().parents[:2])) if f.is_file()), None
-    )
-    if found is None:
-        raise ConfigError(f"{place} has no config.yaml beside it; say with --config on what to evaluate it")
-    config = load_config(found, overrides)
-    dataset = EvaluationSet(config)
-    if not has_ground_truth(config):
-        raise DataError(f"{config.data.root} has no ground truth: data.depth names no folder")
-    device = choose_device(config.device)
-    if run_folder is not None:
-        names = [stage for stage in (*WHOLE, "object") if stage != ROW_MEDIAN]
-        stages = {stage: evaluate_stage(config, run_folder, stage, device) for stage in names}
-        stages = {stage: regions for stage, regions in stages.items() if regions}
-        if not stages:
-            raise CheckpointError(f"run {run_folder} has no finished stage with a depth net")
-    else:
-        net = DepthPredictor.load(place, device=device, size=config.data.size)
-        name = place.stem if place.is_file() else place.name
-        stages = {
-            name: evaluate_depth(
-                lambda batch: net(batch["image"]), dataset, config.evaluation, device, config.data.workers
-            )
-        }
-    if config.data.kind == "sequence":
-        stages[ROW_MEDIAN] = evaluate_stage(config, place, ROW_MEDIAN, device)
-    return stages
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, or 1 with a message."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mcd.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("places", nargs="+", type=Path, metavar="RUN_OR_CHECKPOINT")
-    parser.add_argument("--config", type=Path, help="evaluate on the data of this config instead of the run's own")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay a value over the config")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder for metrics.json and metrics.csv")
-    given = parser.parse_args(arguments)
-    results: list[Result] = []
-    try:
-        for place in given.places:
-            stages = evaluate_place(place, given.config, given.set)
-            results += [Result(str(place), stage, regions) for stage, regions in stages.items()]
-            if (place / "config.yaml").is_file() and not given.config and not given.set:
-                write_metrics(place, stages)
-        if given.output:
-            several = len(given.places) > 1
-            stages = {f"{r.place}/{r.stage}" if several else r.stage: r.regions for r in results}
-            write_json(given.output / "metrics.json", {"stages": stages})
-            write_text(given.output / "metrics.csv", to_csv(results))
-    except (CheckpointError, ConfigError, DataError, EvaluationError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    Console().print(to_table(results))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from mcd.config import parse_config
-from mcd.evaluation.depth import main as evaluate
+from mcd.evaluation.command import main as evaluate
 from mcd.files import frame_path, write_json
 from mcd.nets import build_depth_net, build_motion_net, build_pose_net
 from mcd.report.charts import line_chart
