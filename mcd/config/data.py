@@ -42,10 +42,12 @@ class Data(Section):
         "that split is everything",
     )
     eval_frames: tuple[int, int] | None = Field(None, description="sequence: first and last evaluated frame")
-    spacing: tuple[Count, ...] = Field((1,), description="sequence: frame distances to draw from while training")
+    spacing: tuple[Count, ...] = Field(
+        (1,), min_length=1, description="sequence: frame distances to draw from while training"
+    )
     half_pixel: bool = Field(True, description="K of a resized frame is exact; False: the published row scaling")
     on_error: Literal["stop", "skip"] = Field("stop", description="a corrupt or missing file stops, or is counted")
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes, at most four a core")
 
 
 class Augment(Section):

@@ -11,10 +11,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mcd.config.base import Count, Fraction, Positive, Section
+from mcd.config.base import Count, Fraction, Positive, Section, Weight
 from mcd.config.data import Augment, Data
+from mcd.ops.backend import BackendUnavailable
+from mcd.ops.photometric_error import check_photometric_weights
+from mcd.ops.registry import check_choice
 
 StageName = Literal[
     "scene", "predictions", "ground", "slots", "detector", "instances", "object", "scale", "pseudo", "final", "control"
@@ -44,12 +47,17 @@ class Photometric(Section):
     c1: float = float("inf")
     c2: float = 9e-6
     scales: Annotated[int, Field(ge=1, le=4)] = 4
-    smoothness: float = 0.002
-    sparsity: float = 0.02
+    smoothness: Weight = 0.002
+    sparsity: Weight = 0.02
     road: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of depth beyond the road plane, for cameras that look along a road; 0: published"
     )
     mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
+
+    @model_validator(mode="after")
+    def _as_the_operator_takes_it(self) -> Photometric:
+        check_photometric_weights("loss", self.ssim, self.l1, self.c1, self.c2)
+        return self
 
 
 class Schedule(Section):
@@ -323,6 +331,15 @@ class Config(Section):
     pseudo: Pseudo = Pseudo()
     final: Final = Final(steps=300)
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, backend: str | dict[str, str]) -> str | dict[str, str]:
+        try:
+            check_choice(backend, "backend")
+        except BackendUnavailable as error:
+            raise ValueError(str(error)) from None
+        return backend
 
     @model_validator(mode="after")
     def _stages(self) -> Config:

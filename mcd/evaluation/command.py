@@ -1,19 +1,11 @@
 """Depth against ground truth: ``python -m mcd.evaluate RUN_OR_CHECKPOINT…``.
 
-The protocol, image by image: the predicted inverse depth is resized bilinearly to the ground truth; pixels count
-inside the protocol's crop where the truth lies strictly between the limits; the prediction is multiplied by the ratio
-of the medians of all counted pixels (one ratio, whatever the region) and clamped to the limits. A region's figure is
-the mean over the images in which it has a pixel. Regions are ``all``, ``standing`` (measured points that stand on the
-road, see :mod:`mcd.evaluation.standing`) and, where moving objects are known, ``static`` and ``dynamic``; the net of
-single objects has ``objects``, where each has a ratio of its own. ``row_median`` is no net: it knows how far each image
-row is, and nothing else.
-
-Where a run has masks or --boxes has boxes, contact and upright say whether what they show stands on the road
-(:mod:`mcd.evaluation.contact`).
-
 A run folder has each of its stages evaluated, and gets metrics.json and metrics.csv. With several places the table
 shows them side by side. With --config or --set, which ask another question than the run's own, the run's files stay
 as they are; -o names a folder for the results then.
+
+Where a run has masks or --boxes has boxes, contact and upright say whether what they show stands on the road
+(:mod:`mcd.evaluation.contact`).
 """
 
 from __future__ import annotations
@@ -28,21 +20,11 @@ from torch import Tensor
 
 from mcd.config import ConfigError, load_config
 from mcd.data import Batch, EvaluationSet
-from mcd.evaluation.depth import (
-    ROW_MEDIAN,
-    WHOLE,
-    EvaluationError,
-    Regions,
-    Result,
-    evaluate_depth,
-    evaluate_stage,
-    has_ground_truth,
-    run_contact,
-    to_csv,
-    to_table,
-    write_metrics,
-)
+from mcd.evaluation import protocol
+from mcd.evaluation.protocol import EvaluationError, Regions, evaluate_depth
 from mcd.evaluation.stage_contact import Contact, contact_table, stage_contact
+from mcd.evaluation.stages import evaluate_stage, has_ground_truth, run_contact, write_metrics
+from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, to_csv, to_table
 from mcd.files import DataError, write_json, write_text
 from mcd.inference.predictor import DepthPredictor, choose_device
 from mcd.run.checkpoint import CheckpointError, find_weights
@@ -100,7 +82,9 @@ def evaluate_place(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message."""
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m mcd.evaluate",
+        description=f"{__doc__}\n{protocol.__doc__}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("places", nargs="+", type=Path, metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--config", type=Path, help="evaluate on the data of this config instead of the run's own")
@@ -137,7 +121,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if contacts:
         Console().print(contact_table(contacts))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mcd.config import parse_config
 from mcd.data import EvaluationSet
-from mcd.evaluation.depth import evaluate_depth
+from mcd.evaluation.protocol import evaluate_depth
 from mcd.evaluation.row_median import row_median
 from mcd.evaluation.standing import HIGHEST, LOWEST, standing_points
 
