@@ -11,7 +11,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from mcd.ops.backend import BackendUnavailable
+from mcd.ops.photometric_error import check_photometric_weights
+from mcd.ops.registry import check_choice
 
 StageName = Literal[
     "scene", "predictions", "ground", "slots", "detector", "instances", "object", "scale", "pseudo", "final", "control"
@@ -22,6 +26,7 @@ MASKED_STAGES: tuple[StageName, ...] = ("scene", "instances", "object", "scale",
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Range = tuple[float, float]
 
@@ -62,10 +67,12 @@ class Data(Section):
         "that split is everything",
     )
     eval_frames: tuple[int, int] | None = Field(None, description="sequence: first and last evaluated frame")
-    spacing: tuple[Count, ...] = Field((1,), description="sequence: frame distances to draw from while training")
+    spacing: tuple[Count, ...] = Field(
+        (1,), min_length=1, description="sequence: frame distances to draw from while training"
+    )
     half_pixel: bool = Field(True, description="K of a resized frame is exact; False: the published row scaling")
     on_error: Literal["stop", "skip"] = Field("stop", description="a corrupt or missing file stops, or is counted")
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes, at most four a core")
 
 
 class Augment(Section):
@@ -97,12 +104,17 @@ class Photometric(Section):
     c1: float = float("inf")
     c2: float = 9e-6
     scales: Annotated[int, Field(ge=1, le=4)] = 4
-    smoothness: float = 0.002
-    sparsity: float = 0.02
+    smoothness: Weight = 0.002
+    sparsity: Weight = 0.02
     road: Annotated[float, Field(ge=0)] = Field(
         0.0, description="weight of depth beyond the road plane, for cameras that look along a road; 0: published"
     )
     mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
+
+    @model_validator(mode="after")
+    def _as_the_operator_takes_it(self) -> Photometric:
+        check_photometric_weights("loss", self.ssim, self.l1, self.c1, self.c2)
+        return self
 
 
 class Schedule(Section):
@@ -372,6 +384,15 @@ class Config(Section):
     pseudo: Pseudo = Pseudo()
     final: Final = Final(steps=300)
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, backend: str | dict[str, str]) -> str | dict[str, str]:
+        try:
+            check_choice(backend, "backend")
+        except BackendUnavailable as error:
+            raise ValueError(str(error)) from None
+        return backend
 
     @model_validator(mode="after")
     def _stages(self) -> Config:
