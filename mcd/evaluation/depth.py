@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import math
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +40,12 @@ from mcd.data.files import read_depth_array, read_mask, resize_nearest
 from mcd.data.kitti import split_list
 from mcd.data.labels import numbered_masks
 from mcd.errors import McdError
+from mcd.evaluation.figures import Regions, read_facts, read_figures
 from mcd.evaluation.metrics import METRICS, depth_metrics, median_ratio
 from mcd.files import DataError, write_json, write_text
 from mcd.inference.predictor import DepthPredictor, choose_device, resize_depth
 from mcd.run.checkpoint import DEPTH_STAGES, WEIGHTS, CheckpointError, find_weights
+from mcd.run.warned import read_warnings
 
 REGIONS = ("all", "static", "dynamic", "objects")
 ROW_MEDIAN = "row_median"
@@ -55,25 +57,38 @@ DISCOVERY = {"precision": ".3f", "recall": ".3f", "found": ".0f", "moving": ".0f
 
 Predict = Callable[[Batch], Tensor]
 """A batch of an :class:`EvaluationSet` (``image`` [B,3,H,W], ``frame``) to depths [B,1,h,w] of any size and scale."""
-Regions = dict[str, dict[str, float]]
 
 
 class EvaluationError(McdError, RuntimeError):
     """A prediction that cannot be evaluated."""
 
 
+class NothingCountsError(DataError):
+    """Ground truth that leaves no pixel to evaluate in any frame; the message says by which rule."""
+
+
 def evaluate_depth(
-    predict: Predict, dataset: EvaluationSet, settings: Evaluation, device: torch.device | str = "cpu", workers: int = 0
+    predict: Predict,
+    dataset: EvaluationSet,
+    settings: Evaluation,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    notes: list[str] | None = None,
 ) -> Regions:
     """Evaluate a depth predictor by the protocol above.
+
+    Args:
+        notes: gets a line if frames are left out, because none of their pixels counts.
 
     Returns:
         ``{region: {metric: mean over images}}``; a region that is empty in every image is left out.
 
     Raises:
         DataError: ground truth is missing or broken.
+        NothingCountsError: no pixel of any frame counts.
         EvaluationError: a prediction is not finite and positive.
     """
+    empty: list[str] = []
     found: dict[str, list[Tensor]] = {region: [] for region in REGIONS}
     for batch in prefetch(fixed_batches(dataset, settings.batch, workers, device), device):
         depths = predict(batch)
@@ -83,6 +98,7 @@ def evaluate_depth(
                 raise EvaluationError(f"the predicted depth of frame {frame} is not finite and positive")
             gt, valid = (torch.from_numpy(batch[name][index]).to(device) for name in ("depth_gt", "valid"))
             if not valid.any():
+                empty.append(f"{frame}: {batch['empty'][index]}")
                 continue
             dynamic = batch["dynamic_mask"][index]
             masks = {"all": valid}
@@ -94,6 +110,12 @@ def evaluate_depth(
                 if mask.any():
                     metrics = depth_metrics(aligned[mask], gt[mask].double())
                     found[region].append(torch.stack([metrics[name] for name in METRICS]))
+    if not found["all"]:
+        raise NothingCountsError(f"no pixel of the ground truth counts in any of {len(empty)} frames; {empty[0]}")
+    if empty and notes is not None:
+        notes.append(
+            f"{len(empty)} of {len(dataset)} evaluated frames are left out, for none of their pixels counts; {empty[0]}"
+        )
     return {
         region: dict(zip(METRICS, torch.stack(rows).mean(0).tolist(), strict=True))
         for region, rows in found.items()
@@ -138,6 +160,17 @@ def stage_predictor(config: Config, run_folder: Path, stage: str, device: torch.
         return depths
 
     return pseudo
+
+
+def baseline(config: Config, place: Path, device: torch.device | str) -> dict[str, Regions]:
+    """The figures of :func:`row_median`, of a sequence whose training frames have measurements; else nothing."""
+    if config.data.kind != "sequence":
+        return {}
+    try:
+        return {ROW_MEDIAN: evaluate_stage(config, place, ROW_MEDIAN, device)}
+    except DataError as error:
+        warnings.warn(f"no baseline {ROW_MEDIAN}: {error}", stacklevel=2)
+        return {}
 
 
 def row_median(config: Config) -> Tensor:
@@ -200,7 +233,9 @@ def has_ground_truth(config: Config) -> bool:
     return (config.data.root / f"{config.evaluation.split}_gt_depths").is_dir()
 
 
-def evaluate_stage(config: Config, run_folder: Path, stage: str, device: torch.device | str) -> Regions:
+def evaluate_stage(
+    config: Config, run_folder: Path, stage: str, device: torch.device | str, notes: list[str] | None = None
+) -> Regions:
     """Evaluate one stage of a run; empty where the stage leaves no depth, or there is no ground truth.
 
     The object stage has one region, ``objects``: see :func:`evaluate_objects`.
@@ -216,7 +251,7 @@ def evaluate_stage(config: Config, run_folder: Path, stage: str, device: torch.d
     predict = stage_predictor(config, run_folder, stage, device)
     if predict is None:
         return {}
-    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers)
+    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers, notes)
 
 
 def write_metrics(
@@ -229,15 +264,14 @@ def write_metrics(
         show: print the table too.
     """
     path = run_folder / "metrics.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before = read_figures(path)
     stages: dict[str, Regions] = before.get("stages", {})
     stages["object"] = {region: before[region] for region in ("objects",) if region in before}
     seconds: dict[str, float] = before.get("seconds", {})
     discovery: dict[str, dict[str, float]] = before.get("discovery", {})
     per_frame: dict[str, float] = before.get("milliseconds_per_frame", {})
     for stage in STAGES:
-        done = run_folder / stage / "done.json"
-        facts = json.loads(done.read_text()) if done.is_file() else {}
+        facts = read_facts(run_folder / stage / "done.json")
         if facts.get("metrics"):
             stages[stage] = facts["metrics"]
         if facts.get("discovery"):
@@ -249,8 +283,8 @@ def write_metrics(
     stages |= evaluated or {}
     objects = stages.pop("object")
     config = load_config(run_folder / "config.yaml")
-    if stages and config.data.kind == "sequence" and ROW_MEDIAN not in stages:
-        stages[ROW_MEDIAN] = evaluate_stage(config, run_folder, ROW_MEDIAN, "cpu")
+    if stages and ROW_MEDIAN not in stages:
+        stages |= baseline(config, run_folder, "cpu")
     stages = {stage: stages[stage] for stage in WHOLE if stage in stages}
     document = {
         "stages": stages,
@@ -258,6 +292,7 @@ def write_metrics(
         **({"discovery": discovery} if discovery else {}),
         "seconds": {stage: seconds[stage] for stage in STAGES if stage in seconds},
         **({"milliseconds_per_frame": per_frame} if per_frame else {}),
+        **({"warnings": said} if (said := read_warnings(run_folder)) else {}),
     }
     write_json(path, document)
     results = [Result(run_folder.name, stage, regions) for stage, regions in (stages | {"object": objects}).items()]
@@ -343,23 +378,21 @@ def evaluate_place(place: Path, config_path: Path | None, overrides: Sequence[st
     if not has_ground_truth(config):
         raise DataError(f"{config.data.root} has no ground truth: data.depth names no folder")
     device = choose_device(config.device)
+    notes: list[str] = []
     if run_folder is not None:
         names = [stage for stage in (*WHOLE, "object") if stage != ROW_MEDIAN]
-        stages = {stage: evaluate_stage(config, run_folder, stage, device) for stage in names}
+        stages = {stage: evaluate_stage(config, run_folder, stage, device, notes) for stage in names}
         stages = {stage: regions for stage, regions in stages.items() if regions}
         if not stages:
             raise CheckpointError(f"run {run_folder} has no finished stage with a depth net")
     else:
         net = DepthPredictor.load(place, device=device, size=config.data.size)
         name = place.stem if place.is_file() else place.name
-        stages = {
-            name: evaluate_depth(
-                lambda batch: net(batch["image"]), dataset, config.evaluation, device, config.data.workers
-            )
-        }
-    if config.data.kind == "sequence":
-        stages[ROW_MEDIAN] = evaluate_stage(config, place, ROW_MEDIAN, device)
-    return stages
+        settings, workers = config.evaluation, config.data.workers
+        stages = {name: evaluate_depth(lambda batch: net(batch["image"]), dataset, settings, device, workers, notes)}
+    for note in dict.fromkeys(notes):
+        print(f"warning: {note}", file=sys.stderr)
+    return stages | baseline(config, place, device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
