@@ -22,8 +22,9 @@ from mcd import ops
 from mcd.config import Config, ConfigError, known_keys, load_config
 from mcd.data import open_reader
 from mcd.errors import McdError, NothingToLearnError, out_of_memory
-from mcd.evaluation.depth import NothingCountsError, Regions, evaluate_stage, write_metrics
 from mcd.evaluation.discovery import evaluate_discovery
+from mcd.evaluation.protocol import NothingCountsError, Regions
+from mcd.evaluation.stages import evaluate_stage, run_contact, write_metrics
 from mcd.files import atomic_path
 from mcd.inference.predictor import choose_device
 from mcd.report.page import write_report
@@ -101,7 +102,7 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
                 facts["frames"] = frames
                 run.finish(name, **facts)
                 write_metrics(run.path)
-        write_metrics(run.path, show=True)
+        write_metrics(run.path, contact=run_contact(config, run.path, device), show=True)
         print(f"report: {write_report(run.path)}")
     return run.path
 
@@ -185,7 +186,10 @@ def set_up(config: Config) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    mcd.set_backend(config.backend)
+    try:
+        mcd.set_backend(config.backend)
+    except mcd.BackendUnavailable as error:
+        raise ConfigError(str(error)) from None
     print(f"operators on {device}: {ops.backend_summary(device)}")
     return device
 

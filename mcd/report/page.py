@@ -16,10 +16,11 @@ from statistics import fmean
 from typing import Any
 
 from mcd.config import STAGES, Config, ConfigError, load_config
-from mcd.evaluation.depth import DISCOVERY, REGIONS, WHOLE
 from mcd.evaluation.discovery import discovery_steps, why_little_was_found
 from mcd.evaluation.figures import read_figures
 from mcd.evaluation.metrics import METRICS
+from mcd.evaluation.protocol import REGIONS
+from mcd.evaluation.tables import DISCOVERY, WHOLE
 from mcd.files import DataError, read_json, reading, write_text
 from mcd.report.charts import COLOURS, line_chart
 from mcd.report.detection_pictures import detection_pictures, write_detection_panel
@@ -47,6 +48,7 @@ def write_report(run_folder: Path | str) -> Path:
     sections = [
         _warnings(metrics),
         _figures(metrics),
+        _contact(metrics.get("contact", {})),
         _pictures("Held-out frames", frame_pictures, config, run_folder),
         _pictures("What moves by itself", motion_pictures, config, run_folder),
         _discovery(run_folder, metrics.get("discovery", {})),
@@ -91,8 +93,34 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     return _section(
         "Depth against ground truth",
         f"{_headline(stages)}{short}<p class=muted>abs_rel: mean relative error, lower is better. a1: share of pixels "
-        f"within a factor of 1.25, higher is better.</p>"
+        f"within a factor of 1.25, higher is better. standing: measured points 0.3 to 2.5 m above the road. row "
+        f"median: a baseline that knows how far each row is, and nothing else.</p>"
         f"<details><summary>All metrics</summary>{full}{objects}</details>",
+    )
+
+
+def _contact(contact: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
+    """Whether what masks or boxes show stands on the road, by stage; "" for a run without either."""
+    lines = ""
+    for stage, sources in contact.items():
+        for source, groups in sources.items():
+            for group, f in groups.items():
+                numbers = (
+                    f"{f['count']:.0f}",
+                    *(f"{f[n]:.2f} ({f[f'{n}_25']:.2f}&ndash;{f[f'{n}_75']:.2f})" for n in ("contact", "upright")),
+                    f"{f['upright_rows']:.2f}",
+                )
+                cells = "".join(f"<td>{number}</td>" for number in numbers)
+                lines += f"<tr><th>{escape(stage)}</th><th>{source}, {group}</th>{cells}</tr>"
+    if not lines:
+        return ""
+    heads = "".join(f"<th>{name}</th>" for name in ("", "", "objects", "contact", "upright", "upright of its rows"))
+    return _section(
+        "Do vehicles stand on the road?",
+        f"<div class=scroll><table><tr>{heads}</tr>{lines}</table></div><p class=muted>Medians (quartiles). contact: "
+        "depth of a vehicle's lower third over the road's at its foot, about 1; above it, the vehicle is a hole. "
+        "upright: depth of its upper third over the same, 1.0 to 1.15; a net that knows rows alone has what the last "
+        "column says.</p>",
     )
 
 

@@ -105,9 +105,9 @@ def look_at_results(stage: TrainingStage) -> list[str]:
 def _displacement(batch: dict[str, Any], depth: Tensor, T_src_ref: Tensor) -> float:
     """Median pixels by which the camera's motion alone moves what is seen."""
     sources = T_src_ref.shape[1]
-    cameras = [values.repeat_interleave(sources, 0) for values in (batch["reference"], depth, batch["K"])]
+    image, depth, K = (values.repeat_interleave(sources, 0) for values in (batch["reference"], depth, batch["K"]))
     there, here = (
-        backward_warp(*cameras, T, return_coords=True)[1]
-        for T in (T_src_ref.flatten(0, 1), torch.eye(4).to(T_src_ref).expand(len(cameras[0]), 4, 4))
+        backward_warp(image, depth, K, T, return_coords=True)[1]
+        for T in (T_src_ref.flatten(0, 1), torch.eye(4).to(T_src_ref).expand(len(image), 4, 4))
     )
     return float((there - here).norm(dim=1).median())

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mcd.config import load_config
 from mcd.data import EvaluationSet
-from mcd.evaluation.depth import NothingCountsError, evaluate_depth
+from mcd.evaluation.protocol import NothingCountsError, evaluate_depth
 from mcd.files import DataError
 from mcd.run.checkpoint import load_weights
 from mcd.run.folder import run_folder
