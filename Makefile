@@ -35,6 +35,7 @@ format: .venv/required  ## mend what can be mended of the style
 check: $(BUILT) sanitize  ## the slower gates: sanitizers, slow tests, what the compilers made of csrc/ and kernels/
 	$(BIN)/python tests/gates/native_code.py
 	$(BIN)/python tests/gates/triton_code.py
+	$(BIN)/python -m benchmarks.model --check
 	$(BIN)/pytest -m slow $(ARGS)
 
 # Both libraries are loaded first: without libstdc++ the sanitizer does not see C++ exceptions, and aborts at the first.
