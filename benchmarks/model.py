@@ -1,7 +1,7 @@
 """How long the CUDA kernels would take, counted without a GPU.
 
     python -m benchmarks.model            prints the table
-    python -m benchmarks.model --write    and keeps it in benchmarks/results/model.json
+    python -m benchmarks.model --write    and keeps it in benchmarks/model.json and model.md
     python -m benchmarks.model --check    fails where a kernel is slower than there by more than 5 %
 
 The interpreter of tests/gates/ptx runs each operator, forward and backward, on a part of the size that its bar is for:
@@ -12,10 +12,12 @@ that nobody has written, which does not matter to what they do.
 The time of a launch is the largest of five, and 2.5 microseconds come to each launch:
 
     memory     distinct sectors of 32 bytes that it reads and writes, at the speed of a copy
-    issue      warp instructions · (SASS / PTX of that kernel), 4 · 0.8 a cycle in each multiprocessor
+    issue      warp instructions · (SASS / PTX of that kernel), 4 · 0.8 a cycle in each multiprocessor; the SASS is that
+               without unrolled loops, else it would count what runs once several times
     shared     cycles of shared memory, and lines of 128 bytes that warps load and store, one a cycle
     atomics    sectors that global atomics touch, at one a cycle in each of the second-level cache's slices
-    chain      the longest warp's instructions at 4 cycles each, its barriers at 40, for as many waves as the grid has
+    chain      the longest warp's instructions at 4 cycles each, its barriers at 40, and an average one's for each wave
+               of blocks after the first
 
 Where a grid does not fill the multiprocessors evenly, the fullest counts. Sectors that several warps or blocks read
 count once for memory: caches hold them. What the model does not know: the latency of memory beyond occupancy, and how
@@ -25,10 +27,12 @@ often a cache fails to hold what it could.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,10 +48,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from gates.ptx.device import Device, build_folder, tool, why_not  # noqa: E402
 from gates.ptx.machine import Counts, Launch  # noqa: E402
-from gates.ptx.parse import Kernel  # noqa: E402
+from gates.ptx.parse import Kernel, Module  # noqa: E402
 from harness import results  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "model.json"
+RESULTS = ROOT / "benchmarks" / "model.json"
 FULL = (12, 192, 512)
 LAUNCH = 2.5e-6
 DIVISION = 80
@@ -87,35 +91,40 @@ class Code(NamedTuple):
 
 
 @cache
-def compiled(architecture: str, operator: str) -> dict[str, Code]:
-    """Of the operator's kernels, by their mangled names."""
+def registers(architecture: str, operator: str) -> dict[str, int]:
+    """Of the operator's kernels, by their mangled names, as ptxas said when they were built."""
     (built,) = build_folder().glob(f"*/{operator}.cu.cuda.o")
-    used = {}
-    log = (built.parent / f"{built.name}.log").read_text()
-    for block in re.split(r"ptxas info\s*: Compiling entry function ", log)[1:]:
-        name, target = re.match(r"'(.*)' for '(sm_\d+)", block).groups()
-        if target == architecture:
-            used[name] = int(re.search(r"Used (\d+) registers", block)[1])
-    return {name: Code(count, used.get(name, 0)) for name, count in machine_instructions(built, architecture).items()}
-
-
-def machine_instructions(built: Path, architecture: str) -> dict[str, int]:
-    """How many each kernel of an object has; kept beside the interpreter's module, since to disassemble takes long."""
-    kept = ROOT / "build" / "ptx" / f"{built.name}.{architecture}.json"
-    if kept.is_file() and kept.stat().st_mtime > built.stat().st_mtime:
-        return json.loads(kept.read_text())
-    command = [tool("cuobjdump"), "-sass", "-arch", architecture, built]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {}
-    for part in text.split("Function : ")[1:]:
-        name, body = part.split("\n", 1)
-        code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", body)
-        # Functions that are called, for the rare cases of a division and for those of 64 bits, stand behind the rest.
-        called = [int(address, 16) for address in re.findall(r"CALL\.REL\.NOINC 0x([0-9a-f]+)", body)]
-        end = min(called, default=int(code[-1][0], 16))  # the last branches to itself
-        found[name.strip()] = sum(int(address, 16) < end and op != "NOP" for address, op in code)
-    kept.write_text(json.dumps(found))
+    for block in re.split(
+        r"ptxas info\s*: Compiling entry function ", (built.parent / f"{built.name}.log").read_text()
+    ):
+        target = re.match(r"'(.*)' for '(sm_\d+)", block)
+        if target and target[2] == architecture:
+            found[target[1]] = int(re.search(r"Used (\d+) registers", block)[1])
     return found
+
+
+def machine_instructions(module: Module, name: str, architecture: str) -> int:
+    """How many the kernel has where loops are not unrolled: each then stands for as much of the PTX as runs. Kept,
+    since assembling takes long."""
+    text = module.without_unrolling(name, architecture)
+    kept = ROOT / "build" / "ptx" / "assembled" / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.txt"
+    if kept.is_file():
+        return int(kept.read_text())
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(text)
+        subprocess.run([tool("ptxas"), f"--gpu-name={architecture}", source, "-o", cubin], check=True)
+        command = [tool("cuobjdump"), "-sass", cubin]
+        body = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?\w+\s+)?([A-Z]\w*)", body)
+    # Functions that are called, for the rare cases of a division and for those of 64 bits, stand behind the rest.
+    called = [int(address, 16) for address in re.findall(r"CALL\.REL\.NOINC 0x([0-9a-f]+)", body)]
+    end = min(called, default=int(code[-1][0], 16))  # the last branches to itself
+    count = sum(int(address, 16) < end and op != "NOP" for address, op in code)
+    kept.write_text(str(count))
+    return count
 
 
 def readable(name: str) -> str:
@@ -178,14 +187,18 @@ def model(operator: str) -> list[dict[str, Any]]:
     full = run(operator, device, FULL)
     if [kernel.name for kernel, _ in part] != [kernel.name for kernel, _ in full]:
         raise RuntimeError(f"{operator}: other kernels are launched at {size} than at {FULL}")
+    larger = float(np.prod(FULL) / np.prod(size))
     rows = []
     for architecture, processor in PROCESSORS.items():
         kernels = []
         for (kernel, counts), (_, whole) in zip(part, full, strict=True):
             counts = whole if whole.blocks_run else counts
             times = whole.blocks / counts.blocks_run
-            code = compiled(architecture, operator)[kernel.name]
-            kernels.append(timed(kernel, counts, whole, times, code, processor))
+            code = Code(
+                machine_instructions(device.module(kernel.name), kernel.name, architecture),
+                registers(architecture, operator)[kernel.name],
+            )
+            kernels.append(timed(kernel, counts, whole, times, larger, code, processor))
         seconds = sum(k["microseconds"] for k in kernels) + 1e6 * LAUNCH * device.fills
         rows.append(
             {"operator": operator, "architecture": architecture, "microseconds": round(seconds, 1),
@@ -195,7 +208,7 @@ def model(operator: str) -> list[dict[str, Any]]:
 
 
 def timed(
-    kernel: Kernel, counts: Counts, whole: Counts, times: float, code: Code, processor: Processor
+    kernel: Kernel, counts: Counts, whole: Counts, times: float, larger: float, code: Code, processor: Processor
 ) -> dict[str, Any]:
     expansion = code.instructions / kernel.size
     issued = counts.issued * expansion + counts.instructions["division"] * DIVISION
@@ -208,16 +221,21 @@ def timed(
     cycles = processor.multiprocessors * processor.clock / uneven
     waves = -(-blocks // (resident * processor.multiprocessors))
     barriers = memory["barriers"] / counts.blocks_run
+    warps = -(-int(np.prod(whole.launch.block)) // 32)
+    chain = counts.longest_warp + (waves - 1) * counts.issued / (counts.blocks_run * warps)
+    # Tiles that lie apart share no border; all together read no more than there is.
+    octets = min(
+        (memory["read"] + memory["written"]) * times, memory["allocated"] * (1 if whole.blocks_run else larger)
+    )
     lines = memory["load lines"] + memory["store lines"]
     terms = {
-        "memory": (memory["read"] + memory["written"]) * times / processor.bytes_per_second,
+        "memory": octets / processor.bytes_per_second,
         "issue": issued * times / (4 * 0.8 * cycles),
         "shared": (memory["shared cycles"] + memory["shared atomic serial"] + lines) * times / cycles,
         "atomics": memory["global atomic sectors"] * times / (processor.slices * processor.clock),
-        "chain": (counts.longest_warp * issued / max(counts.issued, 1) * 4 + barriers * 40) * waves / processor.clock,
+        "chain": (chain * issued / max(counts.issued, 1) * 4 + barriers * 40 * waves) / processor.clock,
     }
     bound = max(terms, key=terms.__getitem__)
-    warps = -(-int(np.prod(whole.launch.block)) // 32)
     return {
         "kernel": readable(kernel.name),
         "microseconds": round(1e6 * (terms[bound] + LAUNCH), 2),
@@ -230,7 +248,7 @@ def timed(
         "warp instructions": round(issued * times),
         "sass per ptx": round(expansion, 3),
         "active lanes": round(counts.active_lanes, 1),
-        "bytes": round((memory["read"] + memory["written"]) * times),
+        "bytes": round(octets),
         "sector bytes": round((memory["load sectors"] + memory["store sectors"]) * 32 * times),
         "needed bytes": round((memory["load bytes"] + memory["store bytes"]) * times),
         "shared cycles": round(memory["shared cycles"] * times),
@@ -252,6 +270,28 @@ def show(row: dict[str, Any]) -> None:
             f"  {k['microseconds']:7.1f} µs  {k['bound']:7} {k['kernel'][:60]:60} {terms}; {k['registers']} registers, "
             f"{k['blocks']} blocks, occupancy {k['occupancy']:.2f}, {k['active lanes']:.0f} lanes"
         )
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "# Modelled times, forward and backward at 12×192×512, float32",
+        "",
+        "By `python -m benchmarks.model`; nothing here was measured. Bars are those of an H200.",
+        "",
+        "| operator | processor | µs | bar | kernels: µs, what binds, registers, occupancy |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        bar = bars.CUDA.get(row["operator"]) if row["architecture"] == "sm_90" else None
+        kernels = "; ".join(
+            f"`{k['kernel'].split('<')[0] if 'loop_cuda' not in k['kernel'] else k['kernel'][10:].split('<')[0]}` "
+            f"{k['microseconds']:.1f} {k['bound']} {k['registers']} {k['occupancy']:.2f}"
+            for k in row["kernels"]
+        )
+        asked = f"{bar[0]:g} {bar[1]}" if bar else ""
+        name = PROCESSORS[row["architecture"]].name
+        lines.append(f"| {row['operator']} | {name} | {row['microseconds']:.0f} | {asked} | {kernels} |")
+    return "\n".join(lines) + "\n"
 
 
 def slower(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> list[str]:
@@ -297,6 +337,7 @@ def main() -> int:
         rest = [row for row in kept if (row["operator"], row["architecture"]) not in ours]
         everything = sorted([*rest, *rows], key=lambda row: (row["operator"], row["architecture"]))
         RESULTS.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+        RESULTS.with_suffix(".md").write_text(table(everything))
     failures = slower(rows, kept) if options.check else []
     for failure in failures:
         print("FAILED", failure)

@@ -164,16 +164,17 @@ class Device(Memory):
         """Runs this in place of what was compiled."""
         self._modules[stem] = module
 
+    def module(self, name: str) -> Module:
+        """That which has the kernel of this name, in which there is that of its file: kernels are local to files."""
+        for stem in sorted(self._texts, key=lambda stem: stem not in name):
+            if stem not in self._modules:
+                self._modules[stem] = Module(self.text(stem))
+            if name in self._modules[stem]:
+                return self._modules[stem]
+        raise KeyError(name)
+
     def kernel(self, name: str) -> Kernel:
-        for stem in self._texts:
-            if stem in name:  # the compiler gives what is local to a file a name that has the file's in it
-                if stem not in self._modules:
-                    self._modules[stem] = Module(self.text(stem))
-                if name in self._modules[stem]:
-                    return self._modules[stem][name]
-        for stem in self._texts:
-            self._modules.setdefault(stem, Module(self.text(stem)))
-        return next(module for module in self._modules.values() if name in module)[name]
+        return self.module(name)[name]
 
     def _launched(self, name: bytes, grid: Any, block: Any, shared: int, arguments: Any) -> None:
         if self._fault is not None:

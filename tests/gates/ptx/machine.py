@@ -112,6 +112,8 @@ class Machine(Access):
             for region in self.memory.regions():
                 counts.memory["read"] += int(region.read_sectors.sum()) * SECTOR
                 counts.memory["written"] += int(region.written_sectors.sum()) * SECTOR
+                counts.memory["allocated"] += region.size * int(region.read_sectors.any())
+                counts.memory["allocated"] += region.size * int(region.written_sectors.any())
         return counts
 
     def _run_group(self, numbers: np.ndarray, threads: int) -> None:

@@ -118,13 +118,28 @@ class Module(Mapping[str, Kernel]):
 
     def __init__(self, text: str):
         text = re.sub(r"^\s*\.loc\s[^\n]*|//[^\n]*", "", text, flags=re.M)  # no semicolon ends them
-        self._entries, self._kernels, between, end = {}, {}, [], 0
+        self._entries: dict[str, tuple[str, str, str]] = {}
+        self._kernels: dict[str, Kernel] = {}
+        between, end = [], 0
         for entry in _ENTRY.finditer(text):
             between.append(text[end : entry.start()])
-            end = _closing(text, entry.end() - 1)
-            self._entries[entry[1]] = (entry[2], entry[3], text[entry.end() : end])
+            end = _closing(text, entry.end() - 1) + 1
+            self._entries[entry[1]] = (entry[2], entry[3], text[entry.end() : end - 1])
         between.append(text[end:])
+        self._between = between
         self._variables = [match for part in between for match in _VARIABLE.finditer(" ".join(part.split()))]
+
+    def without_unrolling(self, name: str, architecture: str) -> str:
+        """A text of this entry alone, whose loops ptxas must leave as they are."""
+        head, directives, body = self._entries[name]
+        labels = [(match[1], match.end()) for match in re.finditer(r"^([\w$]+):", body, re.M)]
+        loops = {at for label, at in labels if re.search(rf"\bbra(?:\.uni)?\s+{re.escape(label)};", body[at:])}
+        for at in sorted(loops, reverse=True):
+            body = f'{body[:at]}\n.pragma "nounroll";{body[at:]}'
+        version = re.search(r"\.version [\d.]+", self._between[0])[0]
+        variables = "\n".join(match[0] for match in self._variables if match[5] in body)
+        start = f"{version}\n.target {architecture}\n.address_size 64\n{variables}\n"
+        return f"{start}.visible .entry {name}({head}){directives}{{{body}}}\n"
 
     def __getitem__(self, name: str) -> Kernel:
         if name not in self._kernels:
