@@ -17,6 +17,7 @@ from mcd.data.files import read_depth_array
 from mcd.data.kitti import split_list
 from mcd.evaluation.protocol import Predict, Regions, evaluate_depth, evaluate_objects
 from mcd.evaluation.row_median import row_median
+from mcd.evaluation.scale import scale_of
 from mcd.evaluation.stage_contact import Contact, contact_table, stage_contact
 from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, discovery_table, to_csv, to_table
 from mcd.files import write_json, write_text
@@ -80,7 +81,9 @@ def evaluate_stage(config: Config, run_folder: Path, stage: str, device: torch.d
     predict = stage_predictor(config, run_folder, stage, device)
     if predict is None:
         return {}
-    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers)
+    weights = None if stage == ROW_MEDIAN else run_folder / ("scene" if stage == "pseudo" else stage) / WEIGHTS
+    scale = scale_of(config, weights, device)
+    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers, scale)
 
 
 def run_contact(config: Config, run_folder: Path, device: torch.device | str) -> dict[str, dict[str, Contact]]:
