@@ -99,6 +99,13 @@ def evaluate_depth(
     return regions
 
 
+def align(depth: Tensor, gt: Tensor, valid: Tensor, settings: Evaluation) -> Tensor:
+    """Predicted depth [1,1,h,w] at the size, in the unit and within the limits of a ground truth [H,W]; float64."""
+    predicted = resize_to(depth, gt)
+    ratio = median_ratio(predicted[valid], gt[valid].double())
+    return (predicted * ratio).clamp(settings.min_depth, settings.max_depth)
+
+
 def resize_to(depth: Tensor, gt: Tensor) -> Tensor:
     """Predicted depth [1,1,h,w] at the size of a ground truth [H,W]; float64."""
     return 1 / F.interpolate(1 / depth.double(), gt.shape, mode="bilinear", align_corners=False)[0, 0]

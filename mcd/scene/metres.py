@@ -78,9 +78,7 @@ def read_positions(path: Path, frames: Sequence[str]) -> dict[str, NDArray[np.fl
         except (TypeError, ValueError) as error:
             raise DataError(f"poses {path} hold what is no number: {error}") from None
     if len(values) != len(frames) or not np.isfinite(values).all():
-        raise DataError(
-            f"poses {path} have {len(values)} lines, of finite numbers or not, but there are {len(frames)} frames"
-        )
+        raise DataError(f"poses {path} have {len(values)} lines (all finite?), and there are {len(frames)} frames")
     if names[0] == "longitude":
         degree = math.radians(1) * _EARTH
         east = degree * math.cos(math.radians(values[0, 1]))
