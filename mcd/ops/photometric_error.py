@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,16 @@ from mcd.ops.contract import Shapes, no_autocast
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
+SSIM_WEIGHT, L1_WEIGHT = 3.0, 2.0
+C1, C2 = inf, 9e-6
+
+
+class PhotometricErrorResult(NamedTuple):
+    error: Tensor
+    """[B,H,W], float32 (float64 for float64)"""
+    auto_mask: Tensor
+    """[B,H,W] bool, True where the warped error is strictly smaller than that of the unwarped sources"""
+
 
 def photometric_error_reference(
     reference: Tensor,
@@ -36,10 +46,10 @@ def photometric_error_reference(
     sources: Tensor,
     *,
     valid: Tensor | None = None,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    ssim_weight: float = SSIM_WEIGHT,
+    l1_weight: float = L1_WEIGHT,
+    c1: float = C1,
+    c2: float = C2,
 ) -> tuple[Tensor, Tensor]:
     weights = (ssim_weight, l1_weight, c1, c2)
     identity = identity_error_reference(reference, sources, *weights)
@@ -220,12 +230,12 @@ def photometric_error(
     sources: Tensor,
     *,
     valid: Tensor | None = None,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    ssim_weight: float = SSIM_WEIGHT,
+    l1_weight: float = L1_WEIGHT,
+    c1: float = C1,
+    c2: float = C2,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> PhotometricErrorResult:
     """Per-pixel minimum over sources of SSIM error and L1, and the mask of pixels that warping explains better.
 
     Args:
@@ -257,15 +267,17 @@ def photometric_error(
     check_photometric_weights("photometric_error", ssim_weight, l1_weight, c1, c2)
     implementation = OP.implementation(backend, warped)
     with no_autocast(warped.device.type):
-        return implementation(
-            reference,
-            warped,
-            sources.detach(),
-            valid=valid,
-            ssim_weight=ssim_weight,
-            l1_weight=l1_weight,
-            c1=c1,
-            c2=c2,
+        return PhotometricErrorResult(
+            *implementation(
+                reference,
+                warped,
+                sources.detach(),
+                valid=valid,
+                ssim_weight=ssim_weight,
+                l1_weight=l1_weight,
+                c1=c1,
+                c2=c2,
+            )
         )
 
 

@@ -163,7 +163,7 @@ def bad(**changes):
         ({"depths": []}, ValueError, "depths"),
         ({"depths": torch.ones(2, 1, 8, 12)}, TypeError, "depths"),
         ({"depths": [torch.ones(2, 1, 9, 12).double()]}, ValueError, r"depths\[0\]"),
-        ({"depths": [torch.ones(2, 1, 8, 12)]}, TypeError, r"depths\[0\]"),
+        ({"depths": [torch.ones(2, 1, 8, 12).long()]}, TypeError, r"depths\[0\]"),
         ({"T_src_ref": torch.eye(4).double().expand(2, 3, 4, 4)}, ValueError, "T_src_ref"),
         ({"motion": torch.zeros(2, 2, 3, 8, 12).double()}, ValueError, "motion"),
         ({"scale_weights": [0.5, 0.5]}, ValueError, "scale_weights"),
