@@ -174,7 +174,11 @@ template <typename V, typename Stored> MCD_HD V load(const Stored* from, int cou
 template <typename V, typename Stored> MCD_HD void store(Stored* to, V value, int count) {
   using Bits = typename Lanes<V>::template of<uint32_t>;
   using Short = typename Lanes<V>::template of<uint16_t>;
-  if constexpr (std::is_same_v<Stored, bfloat16>) write_lanes(to, convert<Short>(to_bfloat16<Bits>(value)), count);
+  if constexpr (kLanes<V> == 1) {  // by its type: nvcc makes single bytes of a copy
+    if constexpr (std::is_same_v<Stored, bfloat16>) to->bits = Short(to_bfloat16<Bits>(value));
+    else if constexpr (std::is_same_v<Stored, float16>) to->bits = Short(to_float16<Bits>(value));
+    else *to = value;
+  } else if constexpr (std::is_same_v<Stored, bfloat16>) write_lanes(to, convert<Short>(to_bfloat16<Bits>(value)), count);
   else if constexpr (std::is_same_v<Stored, float16>) write_lanes(to, convert<Short>(to_float16<Bits>(value)), count);
   else write_lanes(to, value, count);
 }

@@ -55,19 +55,23 @@ template <typename Kernel> void allow_shared_memory(Kernel kernel, size_t bytes,
 // The row or column in which pixel i of `size` finds its window.
 MCD_HD int mirrored(int i, int size) { return i == 0 ? 2 : i == size - 1 ? size - 3 : i; }
 
-// Sums of a 3x3 window around image position `at`.
+// The 3x3 window around image position `at`, from its rows.
 template <bool kLuminance, typename T>
 __device__ SsimWindow<T> window_at(const T* x, const T* y, int at, const PhotometricWeights<T>& weights) {
-  T sum_x = 0, sum_xx = 0, sum_dd = 0, sum_y = 0, sum_yy = 0;
+  const auto moments = [&](const auto& value) {
+    T means[3], spread = 0;
 #pragma unroll
-  for (int row = -1; row <= 1; ++row)
-#pragma unroll
-    for (int column = -1; column <= 1; ++column) {
-      const T here = x[at + row * kImageWidth + column], there = y[at + row * kImageWidth + column], d = here - there;
-      sum_x += here, sum_xx += here * here, sum_dd += d * d, sum_y += there, sum_yy += there * there;
+    for (int row = 0; row < 3; ++row) {
+      const int here = at + (row - 1) * kImageWidth;
+      const auto steps = Steps<T>::of(value(here - 1), value(here), value(here + 1));
+      means[row] = value(here) + steps.to_mean(), spread += steps.spread();
     }
-  const T mean_y = sum_y * (T(1) / 9);
-  return ssim_window<kLuminance, T>(sum_x, sum_xx, sum_dd, mean_y, variance<T>(mean_y, sum_yy), weights);
+    const auto steps = Steps<T>::of(means[0], means[1], means[2]);
+    return Moments<T>{means[1] + steps.to_mean(), spread + 3 * steps.spread()};
+  };
+  return ssim_window<kLuminance, T>(
+      moments([&](int i) { return x[i]; }), moments([&](int i) { return y[i]; }),
+      moments([&](int i) { return x[i] - y[i]; }), weights);
 }
 
 // What a block keeps in shared memory, of type T: the reference, and for each source its image, its SSIM and with kGrad
