@@ -48,12 +48,12 @@ template <bool kLuminance, typename V>
 MCD_HD SsimWindow<V> ssim_window(
     const Moments<V>& x, const Moments<V>& y, const Moments<V>& d, const PhotometricWeights<Scalar<V>>& weights) {
   using T = Scalar<V>;
-  const V over = 1 / (x.spread + y.spread + weights.nine_c2), b = d.spread * over;
+  const V over = reciprocal<V>(x.spread + y.spread + weights.nine_c2), b = d.spread * over;
   if constexpr (!kLuminance) {
     const V alpha = weights.ssim * 2 * over, beta = alpha * b;
     return {weights.ssim * b, alpha, beta, alpha * d.mean - beta * x.mean, -alpha * d.mean - beta * y.mean};
   } else {
-    const V over_means = 1 / (x.mean * x.mean + y.mean * y.mean + weights.c1), a = d.mean * d.mean * over_means;
+    const V over_means = reciprocal<V>(x.mean * x.mean + y.mean * y.mean + weights.c1), a = d.mean * d.mean * over_means;
     const V alpha = weights.ssim * 2 * (1 - a) * over, beta = alpha * b;
     const V shared = weights.ssim * (T(2) / 9) * (1 - b) * over_means;
     return {weights.ssim * (a + b - a * b), alpha, beta,
