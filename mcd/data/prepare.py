@@ -19,6 +19,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # before imports of packages that may be missing, which `mcd` names
+    from mcd.cli import main as command
+
+    sys.exit(command(["prepare", *sys.argv[1:]]))
+
 import numpy as np
 import torch
 from PIL import Image
@@ -157,7 +162,7 @@ def _by_sequence(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mcd.data.prepare", description="Make a data set's triplet layout.")
+    parser = argparse.ArgumentParser(prog="mcd prepare", description="Make a data set's triplet layout.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     cityscapes = kinds.add_parser("cityscapes", help="leftImg8bit_sequence and camera files to triplets")
     cityscapes.add_argument("source", type=Path, help="folder with leftImg8bit_sequence/ and camera/")
@@ -187,7 +192,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

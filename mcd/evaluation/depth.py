@@ -365,7 +365,7 @@ def evaluate_place(place: Path, config_path: Path | None, overrides: Sequence[st
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message."""
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mcd evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("places", nargs="+", type=Path, metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--config", type=Path, help="evaluate on the data of this config instead of the run's own")
@@ -389,7 +389,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     Console().print(to_table(results))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -269,7 +269,7 @@ def _count(text: str) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mcd predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder, stage folder or weights file")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder, glob or video")
@@ -319,7 +319,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
