@@ -35,7 +35,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("mcd.train", "train every stage of a config, evaluate, report", "train"),
     "predict": Command("mcd.inference.command", "depth of images, folders and videos", "train"),
-    "evaluate": Command("mcd.evaluation.depth", "depth against ground truth, of runs and checkpoints", "train"),
+    "evaluate": Command("mcd.evaluation.command", "depth against ground truth, of runs and checkpoints", "train"),
     "report": Command("mcd.report.page", "draw the report of a run again", "report"),
     "convert": Command("mcd.convert", "use the released checkpoints of the paper's authors", "train"),
     "prepare": Command("mcd.data.prepare", "bring a published data set into the layout that is read", "train"),

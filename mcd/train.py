@@ -27,8 +27,8 @@ from mcd import ops
 from mcd.config import PACKAGED, Config, ConfigError, known_keys, load_config
 from mcd.data import open_reader
 from mcd.errors import McdError
-from mcd.evaluation.depth import evaluate_stage, write_metrics
 from mcd.evaluation.discovery import evaluate_discovery
+from mcd.evaluation.stages import evaluate_stage, write_metrics
 from mcd.extras import MissingPackage, extra
 from mcd.inference.predictor import choose_device
 from mcd.run.context import Context
@@ -142,7 +142,10 @@ def set_up(config: Config) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
-    mcd.set_backend(config.backend)
+    try:
+        mcd.set_backend(config.backend)
+    except mcd.BackendUnavailable as error:
+        raise ConfigError(str(error)) from None
     print(f"operators on {device}: {ops.backend_summary(device)}")
     return device
 

@@ -11,6 +11,7 @@ import sysconfig
 import tomllib
 import zipfile
 from importlib.metadata import distribution
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -113,11 +114,23 @@ def test_every_requirement_is_pinned_within_its_range_and_names_no_address() -> 
     assert len(pinned) == len([line for line in lines.splitlines() if line and not line.startswith("#")])
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    ranges = [
-        *project["build-system"]["requires"],
-        *project["project"]["dependencies"],
-        *project["project"]["optional-dependencies"]["dev"],
-    ]
+    extras = project["project"]["optional-dependencies"]
+    # Peers are installed by `make peers`, which has their versions.
+    groups = [requirements for name, requirements in extras.items() if name != "peers"]
+    ranges = [*project["build-system"]["requires"], *project["project"]["dependencies"], *chain(*groups)]
     versions = {name.lower(): version for name, version in pinned.items()}
+    unused = set(versions) - {"nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-runtime"}
     for requirement in map(Requirement, ranges):
+        if requirement.name == "mcd-depth":
+            assert requirement.extras <= set(extras), requirement
+            continue
         assert requirement.specifier.contains(versions[requirement.name.lower()]), requirement
+        unused.discard(requirement.name.lower())
+    assert not unused, "pinned, but in no range of pyproject.toml"
+
+
+def test_the_library_needs_torch_and_numpy_and_all_is_every_extra_of_a_user() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [Requirement(line).name for line in project["dependencies"]] == ["torch", "numpy"]
+    (everything,) = map(Requirement, project["optional-dependencies"]["all"])
+    assert everything.extras == set(project["optional-dependencies"]) - {"all", "dev", "peers"}

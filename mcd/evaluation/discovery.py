@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcd.data import instance_masks, open_reader, road_mask
+from mcd.data import open_reader
 from mcd.data.files import read_mask, resize_nearest
 from mcd.data.labels import numbered_masks
 from mcd.files import frame_path
 from mcd.masks.instances import FrameInstances, read_rows
 from mcd.masks.morphology import areas, match, overlap
+from mcd.masks.source import CANDIDATES, GivenMasks, mask_source, round_name
 from mcd.run.context import Context
-from mcd.stages.detector import CANDIDATES, round_name
 
 OVERLAP = 0.5
 """Intersection over union from which an instance is the true one."""
@@ -175,7 +175,7 @@ def _class_folder(context: Context) -> Path:
 
 def _found(context: Context, stage: str, frame: str) -> Tensor:
     if stage == "detector":
-        return torch.from_numpy(instance_masks(context.labels, "val", frame)[0])
+        return torch.from_numpy(mask_source(context.run).instances("val", frame)[0])
     path = frame_path(context.run.stage("instances"), "val", frame)
     if not path.is_file():
         return torch.zeros(0, *context.config.data.size, dtype=torch.bool)
@@ -189,8 +189,9 @@ def _ground(context: Context) -> dict[str, float]:
         return {}
     place = data.root / data.road_masks / "val"
     frames = [frame for frame in open_reader(data, "val").frames if (place / f"{frame}.png").is_file()]
+    found, given = mask_source(context.run), GivenMasks(data)
     iou = ground_iou(
-        (torch.from_numpy(road_mask(context.labels, "val", frame)) for frame in frames),
-        (torch.from_numpy(road_mask(data, "val", frame)) for frame in frames),
+        (torch.from_numpy(found.ground("val", frame)) for frame in frames),
+        (torch.from_numpy(given.ground("val", frame)) for frame in frames),
     )
     return {} if iou is None else {"iou": iou}

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,9 +31,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from mcd.data.video import VideoError, VideoReader, VideoWriter, frame_count
-from mcd.errors import McdError
+from mcd.errors import McdError, out_of_memory
 from mcd.files import atomic_path
+from mcd.geometry import MAX_DEPTH, MIN_DEPTH
 from mcd.inference.predictor import DepthPredictor, choose_device
 from mcd.run.checkpoint import CheckpointError
 from mcd.visualize import colour_depth, depth_range, to_bytes
@@ -45,6 +46,7 @@ VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".m
 FORMATS = ("png", "npy", "16bit")
 # The nets' farthest depth is 100, so that no pixel of theirs saturates.
 FACTOR = 650.0
+MOST_AT_ONCE = 4096
 
 
 class InputError(McdError, ValueError):
@@ -204,6 +206,8 @@ def predict_video(predictor: DepthPredictor, job: Job, options: Options) -> Iter
 
     What was decoded before a broken frame is kept.
     """
+    from mcd.data.video import VideoError, VideoReader, VideoWriter
+
     done = 0
     smooth: NDArray[np.float64] | None = None
     try:
@@ -254,17 +258,36 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number") from None
+    if not 1 <= value <= MOST_AT_ONCE:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to {MOST_AT_ONCE}")
     return value
+
+
+def check_range(options: Options) -> None:
+    """Raise InputError if every depth that a net can predict would be written as the same number."""
+    nearest, farthest = (depth * options.scale for depth in (MIN_DEPTH, MAX_DEPTH))
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if not (nearest >= least and farthest <= most):
+        raise InputError(f"--scale {options.scale:g} makes depths of {nearest:g} to {farthest:g}, beyond float32")
+    if "16bit" in options.formats and not (farthest * options.factor >= 1.5 and nearest * options.factor < 65535):
+        raise InputError(
+            f"--scale {options.scale:g} and --factor {options.factor:g} make levels of {nearest * options.factor:g} to "
+            f"{farthest * options.factor:g}, all outside 1 to 65535"
+        )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -295,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parse(arguments)
     options = Options(tuple(given.format), given.batch, given.scale, given.factor, given.with_image)
     try:
+        check_range(options)
         jobs = plan(find_inputs(given.inputs), given.output, options.formats, given.force)
         predictor = DepthPredictor.load(
             given.checkpoint, given.stage, device=choose_device(given.device), size=given.size
@@ -307,15 +331,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work: list[tuple[str, int | None, Iterator[str | None]]] = []
     if images:
         work.append(("images", len(images), predict_images(predictor, images, options)))
-    work += [
-        (job.source.name, frame_count(job.source), predict_video(predictor, job, options))
-        for job in jobs
-        if job.is_video
-    ]
+    if videos := [job for job in jobs if job.is_video]:
+        from mcd.data.video import frame_count
+
+        work += [(job.source.name, frame_count(job.source), predict_video(predictor, job, options)) for job in videos]
     problems: list[str] = []
     for title, total, results in work:
         bar = tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True)
-        problems += [problem for problem in bar if problem]
+        try:
+            problems += [problem for problem in bar if problem]
+        except OSError as error:
+            problems.append(f"results of {title} cannot be written: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            problems.append(f"not enough memory for {title}: lower --batch or --size")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0

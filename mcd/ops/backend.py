@@ -40,7 +40,8 @@ _process: dict[str, str] = {}
 _environment = os.environ.get("MCD_BACKEND", "")
 
 
-def _normalized(choice: Choice, origin: str) -> dict[str, str]:
+def entries_of(choice: Choice, origin: str) -> dict[str, str]:
+    """A choice as {operator or "*": backend}; raises BackendUnavailable for an unknown backend."""
     if not isinstance(choice, str | Mapping):
         raise TypeError(f"{origin}: a backend is a name or a map {{operator: name}}, not {type(choice).__name__}")
     entries = {EVERY: choice} if isinstance(choice, str) else dict(choice)
@@ -58,7 +59,7 @@ class use_backend:
     """
 
     def __init__(self, choice: Choice):
-        self._entries = _normalized(choice, "use_backend")
+        self._entries = entries_of(choice, "use_backend")
         self._outer: list[dict[str, str]] = []
 
     def __enter__(self) -> None:
@@ -72,7 +73,9 @@ class use_backend:
 def set_backend(choice: Choice) -> None:
     """Choose for the whole process, in all its threads; `use_backend` and arguments beat it."""
     global _process
-    _process = _normalized(choice, "set_backend")
+    if _environment:  # even where it is overruled, a mistake in it is said
+        entries_of(_environment, "MCD_BACKEND")
+    _process = entries_of(choice, "set_backend")
 
 
 def chosen(operator: str) -> tuple[str, bool]:
@@ -83,7 +86,7 @@ def chosen(operator: str) -> tuple[str, bool]:
         if EVERY in entries:
             return entries[EVERY], False
     if _environment:
-        return _normalized(_environment, "MCD_BACKEND")[EVERY], False
+        return entries_of(_environment, "MCD_BACKEND")[EVERY], False
     return "auto", False
 
 

@@ -5,6 +5,7 @@ Tests and benchmarks go through `OPERATORS`, so an operator that registers itsel
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -91,6 +92,15 @@ def register(operator: Operator) -> Operator:
         raise ValueError(f"operator {operator.name!r} is registered already")
     OPERATORS[operator.name] = operator
     return operator
+
+
+def check_choice(choice: backends.Choice, origin: str) -> None:
+    """Raise BackendUnavailable where a choice names a backend or an operator that does not exist."""
+    for name in backends.entries_of(choice, origin):
+        if name != backends.EVERY and name not in OPERATORS:
+            near = difflib.get_close_matches(name, OPERATORS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(OPERATORS)}"
+            raise BackendUnavailable(f"{origin}: unknown operator {name!r}{hint}")
 
 
 def backend_summary(device: str | torch.device = "cpu") -> str:

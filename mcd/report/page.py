@@ -16,9 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from mcd.config import STAGES, Config, ConfigError, load_config
-from mcd.evaluation.depth import DISCOVERY, REGIONS, WHOLE
 from mcd.evaluation.discovery import discovery_steps, why_little_was_found
 from mcd.evaluation.metrics import METRICS
+from mcd.evaluation.protocol import REGIONS
+from mcd.evaluation.tables import DISCOVERY, WHOLE
 from mcd.files import DataError, write_text
 from mcd.report.charts import COLOURS, line_chart
 from mcd.report.detection_pictures import detection_pictures, write_detection_panel

@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,9 +16,11 @@ from torch import Tensor
 from mcd.config import Config, Evaluation
 from mcd.data import EvaluationSet, FrameDataset, WholeFrame, collate, open_reader, to_device
 from mcd.data.files import resize_image
-from mcd.evaluation.depth import align, has_ground_truth, stage_predictor
-from mcd.files import atomic_path, frame_path, reading
+from mcd.evaluation.protocol import align
+from mcd.evaluation.stages import has_ground_truth, stage_predictor
+from mcd.files import atomic_path
 from mcd.inference.predictor import choose_device, resize_depth
+from mcd.masks.source import read_ground
 from mcd.run.checkpoint import load_weights
 from mcd.run.context import Context
 from mcd.run.folder import Run
@@ -174,10 +175,8 @@ def discovery_pictures(config: Config, run_folder: Path) -> str:
 
 
 def _ground_tiles(folder: Path, frame: str, image: Tensor) -> str:
-    path = frame_path(folder / "masks", "val", frame, ".png")
-    with reading("ground", path), Image.open(path) as file:
-        share = torch.from_numpy(np.asarray(file, dtype=np.float32) / 255)
-    return tile(tint(image, share), "ground")
+    share = torch.from_numpy(read_ground(folder.parent, "val", frame))
+    return tile(tint(image, share[0]), "ground")
 
 
 def _slot_tiles(folder: Path, frame: str, image: Tensor) -> str:

@@ -18,15 +18,9 @@ from torch import Tensor
 
 from mcd.config import Config, parse_config
 from mcd.data import EvaluationSet
-from mcd.evaluation.depth import (
-    EvaluationError,
-    evaluate_depth,
-    evaluate_objects,
-    evaluate_stage,
-    main,
-    row_median,
-    write_metrics,
-)
+from mcd.evaluation.command import main
+from mcd.evaluation.protocol import EvaluationError, evaluate_depth, evaluate_objects
+from mcd.evaluation.stages import evaluate_stage, row_median, write_metrics
 from mcd.files import write_json
 from mcd.inference.predictor import DepthPredictor
 from mcd.nets import build_depth_net

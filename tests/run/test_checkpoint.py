@@ -107,3 +107,20 @@ def test_a_state_comes_back_and_a_broken_one_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
         load_state(path)
+
+
+class Touching:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (type(self.path).touch, (self.path,))
+
+
+def test_a_state_that_would_run_code_is_refused_before_it_does(tmp_path):
+    torch.save({"step": 1, "nets": Touching(tmp_path / "ran")}, tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
+        load_state(tmp_path / "state.pt")
+    assert not (tmp_path / "ran").exists()
