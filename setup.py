@@ -152,7 +152,7 @@ class NinjaBuild(build_ext):
     """Incremental: the build folder stays between runs."""
 
     def build_extension(self, extension: Extension) -> None:
-        cxx, cuda = compiler(), cuda_home()
+        cuda, cxx = cuda_home(), compiler()
         if cxx is None:
             print(
                 "mcd: no C++ compiler (c++ is not on PATH): without native operators, the slower reference serves;"

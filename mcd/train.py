@@ -28,7 +28,7 @@ from mcd.config import PACKAGED, Config, ConfigError, known_keys, load_config
 from mcd.data import open_reader
 from mcd.errors import McdError
 from mcd.evaluation.discovery import evaluate_discovery
-from mcd.evaluation.stages import evaluate_stage, write_metrics
+from mcd.evaluation.stages import evaluate_stage, run_contact, write_metrics
 from mcd.extras import MissingPackage, extra
 from mcd.inference.predictor import choose_device
 from mcd.run.context import Context
@@ -82,7 +82,7 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
             facts["frames"] = frames
             run.finish(name, **facts)
             write_metrics(run.path)
-    write_metrics(run.path, show=True)
+    write_metrics(run.path, contact=run_contact(config, run.path, device), show=True)
     report(run.path)
     return run.path
 

@@ -45,6 +45,7 @@ def write_report(run_folder: Path | str) -> Path:
     environment = _read_json(run_folder / "env.json")
     sections = [
         _figures(metrics),
+        _contact(metrics.get("contact", {})),
         _pictures("Held-out frames", frame_pictures, config, run_folder),
         _pictures("What moves by itself", motion_pictures, config, run_folder),
         _discovery(run_folder, metrics.get("discovery", {})),
@@ -84,8 +85,34 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     return _section(
         "Depth against ground truth",
         f"{_headline(stages)}{short}<p class=muted>abs_rel: mean relative error, lower is better. a1: share of pixels "
-        f"within a factor of 1.25, higher is better.</p>"
+        f"within a factor of 1.25, higher is better. standing: measured points 0.3 to 2.5 m above the road. row "
+        f"median: a baseline that knows how far each row is, and nothing else.</p>"
         f"<details><summary>All metrics</summary>{full}{objects}</details>",
+    )
+
+
+def _contact(contact: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
+    """Whether what masks or boxes show stands on the road, by stage; "" for a run without either."""
+    lines = ""
+    for stage, sources in contact.items():
+        for source, groups in sources.items():
+            for group, f in groups.items():
+                numbers = (
+                    f"{f['count']:.0f}",
+                    *(f"{f[n]:.2f} ({f[f'{n}_25']:.2f}&ndash;{f[f'{n}_75']:.2f})" for n in ("contact", "upright")),
+                    f"{f['upright_rows']:.2f}",
+                )
+                cells = "".join(f"<td>{number}</td>" for number in numbers)
+                lines += f"<tr><th>{escape(stage)}</th><th>{source}, {group}</th>{cells}</tr>"
+    if not lines:
+        return ""
+    heads = "".join(f"<th>{name}</th>" for name in ("", "", "objects", "contact", "upright", "upright of its rows"))
+    return _section(
+        "Do vehicles stand on the road?",
+        f"<div class=scroll><table><tr>{heads}</tr>{lines}</table></div><p class=muted>Medians (quartiles). contact: "
+        "depth of a vehicle's lower third over the road's at its foot, about 1; above it, the vehicle is a hole. "
+        "upright: depth of its upper third over the same, 1.0 to 1.15; a net that knows rows alone has what the last "
+        "column says.</p>",
     )
 
 
