@@ -85,7 +85,7 @@ def evaluate_place(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message."""
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.evaluate",
+        prog="mcd evaluate",
         description=f"{__doc__}\n{protocol.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
