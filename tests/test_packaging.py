@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 from bare import CORE, link_packages, run_bare
 from packaging.requirements import Requirement
 
@@ -176,3 +177,18 @@ def test_the_library_needs_torch_and_numpy_and_all_is_every_extra_of_a_user() ->
     assert [Requirement(line).name for line in project["dependencies"]] == ["torch", "numpy"]
     (everything,) = map(Requirement, project["optional-dependencies"]["all"])
     assert everything.extras == set(project["optional-dependencies"]) - {"all", "dev", "peers"}
+
+
+def test_the_version_is_written_alike_everywhere() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == mcd.__version__
+    newest = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert newest == mcd.__version__
+    assert distribution("mcd-depth").version.partition("+")[0] == mcd.__version__
+
+
+def test_the_hosted_workflow_runs_the_gates_that_ci_runs() -> None:
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/check.yml").read_text())["jobs"].values()
+    gates = re.findall(r"for gate in (.*); do", (ROOT / ".ci/run").read_text())
+    assert job["strategy"]["matrix"]["gate"] == gates[0].split()
+    assert job["steps"][-1]["run"].startswith("make ${{ matrix.gate }}")
