@@ -21,21 +21,30 @@ import mcd
 from mcd import ops
 from mcd.config import Config, ConfigError, known_keys, load_config
 from mcd.data import open_reader
-from mcd.errors import McdError
+from mcd.errors import McdError, NothingToLearnError, out_of_memory
 from mcd.evaluation.discovery import evaluate_discovery
+from mcd.evaluation.protocol import NothingCountsError, Regions
 from mcd.evaluation.stages import evaluate_stage, run_contact, write_metrics
+from mcd.files import atomic_path
 from mcd.inference.predictor import choose_device
 from mcd.report.page import write_report
+from mcd.run.checkpoint import WEIGHTS
 from mcd.run.context import Context
-from mcd.run.folder import Run
+from mcd.run.folder import Run, run_folder
+from mcd.run.lock import lock_run
 from mcd.run.networks import check_nets
+from mcd.run.warned import DATA, warn
 from mcd.stages import STAGES, Preparation, Stage, TrainingStage
 from mcd.streets.synthetic import generate
+from mcd.training.checks import look_at_frames, look_at_results
 from mcd.training.loop import train
 from mcd.training.memory import keep_freed_memory
 from mcd.training.profiling import ProfileWindow, step_window
 from mcd.training.state import LAST
 from mcd.training.stop import InterruptedRun, StopSignal
+
+STAGES_OF_OBJECTS = ("slots", "detector", "instances", "object", "scale", "pseudo", "final")
+"""What needs objects, to the end."""
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
 
@@ -56,6 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EXPECTED as error:
         print(f"mcd.train: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"mcd.train: not enough memory: lower data.size or the stage's batch ({error})", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -63,23 +77,68 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
     """Train, evaluate and report every stage of ``config``; returns the run folder."""
     check_nets(config)
     device = set_up(config)
-    run = Run(config)
-    make_data(config)
-    context = Context(config, run, device)
-    frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))
-    with closing(ProfileWindow(profile, run.path)) as window:
-        for name in config.stages:
-            if run.finished(name) is not None:
-                continue
-            facts = run_stage(STAGES[name], context, stop, window)
-            facts["metrics"] = evaluate_stage(config, run.path, name, device)
-            facts["discovery"] = evaluate_discovery(context, name)
-            facts["frames"] = frames
-            run.finish(name, **facts)
-            write_metrics(run.path)
-    write_metrics(run.path, contact=run_contact(config, run.path, device), show=True)
-    print(f"report: {write_report(run.path)}")
+    with lock_run(run_folder(config)):
+        run = Run(config)
+        make_data(config)
+        context = Context(config, run, device)
+        frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))
+        with closing(ProfileWindow(profile, run.path)) as window:
+            if any(run.finished(name) is None for name in config.stages):
+                warn(run.path, DATA, look_at_frames(config))
+            for name in config.stages:
+                if run.finished(name) is not None:
+                    continue
+                reason = why_left_out(run, name)
+                try:
+                    if reason is None:
+                        facts = run_stage(STAGES[name], context, stop, window)
+                    else:
+                        facts = leave_out(context, name, reason)
+                except NothingToLearnError as error:
+                    say_left_out(context, name, str(error))
+                    facts = leave_out(context, name, str(error))
+                facts["metrics"] = evaluate(context, name)
+                facts["discovery"] = evaluate_discovery(context, name)
+                facts["frames"] = frames
+                run.finish(name, **facts)
+                write_metrics(run.path)
+        write_metrics(run.path, contact=run_contact(config, run.path, device), show=True)
+        print(f"report: {write_report(run.path)}")
     return run.path
+
+
+def why_left_out(run: Run, name: str) -> str | None:
+    """Why a stage is left out: an earlier one has found nothing to learn objects from. None: it is not."""
+    before = STAGES_OF_OBJECTS[: STAGES_OF_OBJECTS.index(name)] if name in STAGES_OF_OBJECTS else ()
+    return next((facts["left_out"] for stage in before if "left_out" in (facts := run.finished(stage) or {})), None)
+
+
+def say_left_out(context: Context, name: str, reason: str) -> None:
+    """Say that the stages from ``name`` on are left out, and why."""
+    stages = [stage for stage in STAGES_OF_OBJECTS[STAGES_OF_OBJECTS.index(name) :] if stage in context.config.stages]
+    instead = "; the final net is the scene's" if "final" in stages else ""
+    warn(context.run.path, name, [f"{reason}. Left out: {', '.join(stages)}{instead}"])
+
+
+def leave_out(context: Context, name: str, reason: str) -> dict[str, Any]:
+    """The facts of a stage that is left out. The scene's net, which is right where nothing moves, becomes the final."""
+    if name == "final":
+        with atomic_path(context.run.stage(name) / WEIGHTS) as temporary:
+            temporary.write_bytes(context.weights_of("scene").read_bytes())
+    return {"seconds": 0.0, "left_out": reason}
+
+
+def evaluate(context: Context, name: str) -> Regions:
+    """Evaluate a stage; ground truth of which nothing counts is said, and costs the run nothing."""
+    notes: list[str] = []
+    metrics: Regions = {}
+    try:
+        metrics = evaluate_stage(context.config, context.run.path, name, context.device, notes)
+    except NothingCountsError as error:
+        notes.append(str(error))
+    if notes:
+        warn(context.run.path, "evaluation", notes)
+    return metrics
 
 
 def run_stage(kind: type[Stage], context: Context, stop: StopSignal, window: ProfileWindow) -> dict[str, Any]:
@@ -106,6 +165,7 @@ def run_part(part: Stage, context: Context, stop: StopSignal, window: ProfileWin
     begin = time.perf_counter()
     try:
         if isinstance(part, TrainingStage):
+            warn(context.run.path, part.name, look_at_results(part))
             facts |= part.export(stop)
         elif isinstance(part, Preparation):
             facts |= part.prepare(stop)

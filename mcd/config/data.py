@@ -49,6 +49,7 @@ class Data(Section):
     spacing: tuple[Count, ...] = Field(
         (1,), min_length=1, description="sequence: frame distances to draw from while training"
     )
+    bridge_gaps: bool = Field(False, description="sequence: frames are neighbours though their numbers leave a gap")
     half_pixel: bool = Field(True, description="K of a resized frame is exact; False: the published row scaling")
     on_error: Literal["stop", "skip"] = Field("stop", description="a corrupt or missing file stops, or is counted")
     workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes, at most four a core")

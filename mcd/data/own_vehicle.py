@@ -29,7 +29,7 @@ _STRENGTH = 3.5  # grey levels a pixel: of an edge in the median frame
 # An edge that is there in all frames but 15 % has at least this share of what it has in the strongest 15 %.
 _STEADY = 0.55
 # Static edge pixels around one another: single ones are chance.
-_TOGETHER = 7
+_TOGETHER = 8
 # The edge of a bonnet: rows, share of the columns in which it is seen, what of its gradients has one direction.
 _ROWS, _SEEN, _COHERENT = (0.55, 0.985), 0.85, 0.7
 _BONNET_STRENGTH = 1.5
@@ -101,7 +101,7 @@ def _bonnet(gradients: Floats) -> Region:
     level = (coherent > _COHERENT) & (size > _BONNET_STRENGTH) & (np.abs(mean[1]) > np.abs(mean[0]))
     top, bottom = (round(share * height) for share in _ROWS)
     ridge = _ridge(np.median(np.abs(gradients[1]), axis=0))
-    path = top + _best_path((np.where(level, coherent, 0) + ridge)[top:bottom])
+    path = top + _best_path((np.where(level, coherent, 0) + 0.7 * ridge)[top:bottom])
     level |= ridge > _RIDGE
     seen = np.mean([level[max(row - 1, 0) : row + 2, column].any() for column, row in enumerate(path)])
     below = np.arange(height)[:, None] >= path
@@ -134,7 +134,7 @@ def _best_path(score: Floats) -> NDArray[np.intp]:
     best[:, 0] = score[:, 0]
     for column in range(1, columns):
         before = np.pad(best[:, column - 1], 2, constant_values=-np.inf)
-        choices = np.stack([before[shift : shift + rows] - 0.1 * abs(shift - 2) for shift in range(5)])
+        choices = np.stack([before[shift : shift + rows] - 0.3 * abs(shift - 2) for shift in range(5)])
         step[:, column] = choices.argmax(axis=0) - 2
         best[:, column] = choices.max(axis=0) + score[:, column]
     path = np.empty(columns, np.intp)

@@ -24,7 +24,7 @@ from mcd.evaluation import protocol
 from mcd.evaluation.protocol import EvaluationError, Regions, evaluate_depth
 from mcd.evaluation.scale import scale_of
 from mcd.evaluation.stage_contact import Contact, contact_table, stage_contact
-from mcd.evaluation.stages import evaluate_stage, has_ground_truth, run_contact, write_metrics
+from mcd.evaluation.stages import baseline, evaluate_stage, has_ground_truth, run_contact, write_metrics
 from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, scale_lines, to_csv, to_table
 from mcd.files import DataError, write_json, write_text
 from mcd.inference.predictor import DepthPredictor, choose_device
@@ -57,9 +57,10 @@ def evaluate_place(
             f"{config.data.root} has no ground truth: data.depth names no folder, and no --boxes are to be looked at"
         )
     device = choose_device(config.device)
+    notes: list[str] = []
     if run_folder is not None:
         names = [stage for stage in (*WHOLE, "object") if stage != ROW_MEDIAN]
-        stages = {stage: evaluate_stage(config, run_folder, stage, device) for stage in names}
+        stages = {stage: evaluate_stage(config, run_folder, stage, device, notes) for stage in names}
         stages = {stage: regions for stage, regions in stages.items() if regions}
         contact = run_contact(config, run_folder, device)
         if not stages and not contact:
@@ -73,12 +74,12 @@ def evaluate_place(
         name = place.stem if place.is_file() else place.name
         settings, workers = config.evaluation, config.data.workers
         scale = scale_of(config, find_weights(place), device) if known else None
-        stages = {name: evaluate_depth(predict, dataset, settings, device, workers, scale)} if known else {}
+        stages = {name: evaluate_depth(predict, dataset, settings, device, workers, notes, scale)} if known else {}
         figures = stage_contact(config, None, predict, device)
         contact = {name: figures} if figures else {}
-    if known:
-        stages[ROW_MEDIAN] = evaluate_stage(config, place, ROW_MEDIAN, device)
-    return stages, contact
+    for note in dict.fromkeys(notes):
+        print(f"warning: {note}", file=sys.stderr)
+    return stages | (baseline(config, place, device) if known else {}), contact
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,20 +24,25 @@ from mcd.data.evaluation import valid_pixels
 from mcd.data.files import read_mask, resize_nearest
 from mcd.data.labels import numbered_masks
 from mcd.errors import McdError
+from mcd.evaluation.figures import Regions
 from mcd.evaluation.metrics import METRICS, depth_metrics, median_ratio
 from mcd.evaluation.scale import ScaleOf
 from mcd.evaluation.standing import standing_points
+from mcd.files import DataError
 from mcd.inference.predictor import DepthPredictor
 
 REGIONS = ("all", "standing", "static", "dynamic", "objects")
 
 Predict = Callable[[Batch], Tensor]
 """A batch of an :class:`EvaluationSet` (``image`` [B,3,H,W], ``frame``) to depths [B,1,h,w] of any size and scale."""
-Regions = dict[str, dict[str, float]]
 
 
 class EvaluationError(McdError, RuntimeError):
     """A prediction that cannot be evaluated."""
+
+
+class NothingCountsError(DataError):
+    """Ground truth that leaves no pixel to evaluate in any frame; the message says by which rule."""
 
 
 def evaluate_depth(
@@ -46,11 +51,13 @@ def evaluate_depth(
     settings: Evaluation,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    notes: list[str] | None = None,
     scale: ScaleOf | None = None,
 ) -> Regions:
     """Evaluate a depth predictor by the protocol above.
 
     Args:
+        notes: gets a line if frames are left out, because none of their pixels counts.
         scale: what puts a prediction into metres; None: the ratio of the medians.
 
     Returns:
@@ -60,8 +67,10 @@ def evaluate_depth(
 
     Raises:
         DataError: ground truth is missing or broken.
+        NothingCountsError: no pixel of any frame counts.
         EvaluationError: a prediction is not finite and positive.
     """
+    empty: list[str] = []
     scales: list[tuple[float, float]] = []
     found: dict[str, list[dict[str, Tensor]]] = {region: [] for region in REGIONS}
     for batch in prefetch(fixed_batches(dataset, settings.batch, workers, device), device):
@@ -72,6 +81,7 @@ def evaluate_depth(
                 raise EvaluationError(f"the predicted depth of frame {frame} is not finite and positive")
             gt, valid = (torch.from_numpy(batch[name][index]).to(device) for name in ("depth_gt", "valid"))
             if not valid.any():
+                empty.append(f"{frame}: {batch['empty'][index]}")
                 continue
             dynamic = batch["dynamic_mask"][index]
             masks = {"all": valid}
@@ -91,6 +101,12 @@ def evaluate_depth(
             for region, mask in masks.items():
                 if mask.any():
                     found[region].append(depth_metrics(aligned[mask], gt[mask].double()))
+    if not found["all"]:
+        raise NothingCountsError(f"no pixel of the ground truth counts in any of {len(empty)} frames; {empty[0]}")
+    if empty and notes is not None:
+        notes.append(
+            f"{len(empty)} of {len(dataset)} evaluated frames are left out, for none of their pixels counts; {empty[0]}"
+        )
     regions = {region: _means(rows) for region, rows in found.items() if rows}
     if scales:
         used, exact = torch.tensor(scales, dtype=torch.float64).unbind(1)

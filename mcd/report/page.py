@@ -17,10 +17,11 @@ from typing import Any
 
 from mcd.config import STAGES, Config, ConfigError, load_config
 from mcd.evaluation.discovery import discovery_steps, why_little_was_found
+from mcd.evaluation.figures import read_figures
 from mcd.evaluation.metrics import METRICS
 from mcd.evaluation.protocol import REGIONS
 from mcd.evaluation.tables import DISCOVERY, WHOLE
-from mcd.files import DataError, write_text
+from mcd.files import DataError, read_json, reading, write_text
 from mcd.report.charts import COLOURS, line_chart
 from mcd.report.detection_pictures import detection_pictures, write_detection_panel
 from mcd.report.pictures import discovery_pictures, frame_pictures, motion_pictures, write_motion_panel, write_panel
@@ -36,14 +37,16 @@ def write_report(run_folder: Path | str) -> Path:
 
     Raises:
         ConfigError: the run has no readable config.yaml.
+        DataError: its figures, logs or environment are broken; the message names the file.
     """
     run_folder = Path(run_folder)
     config = load_config(run_folder / "config.yaml")
-    metrics = _read_json(run_folder / "metrics.json")
+    metrics = read_figures(run_folder / "metrics.json")
     logs: Logs = {stage: _read_log(run_folder / "log", stage) for stage in STAGES}
     logs = {stage: rows for stage, rows in logs.items() if rows}
     environment = _read_json(run_folder / "env.json")
     sections = [
+        _warnings(metrics),
         _figures(metrics),
         _contact(metrics.get("contact", {})),
         _pictures("Held-out frames", frame_pictures, config, run_folder),
@@ -68,6 +71,11 @@ def write_report(run_folder: Path | str) -> Path:
     body = f"<h1>{title}</h1><p class=muted>{subtitle}</p>" + "".join(sections)
     write_text(path, _PAGE.format(title=title, style=_STYLE, body=body))
     return path
+
+
+def _warnings(metrics: Mapping[str, Any]) -> str:
+    lines = "".join(f"<li>{escape(line)}</li>" for line in metrics.get("warnings", ()))
+    return _section("What to look at first", f"<ul>{lines}</ul>") if lines else ""
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
@@ -120,6 +128,8 @@ def _headline(stages: Mapping[str, Any]) -> str:
     try:
         first, final = stages["scene"]["dynamic"]["abs_rel"], stages["final"]["dynamic"]["abs_rel"]
     except KeyError:
+        return ""
+    if not first > 0:
         return ""
     control = stages.get("control", {}).get("dynamic", {}).get("abs_rel")
     beside = f"; training as long without the labels gives {control:.3f}" if control is not None else ""
@@ -254,7 +264,7 @@ def _details(title: str, text: str) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json("environment", path) if path.is_file() else {}
 
 
 def _read_log(folder: Path, stage: str) -> list[dict[str, float]]:
@@ -264,9 +274,9 @@ def _read_log(folder: Path, stage: str) -> list[dict[str, float]]:
     for path in (folder / f"{stage}.csv", *rounds):
         if path.is_file():
             first = rows[-1]["step"] if rows else 0
-            with path.open(newline="") as file:
+            with reading("log", path), path.open(newline="") as file:
                 found = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-            rows += [row | {"step": row["step"] + first} for row in found]
+                rows += [row | {"step": row["step"] + first} for row in found]
     return rows
 
 
