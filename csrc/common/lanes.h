@@ -148,6 +148,9 @@ template <typename U, typename V> MCD_HD U to_float16(V value) {
 // ---- memory. `count` < kLanes at the end of a row: further lanes are 0 on reading and dropped on writing.
 
 template <typename T> MCD_HD T read_lanes(const void* from, int count) {
+#ifdef __CUDACC__
+  return *static_cast<const T*>(from);  // by its type: nvcc makes single bytes of a copy
+#else
   T value;
   if (count >= kLanes<T>) {
     __builtin_memcpy(&value, from, sizeof(T));
@@ -157,14 +160,19 @@ template <typename T> MCD_HD T read_lanes(const void* from, int count) {
     value = in_memory;
   }
   return value;
+#endif
 }
 template <typename T> MCD_HD void write_lanes(void* to, T value, int count) {
+#ifdef __CUDACC__
+  *static_cast<T*>(to) = value;
+#else
   if (count >= kLanes<T>) {
     __builtin_memcpy(to, &value, sizeof(T));
   } else {
     const T in_memory = value;  // a copy, so that `value` itself may stay in a register
     __builtin_memcpy(to, &in_memory, count * sizeof(Scalar<T>));
   }
+#endif
 }
 
 template <typename V, typename Stored> MCD_HD V load(const Stored* from, int count) {
@@ -185,11 +193,7 @@ template <typename V, typename Stored> MCD_HD V load(const Stored* from, int cou
 template <typename V, typename Stored> MCD_HD void store(Stored* to, V value, int count) {
   using Bits = typename Lanes<V>::template of<uint32_t>;
   using Short = typename Lanes<V>::template of<uint16_t>;
-  if constexpr (kLanes<V> == 1) {  // by its type: nvcc makes single bytes of a copy
-    if constexpr (std::is_same_v<Stored, bfloat16>) to->bits = Short(to_bfloat16<Bits>(value));
-    else if constexpr (std::is_same_v<Stored, float16>) to->bits = Short(to_float16<Bits>(value));
-    else *to = value;
-  } else if constexpr (std::is_same_v<Stored, bfloat16>) write_lanes(to, convert<Short>(to_bfloat16<Bits>(value)), count);
+  if constexpr (std::is_same_v<Stored, bfloat16>) write_lanes(to, convert<Short>(to_bfloat16<Bits>(value)), count);
   else if constexpr (std::is_same_v<Stored, float16>) write_lanes(to, convert<Short>(to_float16<Bits>(value)), count);
   else write_lanes(to, value, count);
 }

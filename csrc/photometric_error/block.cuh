@@ -37,21 +37,8 @@ struct BlockTile {
 
   // Calls f(y, x) for every pixel of the image within `margin` of the tile, shared among the block's threads.
   template <typename F> __device__ void for_each(int margin, const F& f) const {
-    for_each_in(
+    for_each_place<kBlockThreads>(
         max(top - margin, 0), min(bottom + margin, height), max(left - margin, 0), min(right + margin, width), f);
-  }
-  // The same for the pixels [first_row, last_row) × [first_column, last_column).
-  template <typename F>
-  static __device__ void for_each_in(int first_row, int last_row, int first_column, int last_column, const F& f) {
-    const int n_rows = last_row - first_row, n_columns = last_column - first_column;
-    // Additions in place of a division for every pixel.
-    const int down = kBlockThreads / n_columns, across = kBlockThreads % n_columns;
-    int row = int(threadIdx.x) / n_columns, column = int(threadIdx.x) % n_columns;
-    while (row < n_rows) {
-      f(first_row + row, first_column + column);
-      row += down, column += across;
-      if (column >= n_columns) column -= n_columns, ++row;
-    }
   }
   // Calls f(part, x) for every one of `parts` and every column of [first, last): threads that then walk down the column.
   template <typename F> static __device__ void for_each_column(int parts, int first, int last, const F& f) {
@@ -210,7 +197,7 @@ template <typename T, bool kGrad, bool kBoth = false, bool kLoss = false> struct
   // Weighs the windows by share(y, x), what the error at a pixel has for a part in the loss: that of the pixels that find
   // their SSIM in them. Where there is no window the weight is 0.
   template <typename Share> __device__ void weigh_windows(const Share& share) const {
-    BlockTile::for_each_in(tile.top - 1, tile.bottom + 1, tile.left - 1, tile.right + 1, [&](int y, int x) {
+    for_each_place<kBlockThreads>(tile.top - 1, tile.bottom + 1, tile.left - 1, tile.right + 1, [&](int y, int x) {
       const int at = tile.window_at(y, x);
       const bool mirrors = y == 2 || y == tile.height - 3 || x == 2 || x == tile.width - 3;
       const bool exists = tile.has_window(y, x);
