@@ -52,7 +52,7 @@ def find_own_vehicle(count: int, read: Callable[[int], NDArray[np.uint8]]) -> Re
     if frames is None:
         return None
     grey, size = frames
-    gradients = np.stack(np.gradient(grey, axis=(2, 1)))  # x, y
+    gradients = np.stack(list(np.gradient(grey, axis=(2, 1))))  # x, y
     found = _overlays(gradients) | _bonnet(gradients)
     if found.mean() > _MOST:
         return None
