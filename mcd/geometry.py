@@ -10,8 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MIN_DEPTH, MAX_DEPTH = 0.1, 100.0
+"""What depth nets can say, in their own unit."""
 
-def sigmoid_to_depth(sigmoid: Tensor, min_depth: float = 0.1, max_depth: float = 100.0) -> Tensor:
+
+def sigmoid_to_depth(sigmoid: Tensor, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH) -> Tensor:
     """Depth in [min_depth, max_depth] whose inverse is linear in `sigmoid`, which lies in [0, 1]."""
     return 1 / (1 / max_depth + (1 / min_depth - 1 / max_depth) * sigmoid)
 

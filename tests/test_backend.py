@@ -167,8 +167,8 @@ def test_the_command_line_and_the_config_choose() -> None:
     config = load_config(CONFIG, parse_arguments(["--backend", "reference"]).set)
     set_up(config)
     assert served(operator()) == "reference"
-    set_up(load_config(CONFIG, ["backend={toy: reference}"]))
-    assert [served(operator(name)) for name in ("toy", "other")] == ["reference", "native"]
+    set_up(load_config(CONFIG, ["backend={backward_warp: reference}"]))
+    assert [served(operator(name)) for name in ("backward_warp", "other")] == ["reference", "native"]
 
 
 def test_triton_runs_on_cpu_in_its_interpreter_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mcd.data.dataset import Item, Key, WorkItem
+from mcd.data.processes import process_count
 from mcd.files import DataError
 
 Batch = dict[str, Any]
@@ -28,6 +29,14 @@ class Ragged(NamedTuple):
 
     values: Tensor
     counts: list[int]
+
+
+class Batches(Protocol):
+    """Keys of the items of each batch, in order."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sequence[Key]]: ...
 
 
 class Listed(Protocol):
@@ -74,15 +83,18 @@ class StepSampler(Iterable[list[tuple[int, int]]], Sized):
 
 def build_loader(
     dataset: Dataset[Item],
-    batches: Iterable[Sequence[Key]],
+    batches: Batches,
     workers: int,
     device: torch.device | str = "cpu",
 ) -> DataLoader[Batch]:
-    """A loader of the given batches of keys, with worker processes and, for CUDA, pinned memory."""
+    """A loader of the given batches of keys, with worker processes and, for CUDA, pinned memory.
+
+    There are no more workers than batches, and than :func:`process_count` allows.
+    """
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
+        num_workers=process_count(workers, len(batches)),
         collate_fn=collate,
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=_outlive_signals,
@@ -110,7 +122,7 @@ def fixed_batches(
     if limit is not None and limit * batch < len(indices):
         indices = [indices[position] for position in np.arange(limit * batch) * len(indices) // (limit * batch)]
     batches = [[(index, 0) for index in indices[first : first + batch]] for first in range(0, len(indices), batch)]
-    return build_loader(dataset, batches, min(workers, len(batches)), device)  # type: ignore[arg-type]
+    return build_loader(dataset, batches, workers, device)  # type: ignore[arg-type]
 
 
 def collate(items: Sequence[Item]) -> Batch:

@@ -4,7 +4,8 @@
     SOURCE/camera/{split}/{city}/{city}_{sequence}_{number}_camera.json                       one for 30 frames
 
 Every frame is halved (Lanczos) and loses its bottom quarter, which the ego car fills; three stand side by side in a
-triplet. What is there already is kept, so a command that was stopped goes on when it is given again.
+triplet. What is there already is kept, so a command that was stopped goes on when it is given again; OUT/prepared.json
+says how it was made, and a command that would make it otherwise is refused.
 """
 
 from __future__ import annotations
@@ -13,22 +14,26 @@ import argparse
 import os
 import signal
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from mcd.data.files import Picture, read_camera, read_image, resize_image
-from mcd.files import DataError, atomic_path, write_text
+from mcd.data.files import Picture, image_size, read_camera, read_image, resize_image, text
+from mcd.data.processes import MOST_PER_CORE, process_count
+from mcd.files import DataError, atomic_path, read_json, write_json, write_text
 from mcd.geometry import scale_intrinsics
 
 KEEP_ROWS = 0.75
+MANIFEST = "prepared.json"
 
 
 @dataclass(frozen=True)
@@ -68,20 +73,24 @@ def prepare_cityscapes(
 
     Args:
         gap: distance of the sources from their reference, in frames.
+        workers: processes, at most one a sequence and :data:`MOST_PER_CORE` a core.
         skip: leave triplets out of which a file is broken, instead of stopping.
 
     Returns:
         What was left out, a line each.
 
     Raises:
-        DataError: a folder is missing or empty, a sequence has no camera file, or a file is broken.
+        DataError: a folder is missing or empty, a sequence has no camera file, a file is broken or of another size than
+            the others of its sequence, or ``out`` was made in another way.
     """
     problems: list[str] = []
     for split in splits:
         snippets = list(find_snippets(source, split))
+        _remember_options(out, split, source, gap)
         frames: list[str] = []
         # Ctrl-C is for the main process alone.
-        with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        count = process_count(workers, len(snippets))
+        with ProcessPoolExecutor(count, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
             futures = [pool.submit(write_snippet, snippet, out / "triplets", gap, skip) for snippet in snippets]
             try:
                 for future in tqdm(as_completed(futures), total=len(futures), desc=f"cityscapes {split}"):
@@ -95,6 +104,35 @@ def prepare_cityscapes(
         lines = (f"{frame.split('_')[0]} {frame}" for frame in sorted(frames))
         write_text(out / "splits" / f"{split}.txt", "\n".join(lines) + "\n")
     return problems
+
+
+def _remember_options(out: Path, split: str, source: Path, gap: int) -> None:
+    """Write down how a split is made; refuse where it, or another one of the data set, was made otherwise."""
+    path = out / MANIFEST
+    options: dict[str, Any] = {"kind": "cityscapes", "gap": gap, "keep_rows": KEEP_ROWS}
+    origin = str(source.absolute())
+    before = _read_manifest(path) if path.is_file() else {**options, "sources": {}}
+    if not path.is_file() and next(out.glob("triplets/*/*.png"), None) is not None:
+        raise DataError(f"{out} holds triplets, but no {MANIFEST} that says how they were made: choose another folder")
+    for name, wanted in options.items():
+        if before.get(name) != wanted:
+            raise DataError(
+                f"{out} was made with {name} {before.get(name)} ({MANIFEST}), not {wanted}: choose another folder, or "
+                "delete it"
+            )
+    if before["sources"].get(split, origin) != origin:
+        raise DataError(
+            f"split '{split}' of {out} was made from {before['sources'][split]} ({MANIFEST}), not {origin}: choose "
+            "another folder, or, if the source was only moved, correct that line"
+        )
+    write_json(path, before | {"sources": before["sources"] | {split: origin}})
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    document = read_json("manifest", path)
+    if not isinstance(document.get("sources"), dict):
+        raise DataError(f"manifest {path} has no mapping 'sources'")
+    return document
 
 
 def find_snippets(source: Path, split: str) -> Iterator[Snippet]:
@@ -112,6 +150,7 @@ def find_snippets(source: Path, split: str) -> Iterator[Snippet]:
 def write_snippet(snippet: Snippet, folder: Path, gap: int, skip: bool) -> Outcome:
     """Write the triplets of a snippet that are not there yet; every good image is read once at most."""
     outcome, views = Outcome([], []), dict[int, Picture]()
+    size = _usual_size(snippet)
     for number in snippet.images:
         around = (number - gap, number, number + gap)
         if not snippet.images.keys() >= set(around):
@@ -122,7 +161,7 @@ def write_snippet(snippet: Snippet, folder: Path, gap: int, skip: bool) -> Outco
             try:
                 for needed in around:
                     if needed not in views:
-                        views[needed] = _road_view(snippet.images[needed])
+                        views[needed] = _road_view(snippet.images[needed], size)
                 K = scale_intrinsics(torch.from_numpy(read_camera(snippet.camera(number))), 0.5, 0.5)
             except DataError as error:
                 if not skip:
@@ -138,8 +177,25 @@ def write_snippet(snippet: Snippet, folder: Path, gap: int, skip: bool) -> Outco
     return Outcome(outcome.frames, list(dict.fromkeys(outcome.problems)))
 
 
-def _road_view(path: Path) -> Picture:
+def _usual_size(snippet: Snippet) -> tuple[int, int] | None:
+    """The size that most images of a snippet have; None if none of them can be opened."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for path in snippet.images.values():
+        # Whoever needs a broken one will say so.
+        with suppress(DataError):
+            sizes[image_size(path)] += 1
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def _road_view(path: Path, size: tuple[int, int] | None) -> Picture:
     image = read_image(path)
+    if image.shape[:2] != size:
+        raise DataError(
+            f"image {path} is {text(image.shape)}, but most of its sequence are {text(size or image.shape)}: the "
+            "frames of a sequence have one size"
+        )
+    if min(image.shape[:2]) < 2:
+        raise DataError(f"image {path} is {text(image.shape)}, too small to be halved")
     height, width = image.shape[0] // 2, image.shape[1] // 2
     return resize_image(image, (height, width))[: round(KEEP_ROWS * height)]
 
@@ -157,14 +213,19 @@ def _by_sequence(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mcd.data.prepare", description="Make a data set's triplet layout.")
+    parser = argparse.ArgumentParser(prog="mcd prepare", description="Make a data set's triplet layout.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     cityscapes = kinds.add_parser("cityscapes", help="leftImg8bit_sequence and camera files to triplets")
     cityscapes.add_argument("source", type=Path, help="folder with leftImg8bit_sequence/ and camera/")
     cityscapes.add_argument("out", type=Path, help="root of the data set to write")
     cityscapes.add_argument("--splits", nargs="+", default=["train", "val"])
     cityscapes.add_argument("--gap", type=int, default=2, help="distance of the sources in frames (default: 2)")
-    cityscapes.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    cityscapes.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help=f"processes (default: as many as cores), at most one a sequence and {MOST_PER_CORE} a core",
+    )
     cityscapes.add_argument("--skip", action="store_true", help="leave broken files out and list them")
     options = parser.parse_args(arguments)
     if min(options.gap, options.workers) < 1:

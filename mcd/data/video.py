@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
-import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mcd.errors import McdError
+from mcd.extras import extra
 from mcd.files import atomic_path
+
+# The users of this module import it where they open a video: who has none needs no PyAV.
+with extra("video", "reading or writing a video"):
+    import av
+    from av.container import InputContainer
+    from av.stream import Disposition
+
+# Codecs refuse less than a thousand bits a second, which tiny pictures would get, and sides beyond 16384 (mpeg4: half).
+_LEAST_RATE, _MOST_RATE = 64_000, 2_000_000_000
+_LONGEST_SIDE = 8190
 
 
 class VideoError(McdError, ValueError):
-    """A video that cannot be read; the message names the file."""
+    """A video that cannot be read or written; the message names the file."""
 
 
 class VideoReader:
@@ -35,7 +47,7 @@ class VideoReader:
                 raise VideoError(f"video {path} has no picture stream")
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"video {path} cannot be read: {error.strerror or error}") from None
-        self._stream = self._container.streams.video[0]
+        self._stream = _film(self._container, path)
         self._stream.thread_type = "AUTO"
         self.rate: Fraction = self._stream.average_rate or Fraction(25)
         self.frames: int | None = self._stream.frames or None
@@ -56,16 +68,37 @@ def frame_count(path: Path) -> int | None:
     """How many frames a video says it has, or None."""
     try:
         with av.open(str(path)) as container:
-            return container.streams.video[0].frames or None
+            return _film(container, path).frames or None
     except (av.FFmpegError, OSError, IndexError):
         return None
 
 
+def _film(container: InputContainer, path: Path) -> av.VideoStream:
+    """The stream that moves: a file may begin with its cover, as a video stream of one picture."""
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    streams = streams or list(container.streams.video)
+    if len(streams) == 1:
+        return streams[0]
+    seen: set[int] = set()
+    with av.open(str(path)) as again:
+        for packet in again.demux([again.streams[stream.index] for stream in streams]):
+            if packet.size and packet.stream_index in seen:
+                return next(stream for stream in streams if stream.index == packet.stream_index)
+            seen.add(packet.stream_index)
+    return streams[0]
+
+
 class VideoWriter:
-    """Writes pictures of one size to an MP4, which takes its place only when the block ends well."""
+    """Writes pictures to an MP4, which takes its place only when the block ends well.
+
+    All have the size of the first: others are resized to it, and it is made smaller where no codec takes it.
+
+    Raises:
+        VideoError: the encoder refuses.
+    """
 
     def __init__(self, path: Path, rate: Fraction):
-        self._rate = rate
+        self._path, self._rate = path, rate
         self._atomic = atomic_path(path)
         self._stream: av.VideoStream | None = None
 
@@ -75,24 +108,42 @@ class VideoWriter:
 
     def write(self, picture: NDArray[np.uint8]) -> None:
         """Append a picture [H, W, 3]; the codec wants even sides, so an odd last row or column is dropped."""
-        height, width = (max(side // 2 * 2, 2) for side in picture.shape[:2])
-        if self._stream is None:
-            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-            stream = self._container.add_stream(codec, rate=self._rate)
-            assert isinstance(stream, av.VideoStream)
-            stream.pix_fmt = "yuv420p"
-            stream.width, stream.height = width, height
-            stream.bit_rate = round(0.15 * width * height * float(self._rate))
-            self._stream = stream
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
-        self._container.mux(self._stream.encode(frame))
+        with self._errors():
+            if self._stream is None:
+                self._stream = self._open(*picture.shape[:2])
+            height, width = self._stream.height, self._stream.width
+            if picture.shape[0] - height not in (0, 1) or picture.shape[1] - width not in (0, 1):
+                resized = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+                picture = np.asarray(resized)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            self._container.mux(self._stream.encode(frame))
+
+    def _open(self, height: int, width: int) -> av.VideoStream:
+        shrink = min(1.0, _LONGEST_SIDE / max(height, width))
+        height, width = (max(round(side * shrink) // 2 * 2, 2) for side in (height, width))
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        stream = self._container.add_stream(codec, rate=self._rate)
+        assert isinstance(stream, av.VideoStream)
+        stream.pix_fmt = "yuv420p"
+        stream.width, stream.height = width, height
+        stream.bit_rate = round(min(max(0.15 * width * height * float(self._rate), _LEAST_RATE), _MOST_RATE))
+        return stream
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None and self._stream is not None:
-                self._container.mux(self._stream.encode())
-        finally:
-            self._container.close()
-            self._atomic.__exit__(kind, error, trace)
+            with self._errors(), closing(self._container):
+                if kind is None and self._stream is not None:
+                    self._container.mux(self._stream.encode())
+        except VideoError as problem:
+            self._atomic.__exit__(VideoError, problem, None)
+            raise
+        self._atomic.__exit__(kind, error, trace)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except av.FFmpegError as error:
+            raise VideoError(f"video {self._path} cannot be written: {error.strerror or error}") from None

@@ -6,7 +6,6 @@ frames count, at the networks' size.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcd.data import instance_masks, open_reader, road_mask
+from mcd.data import open_reader
 from mcd.data.files import read_mask, resize_nearest
 from mcd.data.labels import numbered_masks
-from mcd.files import frame_path
+from mcd.files import frame_path, read_json, reading
 from mcd.masks.instances import FrameInstances, read_rows
 from mcd.masks.morphology import areas, match, overlap
+from mcd.masks.source import CANDIDATES, GivenMasks, mask_source, round_name
 from mcd.run.context import Context
-from mcd.stages.detector import CANDIDATES, round_name
 
 OVERLAP = 0.5
 """Intersection over union from which an instance is the true one."""
@@ -134,16 +133,21 @@ def detector_parts(run_folder: Path) -> dict[str, str]:
 def discovery_steps(run_folder: Path) -> list[Step]:
     """The steps that a run has finished, in their order."""
     steps = []
-    if "train" in (seen := _facts(run_folder, "predictions")):
-        steps.append(Step("motion", seen["train"]["frames_with_motion"], seen["train"]["frames"]))
+    with reading("facts of a stage", run_folder / "predictions" / "done.json"):
+        if "train" in (seen := _facts(run_folder, "predictions")):
+            steps.append(Step("motion", seen["train"]["frames_with_motion"], seen["train"]["frames"]))
     for name, part in detector_parts(run_folder).items():
-        facts = _facts(run_folder, part)
-        train = facts["train"]
-        steps.append(Step(name, train["frames_with_objects"], train["frames"], train["objects"], facts.get("score")))
-    if steps and "train" in (classified := _facts(run_folder, "instances")):
-        dynamic = [row for row in read_rows(run_folder / "instances", "train") if row.dynamic and row.large]
-        frames = classified["train"]["frames"]
-        steps.append(Step("dynamic", len({row.frame for row in dynamic}), frames, len(dynamic)))
+        with reading("facts of a stage", run_folder / part / "done.json"):
+            facts = _facts(run_folder, part)
+            train = facts["train"]
+            steps.append(
+                Step(name, train["frames_with_objects"], train["frames"], train["objects"], facts.get("score"))
+            )
+    with reading("facts of a stage", run_folder / "instances" / "done.json"):
+        if steps and "train" in (classified := _facts(run_folder, "instances")):
+            dynamic = [row for row in read_rows(run_folder / "instances", "train") if row.dynamic and row.large]
+            frames = classified["train"]["frames"]
+            steps.append(Step("dynamic", len({row.frame for row in dynamic}), frames, len(dynamic)))
     return steps
 
 
@@ -166,7 +170,7 @@ def why_little_was_found(steps: Sequence[Step]) -> str:
 
 def _facts(run_folder: Path, part: str) -> dict[str, Any]:
     path = run_folder / part / "done.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json("facts of a stage", path) if path.is_file() else {}
 
 
 def _class_folder(context: Context) -> Path:
@@ -175,7 +179,7 @@ def _class_folder(context: Context) -> Path:
 
 def _found(context: Context, stage: str, frame: str) -> Tensor:
     if stage == "detector":
-        return torch.from_numpy(instance_masks(context.labels, "val", frame)[0])
+        return torch.from_numpy(mask_source(context.run).instances("val", frame)[0])
     path = frame_path(context.run.stage("instances"), "val", frame)
     if not path.is_file():
         return torch.zeros(0, *context.config.data.size, dtype=torch.bool)
@@ -189,8 +193,9 @@ def _ground(context: Context) -> dict[str, float]:
         return {}
     place = data.root / data.road_masks / "val"
     frames = [frame for frame in open_reader(data, "val").frames if (place / f"{frame}.png").is_file()]
+    found, given = mask_source(context.run), GivenMasks(data)
     iou = ground_iou(
-        (torch.from_numpy(road_mask(context.labels, "val", frame)) for frame in frames),
-        (torch.from_numpy(road_mask(data, "val", frame)) for frame in frames),
+        (torch.from_numpy(found.ground("val", frame)) for frame in frames),
+        (torch.from_numpy(given.ground("val", frame)) for frame in frames),
     )
     return {} if iou is None else {"iou": iou}

@@ -7,16 +7,18 @@ An input is an image, a folder of images and videos, a quoted glob, or a video. 
     OUT/NAME_depth16.png    16 bit, depth * --factor; the factor is in its text    (--format 16bit)
 
 and a video OUT/NAME_depth.mp4, with its frames' npy and 16-bit files in the folder OUT/NAME. All have the resolution
-of the input. Monocular depth has no unit of its own: --scale turns it into metres where a length is known.
+of the input. Monocular depth has no unit of its own: --camera-height puts it into metres by the road that is seen,
+picture by picture, and --scale where a length is known.
 """
 
 from __future__ import annotations
 
 import argparse
 import glob
+import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,9 +32,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from mcd.data.video import VideoError, VideoReader, VideoWriter, frame_count
-from mcd.errors import McdError
+from mcd.errors import McdError, out_of_memory
 from mcd.files import atomic_path
+from mcd.geometry import MAX_DEPTH, MIN_DEPTH
+from mcd.inference.metric import AnyPredictor, MetricPredictor, NoRoadError
 from mcd.inference.predictor import DepthPredictor, choose_device
 from mcd.run.checkpoint import CheckpointError
 from mcd.visualize import colour_depth, depth_range, to_bytes
@@ -45,6 +48,7 @@ VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".m
 FORMATS = ("png", "npy", "16bit")
 # The nets' farthest depth is 100, so that no pixel of theirs saturates.
 FACTOR = 650.0
+MOST_AT_ONCE = 4096
 
 
 class InputError(McdError, ValueError):
@@ -170,7 +174,7 @@ def save_depth(target: Path, depth: Tensor, options: Options) -> None:
             Image.fromarray(levels).save(path, pnginfo=text)
 
 
-def predict_images(predictor: DepthPredictor, jobs: Sequence[Job], options: Options) -> Iterator[str | None]:
+def predict_images(predictor: AnyPredictor, jobs: Sequence[Job], options: Options) -> Iterator[str | None]:
     """Predict and write images; yields for each None, or why it could not be read."""
 
     def read(job: Job) -> tuple[Job, RGB | InputError]:
@@ -199,11 +203,13 @@ def predict_images(predictor: DepthPredictor, jobs: Sequence[Job], options: Opti
             yield from (str(image) if isinstance(image, InputError) else None for _, image in found)
 
 
-def predict_video(predictor: DepthPredictor, job: Job, options: Options) -> Iterator[str | None]:
+def predict_video(predictor: AnyPredictor, job: Job, options: Options) -> Iterator[str | None]:
     """Predict and write a video; yields None for each frame and last, if it broke off, why.
 
     What was decoded before a broken frame is kept.
     """
+    from mcd.data.video import VideoError, VideoReader, VideoWriter
+
     done = 0
     smooth: NDArray[np.float64] | None = None
     try:
@@ -254,22 +260,41 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number") from None
+    if not 1 <= value <= MOST_AT_ONCE:
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to {MOST_AT_ONCE}")
     return value
+
+
+def check_range(options: Options) -> None:
+    """Raise InputError if every depth that a net can predict would be written as the same number."""
+    nearest, farthest = (depth * options.scale for depth in (MIN_DEPTH, MAX_DEPTH))
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if not (nearest >= least and farthest <= most):
+        raise InputError(f"--scale {options.scale:g} makes depths of {nearest:g} to {farthest:g}, beyond float32")
+    if "16bit" in options.formats and not (farthest * options.factor >= 1.5 and nearest * options.factor < 65535):
+        raise InputError(
+            f"--scale {options.scale:g} and --factor {options.factor:g} make levels of {nearest * options.factor:g} to "
+            f"{farthest * options.factor:g}, all outside 1 to 65535"
+        )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mcd predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder, stage folder or weights file")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder, glob or video")
@@ -282,6 +307,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=_count, default=8, help="images at a time (default 8)")
     parser.add_argument("--scale", type=_positive, default=1.0, help="metres per unit of the net (default 1)")
     parser.add_argument(
+        "--camera-height", type=_positive, metavar="METRES", help="of the camera above the road: results are in metres"
+    )
+    parser.add_argument(
+        "--fov", type=_positive, metavar="DEGREES", help="horizontal field of view (default: of the camera trained on)"
+    )
+    parser.add_argument(
         "--factor", type=_positive, default=FACTOR, help=f"16-bit levels per unit of depth (default {FACTOR:g})"
     )
     parser.add_argument("--with-image", action="store_true", help="show the image above its coloured depth")
@@ -290,15 +321,37 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def metric(predictor: DepthPredictor, given: argparse.Namespace) -> Callable[[], AnyPredictor]:
+    """What makes the predictor of a series of pictures: each has a running scale of its own.
+
+    Raises:
+        ValueError: --camera-height has no camera to go with, or goes with --scale.
+    """
+    if given.camera_height is None:
+        return lambda: predictor
+    if given.scale != 1:
+        raise ValueError("--scale and --camera-height both say how many metres a unit has: give one of them")
+    if given.fov is not None and given.fov >= 180:
+        raise ValueError(f"--fov is {given.fov:g} degrees; a pinhole camera sees less than 180")
+
+    def make() -> MetricPredictor:
+        return MetricPredictor(predictor, predictor.camera, given.fov, given.camera_height)
+
+    make()
+    return make
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, 1 where some input could not be read, 2 where nothing was done."""
     given = _parse(arguments)
     options = Options(tuple(given.format), given.batch, given.scale, given.factor, given.with_image)
     try:
+        check_range(options)
         jobs = plan(find_inputs(given.inputs), given.output, options.formats, given.force)
         predictor = DepthPredictor.load(
             given.checkpoint, given.stage, device=choose_device(given.device), size=given.size
         )
+        in_metres = metric(predictor, given)
         given.output.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -306,20 +359,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = [job for job in jobs if not job.is_video]
     work: list[tuple[str, int | None, Iterator[str | None]]] = []
     if images:
-        work.append(("images", len(images), predict_images(predictor, images, options)))
-    work += [
-        (job.source.name, frame_count(job.source), predict_video(predictor, job, options))
-        for job in jobs
-        if job.is_video
-    ]
+        work.append(("images", len(images), predict_images(in_metres(), images, options)))
+    if videos := [job for job in jobs if job.is_video]:
+        from mcd.data.video import frame_count
+
+        work += [(job.source.name, frame_count(job.source), predict_video(in_metres(), job, options)) for job in videos]
     problems: list[str] = []
     for title, total, results in work:
         bar = tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True)
-        problems += [problem for problem in bar if problem]
+        try:
+            problems += [problem for problem in bar if problem]
+        except NoRoadError as error:
+            problems.append(f"{title}: {error}")
+        except OSError as error:
+            problems.append(f"results of {title} cannot be written: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            problems.append(f"not enough memory for {title}: lower --batch or --size")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcd.config import Detector
-from mcd.files import atomic_path, reading, write_text
+from mcd.files import reading, write_text
 from mcd.masks import morphology as work
+from mcd.masks.packed import load_masks, save_masks
 
 Window = tuple[float, float, float, float]
 """Top, left, height and width as shares of an image."""
@@ -41,28 +40,14 @@ class FrameDetections:
     """[n] float32 in [0, 1]."""
 
     def save(self, path: Path, **more: np.ndarray) -> None:
-        """Write them, and arrays that belong to the frame, for :meth:`read`."""
-        buffer = BytesIO()
-        masks = self.masks.cpu().numpy()
-        scores = self.scores.float().cpu().numpy()
-        arrays: dict[str, Any] = {"shape": masks.shape, "masks": np.packbits(masks), "scores": scores, **more}
-        np.savez_compressed(buffer, **arrays)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        """Write them, and ``more`` arrays that belong to the frame."""
+        save_masks(path, self.masks.cpu().numpy(), scores=self.scores.float().cpu().numpy(), **more)
 
     @staticmethod
     def load(path: Path) -> FrameDetections:
         """Raises DataError: the file is missing or broken."""
-        with reading("detections", path), np.load(path) as file:
-            shape, scores = tuple(file["shape"]), file["scores"]
-            masks = np.unpackbits(file["masks"], count=int(np.prod(shape))).reshape(shape).astype(bool)
+        masks, (scores,) = load_masks(path, "scores")
         return FrameDetections(torch.from_numpy(masks), torch.from_numpy(scores))
-
-    @staticmethod
-    def read(path: Path, name: str) -> np.ndarray:
-        """One array of the file, such as ``scores``, without unpacking masks."""
-        with reading("detections", path), np.load(path) as file:
-            return file[name]
 
 
 def write_counts(path: Path, counts: dict[str, int]) -> None:

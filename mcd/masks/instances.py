@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from mcd.errors import StageError
-from mcd.files import atomic_path
+from mcd.masks.packed import load_masks, save_masks
+
+FIELDS = ("ids", "dynamic", "coverage", "large", "triplet")
+"""What stands beside the masks in a frame's file."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,13 @@ class FrameInstances:
     """[n,3,H,W] bool, mask without road in the previous, reference and next frame."""
 
     def save(self, path: Path) -> None:
-        fields = {name: getattr(self, name) for name in ("ids", "dynamic", "coverage", "large", "triplet")}
-        buffer = BytesIO()
-        np.savez_compressed(buffer, shape=self.masks.shape, masks=np.packbits(self.masks), **fields)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+        save_masks(path, self.masks, **{name: getattr(self, name) for name in FIELDS})
 
     @staticmethod
     def load(path: Path) -> FrameInstances:
-        with np.load(path) as file:
-            fields = {name: file[name] for name in file.files}
-        shape = tuple(fields.pop("shape"))
-        fields["masks"] = np.unpackbits(fields["masks"], count=int(np.prod(shape))).reshape(shape).astype(bool)
-        return FrameInstances(**fields)
+        """Raises DataError: the file is missing or broken."""
+        masks, fields = load_masks(path, *FIELDS)
+        return FrameInstances(**dict(zip(FIELDS, fields, strict=True)), masks=masks)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock
 
 from mcd.errors import McdError
 from mcd.geometry import sigmoid_to_depth
+from mcd.ops.contract import no_autocast
 
 STRIDE = 32
 
@@ -56,7 +57,7 @@ def in_float32(module: nn.Module, x: Tensor) -> Tensor:
 
     bfloat16 has 8 bits: a rounded logit of -4 is a step of 0.8 % in depth.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device.type):
         return module(x.to(next(module.parameters()).dtype))
 
 

@@ -14,16 +14,15 @@ Unlike the published code, the mean has no epsilon, is part of the gradient, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, no_autocast
 from mcd.ops.instance_stats import (
     distinct,
     element_of_rank,
@@ -32,7 +31,15 @@ from mcd.ops.instance_stats import (
     sorted_by_instance,
 )
 from mcd.ops.instances import Instances, check_instances
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
+
+
+class AlignScaleResult(NamedTuple):
+    aligned: Tensor
+    """[P] depth in the scene's unit, NaN where there is nothing to align"""
+    loss: Tensor
+    """[N] mean Huber loss of each instance, 0 where there is nothing to align"""
 
 
 def align_scale_reference(
@@ -107,35 +114,27 @@ _bwd = native.define(
 def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
     """The operator with its gradients, from two registered ones that have none."""
 
-    class AlignScale(torch.autograd.Function):
-        """Saves its inputs and two numbers per instance."""
+    def save(ctx: Any, inputs: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
+        """Inputs and two numbers per instance."""
+        ctx.save_for_backward(*inputs[:5], *outputs[2:])
+        ctx.delta = inputs[6]
+        ctx.mark_non_differentiable(*outputs[2:])
+        ctx.set_materialize_grads(False)
 
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-            aligned, loss, mean, scale = fwd(*inputs)
-            ctx.save_for_backward(*inputs[:5], mean, scale)
-            ctx.delta = inputs[6]
-            ctx.set_materialize_grads(False)
-            return aligned, loss
+    def gradients(ctx: Any, grad_aligned: Tensor | None, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if grad_aligned is None and grad_loss is None:
+            return (None,) * 7
+        grad_object_depth, grad_scale = bwd(grad_aligned, grad_loss, *ctx.saved_tensors, ctx.delta)
+        return grad_object_depth, None, None, None, None, grad_scale if ctx.needs_input_grad[5] else None, None
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, grad_aligned: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
-            if grad_aligned is None and grad_loss is None:
-                return (None,) * 7
-            grad_object_depth, grad_scale = bwd(grad_aligned, grad_loss, *ctx.saved_tensors, ctx.delta)
-            return grad_object_depth, None, None, None, None, grad_scale if ctx.needs_input_grad[5] else None, None
+    forward = differentiate(fwd, save, gradients)
 
     def implementation(
-        object_depth: Tensor,
-        target_depth: Tensor,
-        instances: Instances,
-        scale: Tensor | None = None,
-        *,
-        delta: float = 0.005,
+        object_depth: Tensor, target_depth: Tensor, instances: Instances, scale: Tensor | None, *, delta: float
     ) -> tuple[Tensor, Tensor]:
         ragged = (instances.pixel, instances.offset, instances.frame)
-        return AlignScale.apply(object_depth, target_depth.detach(), *ragged, scale, delta)
+        aligned, loss, *_ = forward(object_depth, target_depth.detach(), *ragged, scale, delta)
+        return aligned, loss
 
     return implementation
 
@@ -184,7 +183,7 @@ def align_scale(
     *,
     delta: float = 0.005,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> AlignScaleResult:
     """Put each object's depth at its scale, and compare it with the scene's depth.
 
     Args:
@@ -204,7 +203,7 @@ def align_scale(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    object_depth, target_depth, scale = upcast(object_depth, target_depth, scale)
+    object_depth, target_depth, scale = computed(object_depth, target_depth, scale)
     sizes = Shapes("align_scale")
     check_instances(sizes, instances)
     sizes.tensor("object_depth", object_depth, "P")
@@ -215,4 +214,4 @@ def align_scale(
         raise ValueError(f"align_scale: delta is {delta}, it should be positive and finite")
     implementation = OP.implementation(backend, object_depth)
     with no_autocast(object_depth.device.type):
-        return implementation(object_depth, target_depth, instances, scale, delta=delta)
+        return AlignScaleResult(*implementation(object_depth, target_depth, instances, scale, delta=delta))

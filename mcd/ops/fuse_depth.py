@@ -9,18 +9,25 @@ negative one win. The background passes as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, no_autocast
 from mcd.ops.instance_stats import distinct, random_instances
 from mcd.ops.instances import Instances, check_instances
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
+
+
+class FuseDepthResult(NamedTuple):
+    fused: Tensor
+    """[B,1,H,W] depth"""
+    winner: Tensor
+    """[B,H,W] int32, the instance seen at each pixel, -1 for the background"""
 
 
 def fuse_depth_reference(background: Tensor, object_depth: Tensor, instances: Instances) -> tuple[Tensor, Tensor]:
@@ -65,23 +72,18 @@ _bwd = native.define(
 def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
     """The operator with its gradients, from two registered ones that have none."""
 
-    class FuseDepth(torch.autograd.Function):
-        """Saves the masks and the winner that it returns."""
+    def save(ctx: Any, inputs: Sequence[Tensor], outputs: tuple[Tensor, Tensor]) -> None:
+        """The masks and the winner that is returned."""
+        ctx.save_for_backward(outputs[1], *inputs[2:])
+        ctx.mark_non_differentiable(outputs[1])
 
-        @staticmethod
-        def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-            fused, winner = fwd(*inputs)
-            ctx.save_for_backward(winner, *inputs[2:])
-            ctx.mark_non_differentiable(winner)
-            return fused, winner
+    def gradients(ctx: Any, grad_fused: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        return *bwd(grad_fused, *ctx.saved_tensors), None, None, None
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, grad_fused: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-            return *bwd(grad_fused, *ctx.saved_tensors), None, None, None
+    forward = differentiate(fwd, save, gradients)
 
     def implementation(background: Tensor, object_depth: Tensor, instances: Instances) -> tuple[Tensor, Tensor]:
-        return FuseDepth.apply(background, object_depth, instances.pixel, instances.offset, instances.frame)
+        return forward(background, object_depth, instances.pixel, instances.offset, instances.frame)
 
     return implementation
 
@@ -121,7 +123,7 @@ OP = register(
 
 def fuse_depth(
     background: Tensor, object_depth: Tensor, instances: Instances, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+) -> FuseDepthResult:
     """Objects over the background, the nearest in front.
 
     Args:
@@ -138,11 +140,11 @@ def fuse_depth(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    background, object_depth = upcast(background, object_depth)
+    background, object_depth = computed(background, object_depth)
     sizes = Shapes("fuse_depth")
     check_instances(sizes, instances)
     sizes.tensor("background", background, "B 1 H W")
     sizes.tensor("object_depth", object_depth, "P")
     implementation = OP.implementation(backend, background)
     with no_autocast(background.device.type):
-        return implementation(background, object_depth, instances)
+        return FuseDepthResult(*implementation(background, object_depth, instances))

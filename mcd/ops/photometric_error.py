@@ -9,25 +9,36 @@
 
 μ and Var are taken over 3x3 windows, which exist for the inner (H-2)x(W-2) pixels; the border mirrors them
 (reflection padding of the error map). (1 - SSIM) / 2 is written through Var(x - y), which is the same number as
-the usual covariance form without its cancellation. With `valid`, an invalid source takes no part in the minimum, and a
+the usual covariance form without its cancellation, and every Var is found from differences between neighbours, which a
+flat bright patch has in full precision. With `valid`, an invalid source takes no part in the minimum, and a
 pixel without a valid source has error 0 and lies outside `auto_mask`. A NaN spoils the pixels whose window reads it:
 their error is NaN, their mask False and the gradient that passes through them 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
+
+SSIM_WEIGHT, L1_WEIGHT = 3.0, 2.0
+C1, C2 = inf, 9e-6
+
+
+class PhotometricErrorResult(NamedTuple):
+    error: Tensor
+    """[B,H,W], float32 (float64 for float64)"""
+    auto_mask: Tensor
+    """[B,H,W] bool, True where the warped error is strictly smaller than that of the unwarped sources"""
 
 
 def photometric_error_reference(
@@ -36,10 +47,10 @@ def photometric_error_reference(
     sources: Tensor,
     *,
     valid: Tensor | None = None,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    ssim_weight: float = SSIM_WEIGHT,
+    l1_weight: float = L1_WEIGHT,
+    c1: float = C1,
+    c2: float = C2,
 ) -> tuple[Tensor, Tensor]:
     weights = (ssim_weight, l1_weight, c1, c2)
     identity = identity_error_reference(reference, sources, *weights)
@@ -82,16 +93,37 @@ def min_over_sources(error: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def _ssim_error(x: Tensor, y: Tensor, difference: Tensor, c1: float, c2: float) -> Tensor:
-    mean_x, mean_y = _mean3x3(x), _mean3x3(y)
+    (mean_x, variance_x), (mean_y, variance_y) = _moments3x3(x), _moments3x3(y)
+    mean_d, variance_d = _moments3x3(difference)
     luminance = contrast = x.new_zeros(())
     if c1 != inf:
-        luminance = (mean_x - mean_y) ** 2 / (mean_x**2 + mean_y**2 + c1)
+        luminance = mean_d**2 / (mean_x**2 + mean_y**2 + c1)
     if c2 != inf:
-        variances = (_mean3x3(x * x) - mean_x**2) + (_mean3x3(y * y) - mean_y**2)
-        contrast = (_mean3x3(difference * difference) - (mean_x - mean_y) ** 2) / (variances + c2)
+        contrast = variance_d / (variance_x + variance_y + c2)
     if c1 == inf or c2 == inf:
         return (contrast if c1 == inf else luminance) * 0.5
     return (luminance + contrast - luminance * contrast) * 0.5
+
+
+def _moments3x3(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over 3x3 windows, [...,H,W] -> [...,H-2,W-2] each.
+
+    The variance is the mean of the columns' variances and the variance of their means, and all squares are of
+    differences between neighbours: E[x²] - E[x]² of a flat bright patch has no digit left where c2 = 9e-6 matters.
+    """
+    mean, within = _moments3(image, -2)
+    means, between = _moments3(mean, -1)
+    width = within.shape[-1] - 2
+    within = sum(within.narrow(-1, i, width) for i in range(1, 3)) + within.narrow(-1, 0, width)
+    return means, within / 3 + between
+
+
+def _moments3(image: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of three neighbours along `dim`."""
+    before, here, after = (image.narrow(dim, i, image.shape[dim] - 2) for i in range(3))
+    down, up = before - here, after - here
+    shift = (down + up) / 3
+    return here + shift, (down * down + up * up) / 3 - shift * shift
 
 
 def _mean3x3(image: Tensor) -> Tensor:
@@ -135,32 +167,30 @@ _fwd = native.define(
     "photometric_error_fwd(Tensor reference, Tensor warped, Tensor sources, Tensor? valid, float ssim_weight,"
     " float l1_weight, float c1, float c2) -> (Tensor, Tensor)",
     _allocate_fwd,
+    batched=True,
 )
 _bwd = native.define(
     "photometric_error_bwd(Tensor grad_error, Tensor reference, Tensor warped, Tensor? valid, float ssim_weight,"
     " float l1_weight, float c1, float c2, bool need_reference) -> (Tensor, Tensor)",
     _allocate_bwd,
+    batched=True,
 )
 
 
-class _PhotometricError(torch.autograd.Function):
-    """Saves its inputs and nothing else: windows and minima are found again."""
+def _save(ctx: Any, inputs: Sequence[Any], outputs: tuple[Tensor, Tensor]) -> None:
+    """Inputs and nothing else: windows and minima are found again."""
+    reference, warped, _, valid, *ctx.weights = inputs
+    ctx.save_for_backward(reference, warped, valid)
+    ctx.mark_non_differentiable(outputs[1])
 
-    @staticmethod
-    def forward(
-        ctx: Any, reference: Tensor, warped: Tensor, sources: Tensor, valid: Tensor | None, *weights: float
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(reference, warped, valid)
-        ctx.weights = weights
-        error, auto_mask = _fwd(reference, warped, sources, valid, *weights)
-        ctx.mark_non_differentiable(auto_mask)
-        return error, auto_mask
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_error: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        grad_warped, grad_reference = _bwd(grad_error, *ctx.saved_tensors, *ctx.weights, ctx.needs_input_grad[0])
-        return grad_reference if ctx.needs_input_grad[0] else None, grad_warped, None, None, None, None, None, None
+def _gradients(ctx: Any, grad_error: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    need_reference = ctx.needs_input_grad[0]
+    grad_warped, grad_reference = _bwd(grad_error, *ctx.saved_tensors, *ctx.weights, need_reference)
+    return grad_reference if need_reference else None, grad_warped, None, None, None, None, None, None
+
+
+_differentiable = differentiate(_fwd, _save, _gradients)
 
 
 def _native(
@@ -168,13 +198,13 @@ def _native(
     warped: Tensor,
     sources: Tensor,
     *,
-    valid: Tensor | None = None,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    valid: Tensor | None,
+    ssim_weight: float,
+    l1_weight: float,
+    c1: float,
+    c2: float,
 ) -> tuple[Tensor, Tensor]:
-    return _PhotometricError.apply(reference, warped, sources, valid, ssim_weight, l1_weight, c1, c2)
+    return _differentiable(reference, warped, sources, valid, ssim_weight, l1_weight, c1, c2)
 
 
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -222,12 +252,12 @@ def photometric_error(
     sources: Tensor,
     *,
     valid: Tensor | None = None,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    ssim_weight: float = SSIM_WEIGHT,
+    l1_weight: float = L1_WEIGHT,
+    c1: float = C1,
+    c2: float = C2,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> PhotometricErrorResult:
     """Per-pixel minimum over sources of SSIM error and L1, and the mask of pixels that warping explains better.
 
     Args:
@@ -259,15 +289,17 @@ def photometric_error(
     check_photometric_weights("photometric_error", ssim_weight, l1_weight, c1, c2)
     implementation = OP.implementation(backend, warped)
     with no_autocast(warped.device.type):
-        return implementation(
-            reference,
-            warped,
-            sources.detach(),
-            valid=valid,
-            ssim_weight=ssim_weight,
-            l1_weight=l1_weight,
-            c1=c1,
-            c2=c2,
+        return PhotometricErrorResult(
+            *implementation(
+                reference,
+                warped,
+                sources.detach(),
+                valid=valid,
+                ssim_weight=ssim_weight,
+                l1_weight=l1_weight,
+                c1=c1,
+                c2=c2,
+            )
         )
 
 

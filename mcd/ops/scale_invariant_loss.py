@@ -13,17 +13,24 @@ A NaN prediction where there is a target makes its sample's factor, and so the l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, no_autocast
 from mcd.ops.instance_stats import distinct
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
+
+
+class ScaleInvariantLossResult(NamedTuple):
+    loss: Tensor
+    """scalar"""
+    gate: Tensor
+    """[B,1,H,W] bool, the pixels that were compared, whether in the mask or not"""
 
 
 def scale_invariant_loss_reference(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,24 +97,22 @@ _bwd = native.define(
 )
 
 
-class _ScaleInvariantLoss(torch.autograd.Function):
-    """Saves its inputs, the gate that it returns, and a number per sample."""
+def _save(ctx: Any, inputs: Sequence[Tensor], outputs: tuple[Tensor, ...]) -> None:
+    """The inputs, the gate that is returned, and a number per sample."""
+    ctx.save_for_backward(*inputs, *outputs[1:])
+    ctx.mark_non_differentiable(*outputs[1:])
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        loss, gate, factor, weight = _fwd(*inputs)
-        ctx.save_for_backward(*inputs, gate, factor, weight)
-        ctx.mark_non_differentiable(gate)
-        return loss, gate
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        return _bwd(grad_loss, *ctx.saved_tensors), None, None
+def _gradients(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return _bwd(grad_loss, *ctx.saved_tensors), None, None
+
+
+_differentiable = differentiate(_fwd, _save, _gradients)
 
 
 def _native(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    return _ScaleInvariantLoss.apply(prediction, target.detach(), mask)
+    loss, gate, *_ = _differentiable(prediction, target.detach(), mask)
+    return loss, gate
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -144,7 +149,7 @@ OP = register(
 
 def scale_invariant_loss(
     prediction: Tensor, target: Tensor, mask: Tensor, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+) -> ScaleInvariantLossResult:
     """The scalar loss, and the gate [B,1,H,W] bool: the pixels that were compared, whether in the mask or not.
 
     Args:
@@ -158,11 +163,11 @@ def scale_invariant_loss(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    prediction, target = upcast(prediction, target)
+    prediction, target = computed(prediction, target)
     sizes = Shapes("scale_invariant_loss")
     sizes.tensor("prediction", prediction, "B 1 H W")
     sizes.tensor("target", target, "B 1 H W")
     sizes.tensor("mask", mask, "B 1 H W", dtype=torch.bool)
     implementation = OP.implementation(backend, prediction)
     with no_autocast(prediction.device.type):
-        return implementation(prediction, target, mask)
+        return ScaleInvariantLossResult(*implementation(prediction, target, mask))

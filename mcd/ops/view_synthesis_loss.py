@@ -15,24 +15,36 @@ pixels: loss 0.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.backward_warp import backward_warp_reference
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, for_each, no_autocast
 from mcd.ops.photometric_error import (
+    C1,
+    C2,
+    L1_WEIGHT,
+    SSIM_WEIGHT,
     check_image_size,
     check_photometric_weights,
     identity_error_reference,
     min_over_sources,
     pair_error,
 )
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
+
+
+class ViewSynthesisLossResult(NamedTuple):
+    loss: Tensor
+    """scalar"""
+    losses: Tensor
+    """[scales], detached"""
+    auto_mask: Tensor
+    """[B,H,W] bool of the first scale, True where the warped error counts"""
 
 
 def view_synthesis_loss_reference(
@@ -45,10 +57,10 @@ def view_synthesis_loss_reference(
     *,
     scale_weights: Sequence[float] | None = None,
     mask_invalid: bool = True,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    ssim_weight: float = SSIM_WEIGHT,
+    l1_weight: float = L1_WEIGHT,
+    c1: float = C1,
+    c2: float = C2,
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights = (ssim_weight, l1_weight, c1, c2)
     batch, count = sources.shape[:2]
@@ -138,37 +150,46 @@ _fwd = native.define(
 )
 
 
-class _ViewSynthesisLoss(torch.autograd.Function):
-    """The loss is a scalar, so its gradients are found with it; they are all that is saved."""
+def _launch_bwd(grad_loss: Tensor, grads: Sequence[Tensor], coefficients: Tensor, *arguments: Any) -> None:
+    """Finds the gradients: those of K, T_src_ref and motion as they are, those of depths by their coefficients."""
+    outputs = arguments[-1]
+    factors = [grad_loss, grad_loss, grad_loss, *(grad_loss * coefficients).unbind()]
+    for grad, factor, output in zip(grads, factors, outputs, strict=True):
+        torch.mul(grad, factor, out=output)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        images: tuple[Tensor, Tensor],
-        options: tuple[Any, ...],
-        K: Tensor,
-        T_src_ref: Tensor,
-        motion: Tensor | None,
-        *depths: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        loss, losses, auto_mask, grad_depths, *grads = _fwd(*images, list(depths), K, T_src_ref, motion, *options)
-        ctx.save_for_backward(*grads, *grad_depths)
-        ctx.mark_non_differentiable(losses, auto_mask)
-        return loss, losses, auto_mask
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        grad_K, grad_T, grad_motion, coefficients, *grad_depths = ctx.saved_tensors
-        factors = (grad_loss * coefficients).unbind()
-        grads = [grad_loss, grad_loss, grad_loss, *factors]
-        grads = [
-            grad * factor if needed else None
-            for grad, factor, needed in zip(
-                (grad_K, grad_T, grad_motion, *grad_depths), grads, ctx.needs_input_grad[2:], strict=True
-            )
-        ]
-        return None, None, *grads
+_bwd = native.define_in_torch(
+    "view_synthesis_loss_bwd(Tensor grad_loss, Tensor[] grads, Tensor coefficients, Tensor[] inputs) -> Tensor[]",
+    lambda grad_loss, grads, coefficients, inputs: [torch.empty_like(grad) for grad in grads],
+    _launch_bwd,
+)
+
+
+def _prepare(inputs: Sequence[Any]) -> Sequence[Any]:
+    """The loss is a scalar, so its gradients are found with it, if any are needed."""
+    depths, K, T_src_ref, motion = inputs[2:6]
+    need_motion = motion is not None and motion.requires_grad
+    return *inputs[:-2], need_motion or any(x.requires_grad for x in (K, T_src_ref, *depths)), need_motion
+
+
+def _save(ctx: Any, inputs: Sequence[Any], outputs: tuple[Any, ...]) -> None:
+    """The gradients alone; the inputs are saved to tell them apart from constants in a second derivative."""
+    depths, *cameras = inputs[2:6]
+    _, losses, auto_mask, grad_depths, *rest = outputs
+    ctx.save_for_backward(*rest, *grad_depths, *cameras, *depths)
+    ctx.scales = len(depths)
+    ctx.mark_non_differentiable(losses, auto_mask, *grad_depths, *rest)
+
+
+def _gradients(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
+    grad_K, grad_T, grad_motion, coefficients, *saved = ctx.saved_tensors
+    inputs = [tensor for tensor in saved[ctx.scales :] if tensor is not None]
+    grads = _bwd(grad_loss, [grad_K, grad_T, grad_motion, *saved[: ctx.scales]], coefficients, inputs)
+    needs_motion = ctx.needs_input_grad[2 + ctx.scales + 2]
+    return None, None, grads[3:], grads[0], grads[1], grads[2] if needs_motion else None, *[None] * 8
+
+
+_differentiable = differentiate(_fwd, _save, _gradients, _prepare)
 
 
 def _native(
@@ -177,20 +198,19 @@ def _native(
     depths: Sequence[Tensor],
     K: Tensor,
     T_src_ref: Tensor,
-    motion: Tensor | None = None,
+    motion: Tensor | None,
     *,
-    scale_weights: Sequence[float] | None = None,
-    mask_invalid: bool = True,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    scale_weights: Sequence[float] | None,
+    mask_invalid: bool,
+    ssim_weight: float,
+    l1_weight: float,
+    c1: float,
+    c2: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    need_motion = torch.is_grad_enabled() and motion is not None and motion.requires_grad
-    need_grad = need_motion or (torch.is_grad_enabled() and any(x.requires_grad for x in (K, T_src_ref, *depths)))
     weights = [1 / len(depths)] * len(depths) if scale_weights is None else [float(weight) for weight in scale_weights]
-    options = (weights, mask_invalid, ssim_weight, l1_weight, c1, c2, need_grad, need_motion)
-    return _ViewSynthesisLoss.apply((reference, sources), options, K, T_src_ref, motion, *depths)
+    options = (weights, mask_invalid, ssim_weight, l1_weight, c1, c2, False, False)
+    loss, losses, auto_mask, *_ = _differentiable(reference, sources, list(depths), K, T_src_ref, motion, *options)
+    return loss, losses, auto_mask
 
 
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:
@@ -250,12 +270,12 @@ def view_synthesis_loss(
     *,
     scale_weights: Sequence[float] | None = None,
     mask_invalid: bool = True,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    ssim_weight: float = SSIM_WEIGHT,
+    l1_weight: float = L1_WEIGHT,
+    c1: float = C1,
+    c2: float = C2,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> ViewSynthesisLossResult:
     """Masked photometric loss of a reference image rebuilt from its sources, over all scales.
 
     Args:
@@ -263,7 +283,7 @@ def view_synthesis_loss(
         sources: [B,S,3,H,W] neighbouring images (no gradient).
         depths: one [B,1,h,w] per scale, 1 <= h <= H, 1 <= w <= W; upsampled bilinearly to H x W.
         K: [B,3,3] intrinsics for H x W, any invertible matrix.
-        T_src_ref: [B,S,4,4], X_src = T_src_ref X_ref.
+        T_src_ref: [B,S,4,4], X_src = T_src_ref X_ref. It and K may be those of all samples: [1,…], or no batch.
         motion: [B,S,2,H,W] residual motion, homogeneous (pixel · depth), the same at every scale.
         scale_weights: one number per scale, default 1 / number of scales.
         mask_invalid: leave out-of-frame pixels out; False keeps them, clamped to the border, as published.
@@ -284,10 +304,11 @@ def view_synthesis_loss(
         raise TypeError(f"{name}: depths is a {type(depths).__name__}, it should be a list of tensors, one per scale")
     if not depths:
         raise ValueError(f"{name}: depths is empty, it should hold one tensor per scale")
-    K, T_src_ref, motion, *depths = upcast(K, T_src_ref, motion, *depths)
     sizes = Shapes(name)
     sizes.tensor("reference", reference, "B 3 H W", image=True)
     sizes.tensor("sources", sources, "B S 3 H W", image=True)
+    K, T_src_ref, motion, *depths = computed(K, T_src_ref, motion, *depths, beside=reference)
+    K, T_src_ref = for_each(K, sizes["B"]), for_each(T_src_ref, sizes["B"], sizes["S"])
     for scale, depth in enumerate(depths):
         sizes.tensor(f"depths[{scale}]", depth, f"B 1 h{scale} w{scale}")
         if not (1 <= sizes[f"h{scale}"] <= sizes["H"] and 1 <= sizes[f"w{scale}"] <= sizes["W"]):
@@ -305,17 +326,19 @@ def view_synthesis_loss(
     check_photometric_weights(name, ssim_weight, l1_weight, c1, c2)
     implementation = OP.implementation(backend, depths[0])
     with no_autocast(reference.device.type):
-        return implementation(
-            reference.detach(),
-            sources.detach(),
-            depths,
-            K,
-            T_src_ref,
-            motion,
-            scale_weights=scale_weights,
-            mask_invalid=mask_invalid,
-            ssim_weight=ssim_weight,
-            l1_weight=l1_weight,
-            c1=c1,
-            c2=c2,
+        return ViewSynthesisLossResult(
+            *implementation(
+                reference.detach(),
+                sources.detach(),
+                depths,
+                K,
+                T_src_ref,
+                motion,
+                scale_weights=scale_weights,
+                mask_invalid=mask_invalid,
+                ssim_weight=ssim_weight,
+                l1_weight=l1_weight,
+                c1=c1,
+                c2=c2,
+            )
         )

@@ -16,10 +16,12 @@ from statistics import fmean
 from typing import Any
 
 from mcd.config import STAGES, Config, ConfigError, load_config
-from mcd.evaluation.depth import DISCOVERY, REGIONS, WHOLE
 from mcd.evaluation.discovery import discovery_steps, why_little_was_found
+from mcd.evaluation.figures import read_figures
 from mcd.evaluation.metrics import METRICS
-from mcd.files import DataError, write_text
+from mcd.evaluation.protocol import REGIONS
+from mcd.evaluation.tables import DISCOVERY, WHOLE
+from mcd.files import DataError, read_json, reading, write_text
 from mcd.report.charts import COLOURS, line_chart
 from mcd.report.detection_pictures import detection_pictures, write_detection_panel
 from mcd.report.pictures import discovery_pictures, frame_pictures, motion_pictures, write_motion_panel, write_panel
@@ -35,15 +37,18 @@ def write_report(run_folder: Path | str) -> Path:
 
     Raises:
         ConfigError: the run has no readable config.yaml.
+        DataError: its figures, logs or environment are broken; the message names the file.
     """
     run_folder = Path(run_folder)
     config = load_config(run_folder / "config.yaml")
-    metrics = _read_json(run_folder / "metrics.json")
+    metrics = read_figures(run_folder / "metrics.json")
     logs: Logs = {stage: _read_log(run_folder / "log", stage) for stage in STAGES}
     logs = {stage: rows for stage, rows in logs.items() if rows}
     environment = _read_json(run_folder / "env.json")
     sections = [
+        _warnings(metrics),
         _figures(metrics),
+        _contact(metrics.get("contact", {})),
         _pictures("Held-out frames", frame_pictures, config, run_folder),
         _pictures("What moves by itself", motion_pictures, config, run_folder),
         _discovery(run_folder, metrics.get("discovery", {})),
@@ -68,6 +73,11 @@ def write_report(run_folder: Path | str) -> Path:
     return path
 
 
+def _warnings(metrics: Mapping[str, Any]) -> str:
+    lines = "".join(f"<li>{escape(line)}</li>" for line in metrics.get("warnings", ()))
+    return _section("What to look at first", f"<ul>{lines}</ul>") if lines else ""
+
+
 def _figures(metrics: Mapping[str, Any]) -> str:
     stages = metrics.get("stages", {})
     if not stages:
@@ -83,8 +93,34 @@ def _figures(metrics: Mapping[str, Any]) -> str:
     return _section(
         "Depth against ground truth",
         f"{_headline(stages)}{short}<p class=muted>abs_rel: mean relative error, lower is better. a1: share of pixels "
-        f"within a factor of 1.25, higher is better.</p>"
+        f"within a factor of 1.25, higher is better. standing: measured points 0.3 to 2.5 m above the road. row "
+        f"median: a baseline that knows how far each row is, and nothing else.</p>"
         f"<details><summary>All metrics</summary>{full}{objects}</details>",
+    )
+
+
+def _contact(contact: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
+    """Whether what masks or boxes show stands on the road, by stage; "" for a run without either."""
+    lines = ""
+    for stage, sources in contact.items():
+        for source, groups in sources.items():
+            for group, f in groups.items():
+                numbers = (
+                    f"{f['count']:.0f}",
+                    *(f"{f[n]:.2f} ({f[f'{n}_25']:.2f}&ndash;{f[f'{n}_75']:.2f})" for n in ("contact", "upright")),
+                    f"{f['upright_rows']:.2f}",
+                )
+                cells = "".join(f"<td>{number}</td>" for number in numbers)
+                lines += f"<tr><th>{escape(stage)}</th><th>{source}, {group}</th>{cells}</tr>"
+    if not lines:
+        return ""
+    heads = "".join(f"<th>{name}</th>" for name in ("", "", "objects", "contact", "upright", "upright of its rows"))
+    return _section(
+        "Do vehicles stand on the road?",
+        f"<div class=scroll><table><tr>{heads}</tr>{lines}</table></div><p class=muted>Medians (quartiles). contact: "
+        "depth of a vehicle's lower third over the road's at its foot, about 1; above it, the vehicle is a hole. "
+        "upright: depth of its upper third over the same, 1.0 to 1.15; a net that knows rows alone has what the last "
+        "column says.</p>",
     )
 
 
@@ -92,6 +128,8 @@ def _headline(stages: Mapping[str, Any]) -> str:
     try:
         first, final = stages["scene"]["dynamic"]["abs_rel"], stages["final"]["dynamic"]["abs_rel"]
     except KeyError:
+        return ""
+    if not first > 0:
         return ""
     control = stages.get("control", {}).get("dynamic", {}).get("abs_rel")
     beside = f"; training as long without the labels gives {control:.3f}" if control is not None else ""
@@ -226,7 +264,7 @@ def _details(title: str, text: str) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json("environment", path) if path.is_file() else {}
 
 
 def _read_log(folder: Path, stage: str) -> list[dict[str, float]]:
@@ -236,15 +274,15 @@ def _read_log(folder: Path, stage: str) -> list[dict[str, float]]:
     for path in (folder / f"{stage}.csv", *rounds):
         if path.is_file():
             first = rows[-1]["step"] if rows else 0
-            with path.open(newline="") as file:
+            with reading("log", path), path.open(newline="") as file:
                 found = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-            rows += [row | {"step": row["step"] + first} for row in found]
+                rows += [row | {"step": row["step"] + first} for row in found]
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message."""
-    parser = argparse.ArgumentParser(prog="python -m mcd.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="mcd report", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--panel", type=Path, metavar="PNG", help="write only one picture of a few frames")
     parser.add_argument("--motion", type=Path, metavar="PNG", help="write only one picture of what moves by itself")
@@ -312,6 +350,3 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
-
-if __name__ == "__main__":
-    sys.exit(main())

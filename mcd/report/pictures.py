@@ -9,7 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,9 +16,11 @@ from torch import Tensor
 from mcd.config import Config, Evaluation
 from mcd.data import EvaluationSet, FrameDataset, WholeFrame, collate, open_reader, to_device
 from mcd.data.files import resize_image
-from mcd.evaluation.depth import align, has_ground_truth, stage_predictor
-from mcd.files import atomic_path, frame_path, reading
+from mcd.evaluation.protocol import align
+from mcd.evaluation.stages import has_ground_truth, stage_predictor
+from mcd.files import atomic_path
 from mcd.inference.predictor import choose_device, resize_depth
+from mcd.masks.source import read_ground
 from mcd.run.checkpoint import load_weights
 from mcd.run.context import Context
 from mcd.run.folder import Run
@@ -66,7 +67,7 @@ def frame_pictures(config: Config, run_folder: Path) -> str:
     lines = [chosen, "Depth: bright is near."]
     if len(depths) > 1:
         lines.append("First is the net of the scene stage.")
-    if has_ground_truth(config):
+    if "depth_gt" in batch:
         lines.append(
             "All maps of a frame share their scale and colours. Error: <span class=near>blue</span> is predicted too "
             "near, <span class=far>red</span> too far, full colour at a factor of 2; the number is abs_rel."
@@ -174,10 +175,8 @@ def discovery_pictures(config: Config, run_folder: Path) -> str:
 
 
 def _ground_tiles(folder: Path, frame: str, image: Tensor) -> str:
-    path = frame_path(folder / "masks", "val", frame, ".png")
-    with reading("ground", path), Image.open(path) as file:
-        share = torch.from_numpy(np.asarray(file, dtype=np.float32) / 255)
-    return tile(tint(image, share), "ground")
+    share = torch.from_numpy(read_ground(folder.parent, "val", frame))
+    return tile(tint(image, share[0]), "ground")
 
 
 def _slot_tiles(folder: Path, frame: str, image: Tensor) -> str:
@@ -219,20 +218,28 @@ def write_panel(config: Config, run_folder: Path, path: Path, frames: int = 4) -
 def choose_frames(config: Config) -> tuple[dict[str, Any], str]:
     """A batch of frames for the pictures, and how they were chosen."""
     evenly = "Frames spread evenly over the split."
-    if not has_ground_truth(config):
+    items = _items_with_truth(config)
+    if not items:
         reader = open_reader(config.data, "val")
         frames = [reader.frames[index] for index in _spread(len(reader.frames), FRAMES)]
         images = [reader.read(frame, sources=False).images[0] for frame in frames]
         small = torch.stack([from_bytes(resize_image(image, config.data.size)) for image in images])
         return {"image": small, "frame": frames, "native": [image.shape[:2] for image in images]}, evenly
-    dataset = EvaluationSet(config)
-    items = [dataset[index] for index in _spread(len(dataset), CANDIDATES)]
     if any(item["dynamic_mask"] is None for item in items):
         return collate([items[index] for index in _spread(len(items), FRAMES)]), evenly
     parts = min(FRAMES, len(items))
     groups = [items[part * len(items) // parts : (part + 1) * len(items) // parts] for part in range(parts)]
     most = [max(group, key=lambda item: int((item["dynamic_mask"] & item["valid"]).sum())) for group in groups]
     return collate(most), "Of each part of the split, the frame with the most moving pixels; these are outlined."
+
+
+def _items_with_truth(config: Config) -> list[dict[str, Any]]:
+    """Frames to choose from of which some pixel counts in the evaluation."""
+    if not has_ground_truth(config):
+        return []
+    dataset = EvaluationSet(config)
+    items = (dataset[index] for index in _spread(len(dataset), CANDIDATES))
+    return [item for item in items if item["valid"].any()]
 
 
 def _compared(

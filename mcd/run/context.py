@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mcd.config import Config, Data
+from mcd.config import Config
 from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
 from mcd.run.folder import Run
 from mcd.run.networks import make_net
@@ -28,18 +28,6 @@ class Context:
     config: Config
     run: Run
     device: torch.device
-
-    @property
-    def labels(self) -> Data:
-        """Where masks are read: those that stages of this run discover, else those of the data set."""
-        discovered = {"ground": "road_masks", "detector": "masks"}
-        # An absolute path does not end up below the data set's root.
-        paths = {
-            key: (self.run.stage(name) / "masks").absolute()
-            for name, key in discovered.items()
-            if name in self.config.stages
-        }
-        return self.config.data.model_copy(update=paths)
 
     @contextmanager
     def networks(self) -> Iterator[None]:

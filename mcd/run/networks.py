@@ -55,8 +55,28 @@ def check_nets(config: Config) -> None:
     fresh = {"scale"} & set(config.stages)
     fresh |= {"detector"} if config.detector.init is None else set()
     fresh |= {"depth", "pose"} if "scene" in config.stages and config.init is None else set()
+    for stage in ("predictions", "instances"):
+        if stage in config.stages and "scene" in config.stages and config.scene.motion_from is None:
+            raise ConfigError(f"'scene.motion_from' is not set, and stage '{stage}' reads the residual motion")
+    # Names are checked of nets that no stage wants, too; at a size that suits all.
+    anywhere = config.model_copy(update={"data": config.data.model_copy(update={"size": (192, 512)})})
     with torch.device("meta"):
+        for role in sorted({"scale", "ground", "slots", "detector"} - wanted):
+            make_net(anywhere, role)
         for role in sorted(wanted):
             # Only light nets are refused ImageNet weights; those of others are not fetched for this.
             light = getattr(config.nets, role) == "light"
-            make_net(config, role, pretrained=config.nets.pretrained and light and role in fresh)
+            net = make_net(config, role, pretrained=config.nets.pretrained and light and role in fresh)
+            _check_size(net, role, config.data.size)
+
+
+def _check_size(net: nn.Module, role: str, size: tuple[int, int]) -> None:
+    """Run a net that sees whole images on shapes alone, so that it is the net itself that says which sizes it takes."""
+    inputs = {"depth": (3,), "pose": (3, 3), "motion": (3, 3), "scale": (3, 1, 1)}.get(role)
+    if inputs is None:
+        return
+    try:
+        # One-pixel feature maps are no statistics: batch norm refuses a single one in training, whatever the batch is.
+        net.eval()(*(torch.empty(1, channels, *size) for channels in inputs))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"'data.size' is {size[0]}x{size[1]}, which nets.{role} does not take: {error}") from None

@@ -2,8 +2,8 @@
 
 Consumes ``predictions``, ``ground`` and, unless it does not train, ``slots``. Its parts are the objects that pass as
 such among the slots' masks, ``detector/candidates``, and rounds, ``detector/round_N``: each trains on the objects of
-the one before and then looks for objects in every frame. Leaves ``detector/masks/SPLIT/FRAME/{i}.png``, the objects
-that the last round found, in the layout of a segmenter's masks, and ``detector/weights.safetensors``.
+the one before and then looks for objects in every frame. Leaves the detections of each part, of which later stages read
+those that count (:class:`mcd.masks.source.DiscoveredMasks`), and ``detector/weights.safetensors``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from mcd.config import Augment, Detector
-from mcd.data import Batch, FrameDataset, WholeFrame, road_mask
-from mcd.errors import StageError
-from mcd.files import atomic_path, frame_path, reading
+from mcd.data import Batch, FrameDataset, WholeFrame
+from mcd.errors import NothingToLearnError
+from mcd.files import atomic_path, frame_path
 from mcd.masks.detections import (
     REASONS,
     VIEWS,
@@ -36,23 +35,17 @@ from mcd.masks.detections import (
     write_counts,
 )
 from mcd.masks.morphology import boxes
+from mcd.masks.packed import load_arrays
+from mcd.masks.source import CANDIDATES, newest_labels, read_ground, round_name
 from mcd.nets.detector import detector_input, first_layers
 from mcd.run.checkpoint import WEIGHTS, Weights, find_weights, load_weights
 from mcd.run.context import Context
 from mcd.run.folder import Run
-from mcd.run.progress import progress
 from mcd.scene.predictions import ScenePredictions
 from mcd.scene.residual import moving_pixels
 from mcd.stages.slots import read_candidates
 from mcd.stages.stage import Outputs, Preparation, Stage, TrainingStage
 from mcd.visualize import outline
-
-CANDIDATES = "detector/candidates"
-
-
-def round_name(number: int) -> str:
-    """The part of the stage that is a round, counted from 0."""
-    return f"detector/round_{number}"
 
 
 class CandidatesPreparation(Preparation):
@@ -77,7 +70,7 @@ class CandidatesPreparation(Preparation):
         """How many candidates of a split are no objects, by reason."""
         total = np.zeros(len(REASONS), dtype=np.int64)
         for frame in read_counts(self.folder / f"{split}.csv"):
-            total += FrameDetections.read(frame_path(self.folder, split, frame), "dropped")
+            total += load_arrays(frame_path(self.folder, split, frame), "dropped")[0]
         return dict(zip(REASONS, total.tolist(), strict=True))
 
     def _dataset(self, split: str) -> FrameDataset:
@@ -87,7 +80,7 @@ class CandidatesPreparation(Preparation):
             return {
                 "slots": read_candidates(run.stage("slots"), split, item.frame),
                 "flow": predictions.stored(split, item.frame).flow,
-                "ground": road_mask(self.context.labels, split, item.frame),
+                "ground": self.masks.ground(split, item.frame),
             }
 
         return self.frames(split, None, images="none", labels=labels)
@@ -98,6 +91,7 @@ class DetectorStage(TrainingStage):
 
     name = "detector"
     roles = ("detector",)
+    of_objects = True
     schedule: Detector
 
     @classmethod
@@ -167,12 +161,12 @@ class DetectorStage(TrainingStage):
         """Frames with objects: the others would teach that there is nothing, which the labels do not say.
 
         Raises:
-            StageError: there are none to train on.
+            NothingToLearnError: there are none to train on.
         """
         counts = read_counts(self._labels / f"{split}.csv")
         items = [WholeFrame(frame) for frame, count in counts.items() if count]
         if split == "train" and not items:
-            raise StageError(nothing_found(self.context.run))
+            raise NothingToLearnError(nothing_found(self.context.run))
         flip_only = augment.model_copy(update={"jitter": 0.0}) if augment is not None else None
 
         def labels(item: WholeFrame) -> dict[str, Any]:
@@ -183,10 +177,8 @@ class DetectorStage(TrainingStage):
 
     def _seen(self, split: str, frame: str) -> dict[str, Any]:
         """What the detector sees beside the image: depth and probability of ground [1,H,W]."""
-        path = frame_path(self.context.run.stage("ground") / "masks", split, frame, ".png")
-        with reading("ground", path), Image.open(path) as file:
-            ground = np.asarray(file.convert("L"), dtype=np.float32) / 255
-        return {"depth": self._predictions.stored(split, frame).depth, "ground": ground[None]}
+        depth = self._predictions.stored(split, frame).depth
+        return {"depth": depth, "ground": read_ground(self.context.run.path, split, frame)}
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         net, training = self.nets["detector"], self.nets["detector"].training
@@ -234,8 +226,9 @@ class DetectorStage(TrainingStage):
         facts["usable"] = facts["train"]["frames_with_objects"] >= self.schedule.batch or self.schedule.steps == 0
         if self.is_last:
             newest = self.name if facts["usable"] else newest_labels(self.context.run, self.number)
-            self._publish(self.context.run.stage(newest), should_stop)
             facts |= {"masks_from": newest}
+            with atomic_path(self.context.run.stage("detector") / WEIGHTS) as temporary:
+                shutil.copyfile(self.folder / WEIGHTS, temporary)
         return facts
 
     @torch.no_grad()
@@ -261,29 +254,6 @@ class DetectorStage(TrainingStage):
             for m, s, ground in zip(masks, scores, batch["ground"], strict=True)
         ]
 
-    def _publish(self, labels: Path, should_stop: Callable[[], bool]) -> None:
-        """The masks of a part as files that every later stage reads; they appear complete or not at all."""
-        place = self.context.run.stage("detector")
-        final, partial = place / "masks", place / ".masks.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        for split in ("train", "val"):
-            (partial / split).mkdir(parents=True)
-            counts = read_counts(labels / f"{split}.csv")
-            with progress(len(counts), f"detector masks {split}", "image") as bar:
-                for frame in counts:
-                    folder = partial / split / frame
-                    folder.mkdir(parents=True)
-                    found = FrameDetections.load(frame_path(labels, split, frame)).masks.numpy()
-                    for index, mask in enumerate(found.astype(np.uint8) * 255):
-                        Image.fromarray(mask).save(folder / f"{index}.png", compress_level=1)
-                    bar.update()
-                    if should_stop():
-                        raise KeyboardInterrupt
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        with atomic_path(place / WEIGHTS) as temporary:
-            temporary.write_bytes((self.folder / WEIGHTS).read_bytes())
-
 
 def target(masks: Tensor) -> dict[str, Tensor]:
     """What torchvision's detectors learn of an image with objects [n,H,W]; an image may have none."""
@@ -294,17 +264,11 @@ def target(masks: Tensor) -> dict[str, Tensor]:
     }
 
 
-def newest_labels(run: Run, before: int) -> str:
-    """The part whose objects a round trains on: the last one before it that found enough, else the candidates."""
-    names = [round_name(number) for number in reversed(range(before))]
-    return next((name for name in names if (run.finished(name) or {}).get("usable")), CANDIDATES)
-
-
 def summarise(folder: Path, split: str, dataset: FrameDataset) -> dict[str, Any]:
     """Write the list of a part's frames with their numbers of objects, and say what it adds up to."""
     paths = {item.frame: frame_path(folder, split, item.frame) for item in dataset.items}
     # Without a file: its image could not be read, and data.on_error is skip.
-    counts = {frame: len(FrameDetections.read(path, "scores")) for frame, path in paths.items() if path.is_file()}
+    counts = {frame: len(load_arrays(path, "scores")[0]) for frame, path in paths.items() if path.is_file()}
     write_counts(folder / f"{split}.csv", counts)
     return {
         "frames": len(counts),

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from mcd import Instances, ops
-from mcd.config import Data, InstancesStage
-from mcd.data import Batch, instance_masks, road_mask
+from mcd.config import InstancesStage
+from mcd.data import Batch
 from mcd.files import frame_path, write_text
 from mcd.masks.instances import FrameInstances, InstanceRow, middle_band
+from mcd.masks.packed import load_arrays
 from mcd.run.context import Context
 from mcd.run.progress import progress
 from mcd.scene.predictions import ScenePredictions
@@ -52,10 +53,14 @@ class InstancesPreparation(Preparation):
         return facts
 
     def _split(self, split: str, should_stop: Callable[[], bool]) -> list[str]:
-        dataset = self.frames(split, None, labels=lambda item: read_masks(self.context.labels, split, item.frame))
+        dataset = self.frames(split, None, labels=lambda item: self._labels(split, item.frame))
         for batch in self.each_batch(dataset, split, self.config.instances.batch, ".npz", should_stop):
             self.process(split, batch)
         return [item.frame for item in dataset.items]
+
+    def _labels(self, split: str, frame: str) -> dict[str, Any]:
+        masks, ids = self.masks.instances(split, frame)
+        return {"instances": masks, "ids": ids, "road": self.masks.ground(split, frame)}
 
     @torch.no_grad()
     def process(self, split: str, batch: Batch) -> None:
@@ -122,21 +127,13 @@ def classify(settings: InstancesStage, masks: list[Tensor], moving: Tensor) -> t
     return coverage, dynamic
 
 
-def read_masks(data: Data, split: str, frame: str) -> dict[str, Any]:
-    """Labels of a frame: its instance masks [n,H,W], their file names, and the road [1,H,W]."""
-    masks, ids = instance_masks(data, split, frame)
-    return {"instances": masks, "ids": ids, "road": road_mask(data, split, frame)}
-
-
 def _rows(folder: Path, split: str, frames: list[str]) -> Iterator[InstanceRow]:
     with progress(len(frames), f"list of instances {split}", "image") as bar:
         for frame in frames:
             path = frame_path(folder, split, frame)
             # Without a file: its image could not be read, and data.on_error is skip.
             if path.is_file():
-                # Field by field: masks, which are nearly all of the file, are not unpacked.
-                with np.load(path) as file:
-                    fields = [file[name].tolist() for name in ("ids", "dynamic", "large", "triplet", "coverage")]
-                for row, values in enumerate(zip(*fields, strict=True)):
+                fields = load_arrays(path, "ids", "dynamic", "large", "triplet", "coverage")
+                for row, values in enumerate(zip(*(field.tolist() for field in fields), strict=True)):
                     yield InstanceRow(frame, row, *values)
             bar.update()

@@ -7,7 +7,6 @@ every frame with a dynamic object.
 from __future__ import annotations
 
 from collections.abc import Callable
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mcd import Instances, ops
-from mcd.data import Batch, FrameDataset, road_mask
+from mcd.data import Batch, FrameDataset
 from mcd.files import atomic_path, frame_path
 from mcd.masks.instances import FrameInstances, read_rows
 from mcd.run.context import Context
@@ -43,10 +42,8 @@ class PseudoPreparation(Preparation):
             return {"frames": 0}
         for batch in self.each_batch(dataset, split, self.config.pseudo.batch, ".npy", should_stop):
             for frame, depth in zip(batch["frame"], self.compose(batch).cpu().numpy(), strict=True):
-                buffer = BytesIO()
-                np.save(buffer, depth[0])
                 with atomic_path(frame_path(self.folder, split, frame, ".npy")) as temporary:
-                    temporary.write_bytes(buffer.getvalue())
+                    np.save(temporary, depth[0])
         return {"frames": len(dataset)}
 
     def _dataset(self, split: str) -> FrameDataset | None:
@@ -59,7 +56,7 @@ class PseudoPreparation(Preparation):
         def labels(item: ObjectItem) -> dict[str, Any]:
             found = FrameInstances.load(frame_path(folder, split, item.frame))
             masks = found.masks[found.dynamic & found.large, 1]
-            read = {"instances": masks, "road": road_mask(self.context.labels, split, item.frame)}
+            read = {"instances": masks, "road": self.masks.ground(split, item.frame)}
             return read | self.predictions.depth_label(split, item.frame)
 
         items = [ObjectItem(frame, -1) for frame in frames]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from torchvision.utils import flow_to_image
 
 from mcd.config import Augment, Slots
 from mcd.data import Batch, FrameDataset, WholeFrame
-from mcd.errors import StageError
-from mcd.files import atomic_path, frame_path, reading
+from mcd.errors import NothingToLearnError
+from mcd.files import frame_path
+from mcd.masks.packed import Masks, load_masks, save_masks
 from mcd.nets.slots import SLOTS, SlotNet
 from mcd.run.checkpoint import find_weights
 from mcd.run.context import Context
@@ -33,7 +33,7 @@ from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import colour_shares
 
 
-def read_candidates(folder: Path, split: str, frame: str) -> np.ndarray:
+def read_candidates(folder: Path, split: str, frame: str) -> Masks:
     """Candidate masks of a frame: bool [2, 5, H, W], by direction (previous, next) and slot (0 is the background).
 
     Args:
@@ -42,23 +42,13 @@ def read_candidates(folder: Path, split: str, frame: str) -> np.ndarray:
     Raises:
         DataError: the file is missing or broken.
     """
-    path = frame_path(folder / "masks", split, frame)
-    with reading("candidate masks", path), np.load(path) as file:
-        shape = tuple(file["shape"])
-        return np.unpackbits(file["masks"], count=math.prod(shape)).reshape(shape).astype(bool)
-
-
-def write_candidates(folder: Path, split: str, frame: str, masks: np.ndarray) -> None:
-    """What :func:`read_candidates` reads."""
-    buffer = BytesIO()
-    np.savez_compressed(buffer, shape=masks.shape, masks=np.packbits(masks))
-    with atomic_path(frame_path(folder / "masks", split, frame)) as temporary:
-        temporary.write_bytes(buffer.getvalue())
+    return load_masks(frame_path(folder / "masks", split, frame))[0]
 
 
 class SlotsStage(TrainingStage):
     name = "slots"
     roles = ("slots",)
+    of_objects = True
     schedule: Slots
 
     def __init__(self, context: Context):
@@ -69,7 +59,7 @@ class SlotsStage(TrainingStage):
     def initialise(self) -> None:
         seen = self.context.run.finished("predictions") or {}
         if not seen.get("train", {}).get("frames_with_motion", 0):
-            raise StageError(
+            raise NothingToLearnError(
                 "stage slots: no training frame has a pixel whose residual flow reaches predictions.flow_threshold; "
                 "there is nothing to find objects by"
             )
@@ -88,7 +78,7 @@ class SlotsStage(TrainingStage):
             moving = read_moving(self.context.run.stage("predictions"), split)
             items = [WholeFrame(frame) for frame, share in moving.items() if share >= self.schedule.min_moving]
             if len(items) < self.schedule.batch:
-                raise StageError(
+                raise NothingToLearnError(
                     f"stage slots: {len(items)} of {len(moving)} training frames move by slots.min_moving, "
                     f"{self.schedule.min_moving:g}, or more; slots.batch wants {self.schedule.batch}"
                 )
@@ -157,7 +147,7 @@ class SlotsStage(TrainingStage):
                 shares = F.interpolate(self.forward(batch, 0)["masks"], self.config.data.size, mode="nearest-exact")
                 masks = (shares >= self.schedule.threshold).unflatten(0, (-1, 2)).cpu().numpy()
                 for frame, candidates in zip(batch["frame"], masks, strict=True):
-                    write_candidates(self.folder, split, frame, candidates)
+                    save_masks(frame_path(self.folder / "masks", split, frame), candidates)
             facts[split] = {"frames": len(dataset)}
         return facts
 

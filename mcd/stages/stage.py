@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mcd.config import Augment, Schedule
 from mcd.data import Batch, FrameDataset, fixed_batches, open_reader, prefetch
 from mcd.losses import SmoothnessLoss, ViewSynthesisLoss
+from mcd.masks.source import mask_source
 from mcd.run.checkpoint import WEIGHTS, CheckpointError, load_weights, save_weights
 from mcd.run.context import Context
 from mcd.run.progress import progress
@@ -30,6 +31,7 @@ class Stage(ABC):
         self.context = context
         self.config = context.config
         self.folder = context.run.stage(self.name)
+        self.masks = mask_source(context.run)
 
     @classmethod
     def parts(cls, context: Context) -> Iterator[Stage]:
@@ -105,6 +107,8 @@ class TrainingStage(Stage):
     schedule: Schedule
     roles: tuple[str, ...]
     """Nets that this stage trains and saves."""
+    of_objects: bool = False
+    """Whether it learns from single objects: where too few are found, the run ends without it."""
     first_epoch: int = 0
     """What its epochs are counted from: parts that differ in it see equal items in another order, otherwise drawn."""
 

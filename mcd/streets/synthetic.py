@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from mcd.data.processes import process_count
 from mcd.streets.ray_caster import NoiseTexture, View, render
 from mcd.streets.street import Street, StreetParameters, make_street
 
@@ -149,7 +150,7 @@ def _run(jobs: list[_Job], workers: int) -> Iterator[list[dict]]:
     # Forked from a fresh process, because a fork of one whose libraries run threads may hang.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([render.__module__])  # and with it the package, once for all workers
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(process_count(workers, len(jobs)), mp_context=context, initializer=_start_worker) as pool:
         try:
             yield from pool.map(_write_street, jobs, chunksize=4)
         except BaseException:

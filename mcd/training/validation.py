@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mcd.data import EvaluationSet, fixed_batches, prefetch
-from mcd.evaluation.depth import evaluate_depth
+from mcd.evaluation.protocol import evaluate_depth
 from mcd.run.context import Context
 from mcd.stages import TrainingStage
 

@@ -12,7 +12,8 @@ import torch
 from mcd.config import Data, parse_config
 from mcd.data import EvaluationSet, FrameDataset, open_reader
 from mcd.data.kitti import project_points
-from mcd.evaluation.depth import evaluate_depth, has_ground_truth
+from mcd.evaluation.protocol import evaluate_depth
+from mcd.evaluation.stages import has_ground_truth
 from mcd.files import DataError
 
 Files = Any

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 from mcd.config import Data
 from mcd.data import open_reader
 from mcd.data.prepare import main
+from mcd.data.processes import process_count
 
 Files = Any
 
@@ -111,3 +113,77 @@ def test_a_download_that_is_not_complete_is_an_error(
 def test_neighbours_may_be_nearer(cityscapes: Path, tmp_path: Path) -> None:
     assert prepare(cityscapes, tmp_path / "out", "--gap", "1") == 0
     assert len(open_reader(Data(root=tmp_path / "out"), "train").frames) == 6 + 3 + 3
+
+
+def test_a_folder_made_with_another_gap_is_refused(
+    cityscapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert prepare(cityscapes, out) == 0
+    before = (out / "splits" / "train.txt").read_text()
+    assert prepare(cityscapes, out, "--gap", "1") == 1
+    assert "was made with gap 2 (prepared.json), not 1" in capsys.readouterr().err
+    assert (out / "splits" / "train.txt").read_text() == before
+    assert prepare(cityscapes, out) == 0
+
+
+def test_a_split_made_from_another_download_is_refused(
+    cityscapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert prepare(cityscapes, out) == 0
+    moved = cityscapes.rename(tmp_path / "other")
+    assert prepare(moved, out) == 1
+    assert f"was made from {cityscapes} (prepared.json), not {moved}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[]", "{", None])
+def test_triplets_of_unknown_options_are_not_mixed_with_others(
+    cityscapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    out = tmp_path / "out"
+    assert prepare(cityscapes, out) == 0
+    manifest = out / "prepared.json"
+    manifest.unlink()
+    if text is not None:
+        manifest.write_text(text)
+    assert prepare(cityscapes, out) == 1
+    assert "prepared.json" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("odd", [10, 14])
+def test_an_image_of_another_size_is_named_with_both_sizes(
+    cityscapes: Path, tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str], odd: int
+) -> None:
+    path = cityscapes / f"leftImg8bit_sequence/train/ulm/ulm_000002_{odd:06d}_leftImg8bit.png"
+    files.save(path, files.noise(HEIGHT // 2, WIDTH, seed=0))
+    assert prepare(cityscapes, tmp_path / "out") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"mcd.data.prepare: image {path} is 8x32, but most of its sequence are 16x32: the frames of a sequence have "
+        "one size"
+    )
+    assert prepare(cityscapes, tmp_path / "other", "--skip") == 0
+    left_out = {number for number in range(12, 16) if odd in (number - 2, number, number + 2)}
+    frames = [frame for frame in open_reader(Data(root=tmp_path / "other"), "train").frames if frame.startswith("ulm")]
+    assert frames == [f"ulm/ulm_000002_{number:06d}" for number in range(12, 16) if number not in left_out]
+
+
+def test_there_are_never_more_processes_than_sequences(
+    cityscapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Pool(ProcessPoolExecutor):
+        def __init__(self, count: int, **options: Any):
+            asked.append(count)
+            super().__init__(count, **options)
+
+    monkeypatch.setattr("mcd.data.prepare.ProcessPoolExecutor", Pool)
+    assert prepare(cityscapes, tmp_path / "out", "--workers", "100000") == 0
+    assert asked == [3]
+
+
+def test_processes_are_limited_by_work_and_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert [process_count(wanted, 50) for wanted in (0, 1, 12, 13, 10**9)] == [0, 1, 12, 12, 12]
+    assert process_count(8, 5) == 5

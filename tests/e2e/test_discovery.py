@@ -23,7 +23,8 @@ import torch
 import yaml
 
 from mcd.config import Config, parse_config
-from mcd.data import open_reader, road_mask
+from mcd.data import open_reader
+from mcd.masks.source import mask_source
 from mcd.run.context import Context
 from mcd.run.folder import Run
 from mcd.scene.predictions import open_store
@@ -116,7 +117,7 @@ def test_every_frame_has_predictions_ground_and_candidates(undisturbed: Config) 
             found = store.read(split, frame)
             assert found is not None and found.depth.shape == (1, *SIZE) and found.flow.shape == (2, 2, *SIZE)
             assert (found.depth > 0).all()
-            assert road_mask(context.labels, split, frame).shape == (1, *SIZE)
+            assert mask_source(context.run).ground(split, frame).shape == (1, *SIZE)
             candidates = read_candidates(context.run.stage("slots"), split, frame)
             assert candidates.shape == (2, 5, *SIZE)
 
@@ -143,7 +144,6 @@ def test_a_run_that_is_stopped_again_and_again_ends_the_same(undisturbed: Config
     stops = 0
     while True:
         try:
-            # Later and later: the masks of all frames are published at once.
             train_run(config, StopAfter(2 + stops))
             break
         except InterruptedRun:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import av
+import av.stream
 import numpy as np
 import pytest
 import torch
@@ -199,3 +201,93 @@ def test_resizing_interpolates_inverse_depth() -> None:
     # Twice as wide, pixel areas aligned: the inner pixels lie a quarter and three quarters of the way.
     expected = [1.0, 1 / (0.75 + 0.25 / 4), 1 / (0.25 + 0.75 / 4), 4.0]
     assert resize_depth(depth, (1, 4))[0, 0, 0].tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--scale", "inf"),
+        ("--scale", "nan"),
+        ("--scale", "0"),
+        ("--scale", "-1"),
+        ("--scale", "much"),
+        ("--factor", "inf"),
+        ("--batch", "0"),
+        ("--batch", "9" * 30),
+    ],
+)
+def test_options_that_no_result_survives_are_refused_by_name(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, str]
+) -> None:
+    image = write_image(tmp_path / "a.png", (8, 8))
+    with pytest.raises(SystemExit) as stop:
+        predict(run_folder, image, "-o", tmp_path / "out", *options)
+    assert stop.value.code == 2
+    assert f"argument {options[0]}: " in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scale", "1e37"), "beyond float32"),
+        (("--scale", "1e-38"), "beyond float32"),
+        (("--format", "16bit", "--scale", "1e7"), "all outside 1 to 65535"),
+        (("--format", "16bit", "--factor", "0.001"), "all outside 1 to 65535"),
+    ],
+)
+def test_a_scale_that_leaves_no_depth_is_refused(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    image = write_image(tmp_path / "a.png", (8, 8))
+    assert predict(run_folder, image, "-o", tmp_path / "out", *options) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (5, 300), (3, 9000)])
+def test_a_clip_of_any_size_is_written(run_folder: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    images = [Image.fromarray(np.full((*size, 3), 60 * number, np.uint8)) for number in range(3)]
+    images[0].save(tmp_path / "clip.gif", save_all=True, append_images=images[1:], duration=40)
+    assert predict(run_folder, tmp_path / "clip.gif", "-o", tmp_path / "out") == 0
+    assert len(list(VideoReader(tmp_path / "out" / "clip_depth.mp4"))) == 3
+
+
+def test_frames_of_other_sizes_get_the_size_of_the_first(tmp_path: Path) -> None:
+    sizes = [(20, 31), (21, 30), (40, 62), (7, 5)]
+    with VideoWriter(tmp_path / "a.mp4", Fraction(25)) as movie:
+        for size in sizes:
+            movie.write(np.full((*size, 3), 128, np.uint8))
+    assert [picture.shape for picture in VideoReader(tmp_path / "a.mp4")] == [(20, 30, 3)] * 4
+
+
+@pytest.mark.parametrize("attached", [True, False])
+@pytest.mark.parametrize("cover_first", [True, False])
+def test_the_film_is_read_and_not_its_cover(tmp_path: Path, attached: bool, cover_first: bool) -> None:
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+
+        def add_cover() -> av.VideoStream:
+            cover = container.add_stream("mjpeg", rate=Fraction(25))
+            cover.pix_fmt, cover.width, cover.height = "yuvj420p", 64, 64
+            if attached:
+                cover.disposition = av.stream.Disposition.attached_pic
+            return cover
+
+        cover = add_cover() if cover_first else None
+        film = container.add_stream("mpeg4", rate=Fraction(25))
+        film.pix_fmt, film.width, film.height = "yuv420p", 32, 16
+        cover = cover or add_cover()
+        picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 200, np.uint8), format="rgb24")
+        container.mux([*cover.encode(picture), *cover.encode()])
+        for level in (0, 50, 100, 150):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 32, 3), level, np.uint8), format="rgb24")
+            container.mux(film.encode(frame))
+        container.mux(film.encode())
+    assert [picture.shape for picture in VideoReader(path)] == [(16, 32, 3)] * 4
+
+
+def test_a_video_of_one_picture_is_that_picture(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "one.mp4", Fraction(25)) as movie:
+        movie.write(np.full((16, 16, 3), 99, np.uint8))
+    assert len(list(VideoReader(tmp_path / "one.mp4"))) == 1

@@ -69,7 +69,7 @@ print(json.dumps(shares))
 @pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="this system does not tell threads' CPU time")
 def test_two_threads_share_the_work() -> None:
     environment = os.environ | {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-c", WORK, str(Path(__file__).parents[2])]
+    command = [sys.executable, "-c", WORK, str(Path(__file__).parents[1])]
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     shares = json.loads(found.stdout.splitlines()[-1])

@@ -17,14 +17,14 @@ import yaml
 from PIL import Image
 
 from mcd.config import parse_config
-from mcd.evaluation.depth import main as evaluate
+from mcd.evaluation.command import main as evaluate
 from mcd.files import frame_path, write_json
+from mcd.masks.packed import save_masks
 from mcd.nets import build_depth_net, build_motion_net, build_pose_net
 from mcd.report.charts import line_chart
 from mcd.report.page import main, write_report
 from mcd.report.pictures import FRAMES
 from mcd.run.checkpoint import save_weights
-from mcd.stages.slots import write_candidates
 from mcd.streets.synthetic import generate
 
 SIZE = (64, 96)
@@ -195,7 +195,7 @@ def test_what_a_run_found_by_itself_is_shown(streets: Path, tmp_path: Path) -> N
         path = frame_path(run / "ground" / "masks", "val", frame, ".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full(SIZE, 200, np.uint8)).save(path)
-        write_candidates(run / "slots", "val", frame, np.ones((2, 5, *SIZE), bool))
+        save_masks(frame_path(run / "slots" / "masks", "val", frame), np.ones((2, 5, *SIZE), bool))
     # A stage that is not finished is not shown.
     for stage, tiles in (("ground", 2), ("slots", 4)):
         write_json(run / stage / "done.json", {})

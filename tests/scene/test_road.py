@@ -50,3 +50,14 @@ def test_a_depth_map_without_a_road_below_has_no_loss():
     loss.backward()
     assert loss == 0
     assert depth.grad.count_nonzero() == 0
+
+
+def test_the_height_of_the_camera_takes_no_gradient():
+    # Else the loss could be lowered by lifting the road that the plane is measured on.
+    torch.manual_seed(0)
+    depth = (street(1.5) * (1 + 0.4 * torch.rand(1, 1, HEIGHT, WIDTH, dtype=torch.float64))).requires_grad_()
+    road_loss(depth, K[None]).backward()
+    beyond = beyond_road(depth.detach(), K[None])
+    expected = torch.where(beyond > 0.1, 1 / depth.detach(), 0.0) / depth.numel()
+    assert expected[..., 34:, 18:42].any()
+    torch.testing.assert_close(depth.grad, expected)

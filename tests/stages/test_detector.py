@@ -13,12 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mcd.config import parse_config
-from mcd.data import StepSampler, fixed_batches, instance_masks, to_device
+from mcd.data import StepSampler, fixed_batches, to_device
 from mcd.data.store import Prediction
 from mcd.errors import StageError
-from mcd.evaluation.depth import write_metrics
+from mcd.evaluation.stages import write_metrics
 from mcd.files import frame_path
 from mcd.masks.detections import VIEWS, FrameDetections, read_counts, write_counts
+from mcd.masks.packed import save_masks
+from mcd.masks.source import CANDIDATES, mask_source, newest_labels, round_name
 from mcd.nets.layers import resnet18_backbone
 from mcd.report.detection_pictures import write_detection_panel
 from mcd.report.page import write_report
@@ -26,8 +28,7 @@ from mcd.run.checkpoint import WEIGHTS, load_weights
 from mcd.run.context import Context
 from mcd.run.folder import Run
 from mcd.scene.predictions import open_store
-from mcd.stages.detector import CANDIDATES, CandidatesPreparation, DetectorStage, newest_labels, round_name, target
-from mcd.stages.slots import write_candidates
+from mcd.stages.detector import CandidatesPreparation, DetectorStage, target
 from mcd.train import run_part, run_stage
 from mcd.training.profiling import ProfileWindow
 from mcd.training.stop import InterruptedRun
@@ -62,7 +63,7 @@ def write_frame(context: Context, split: str, frame: str, shift: int | None) -> 
     Image.fromarray(ground).save(path)
     slots = np.zeros((2, 5, *SIZE), dtype=bool)
     slots[:, 3], slots[:, 0] = car, ~car
-    write_candidates(run.stage("slots"), split, frame, slots)
+    save_masks(frame_path(run.stage("slots") / "masks", split, frame), slots)
 
 
 def make_context(folder: Path, runs: str = "runs", shifts: dict[str, int | None] | None = None, **detector) -> Context:
@@ -182,7 +183,11 @@ def test_a_trained_detector_is_used_as_it_is(tmp_path: Path) -> None:
     place = context.run.stage("detector")
     assert not (context.run.stage(CANDIDATES)).exists()
     assert facts["steps"] == 0 and facts["masks_from"] == round_name(0)
-    assert all((place / "masks" / split / frame).is_dir() for split, frames in FRAMES.items() for frame in frames)
+    source = mask_source(context.run)
+    for split, frames in FRAMES.items():
+        for frame in frames:
+            known = FrameDetections.load(frame_path(context.run.stage(round_name(0)), split, frame))
+            assert np.array_equal(source.instances(split, frame)[0], known.masks.numpy())
     expected = given.nets["detector"].state_dict()
     found = load_weights(place / WEIGHTS).tensors["detector"]
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
@@ -298,7 +303,7 @@ def test_five_views_are_looked_through_once_each_and_joined(tmp_path: Path) -> N
 def results(context: Context) -> dict[str, bytes]:
     """Every mask and weight that the stage leaves."""
     place = context.run.stage("detector")
-    files = [*place.rglob("*.npz"), *(place / "masks").rglob("*.png"), *place.rglob("weights.safetensors")]
+    files = [*place.rglob("*.npz"), *place.rglob("weights.safetensors")]
     return {str(path.relative_to(place)): path.read_bytes() for path in sorted(files)}
 
 
@@ -329,8 +334,8 @@ def test_the_stage_leaves_masks_for_every_frame(whole: tuple[Path, Context, dict
     assert facts["val"]["frames"] == 2 and facts["seconds"] > 0
     for split, frames in FRAMES.items():
         for frame in frames:
-            found, names = instance_masks(context.labels, split, frame)
-            assert (place / "masks" / split / frame).is_dir() and names == list(range(len(found)))
+            found, names = mask_source(context.run).instances(split, frame)
+            assert names == list(range(len(found)))
             last = FrameDetections.load(frame_path(place / "round_1", split, frame))
             assert np.array_equal(found, last.masks.numpy())
     assert facts["train"]["objects"] > 0
@@ -344,7 +349,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(whole:
     stops = 0
     for attempt in range(20):
         try:
-            run_stage(DetectorStage, broken, StopAfter(2 + attempt), ProfileWindow(None, broken.run.path))
+            run_stage(DetectorStage, broken, StopAfter(2 + attempt // 2), ProfileWindow(None, broken.run.path))
             break
         except InterruptedRun:
             stops += 1
@@ -373,7 +378,9 @@ def test_a_last_round_without_detections_leaves_what_was_known_before(tmp_path: 
     context = make_context(tmp_path, scores=[1.0], filter_after=[0], views=1)
     facts = run_stage(DetectorStage, context, never, ProfileWindow(None, context.run.path))
     assert facts["masks_from"] == CANDIDATES and facts["train"]["objects"] == 0
-    assert (context.run.stage("detector") / "masks" / "train" / "a" / "a_1" / "0.png").is_file()
+    found, _ = mask_source(context.run).instances("train", "a/a_1")
+    known = FrameDetections.load(frame_path(context.run.stage(CANDIDATES), "train", "a/a_1"))
+    assert len(found) and np.array_equal(found, known.masks.numpy())
     assert json.loads((context.run.stage(round_name(0)) / "done.json").read_text())["usable"] is False
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from mcd.config import ConfigError, parse_config
-from mcd.data import road_mask
 from mcd.errors import StageError
+from mcd.masks.source import mask_source
 from mcd.nets import build_ground_net
 from mcd.nets.ground import image_rows
 from mcd.run.checkpoint import WEIGHTS
@@ -307,18 +307,16 @@ def test_ramps_are_given_whole():
         parse_config({"ground": {"steps": 10, "thirds_from": 3}})
 
 
-def test_later_stages_read_the_ground_of_the_run(stage, tmp_path, monkeypatch):
+def test_later_stages_read_the_ground_of_the_run(stage):
     from PIL import Image
 
     context = stage.context
-    assert context.labels.masks == context.config.data.masks
     folder = context.run.stage("ground") / "masks" / "val" / "a"
     folder.mkdir(parents=True)
     level = np.full(SIZE, 100, np.uint8)
     level[30:] = 200
     Image.fromarray(level).save(folder / "a_1.png")
-    monkeypatch.setattr("mcd.data.labels._native_size", lambda config, frame: SIZE)
-    found = road_mask(context.labels, "val", "a/a_1")
+    found = mask_source(context.run).ground("val", "a/a_1")
     assert found.shape == (1, *SIZE)
     assert found[0, 30:].all()
     assert not found[0, :30].any()

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from mcd.config import ConfigError, parse_config
 from mcd.errors import StageError
 from mcd.files import DataError
+from mcd.masks.packed import save_masks
 from mcd.nets import build_slot_net
 from mcd.nets.slots import SlotAttention, suppress_empty
 from mcd.run.context import Context
 from mcd.run.folder import Run
-from mcd.stages.slots import SlotsStage, background_entropy, read_candidates, slot_scene, write_candidates
+from mcd.stages.slots import SlotsStage, background_entropy, read_candidates, slot_scene
 from mcd.streets.synthetic import generate
 from mcd.training.state import learning_rate
 
@@ -281,7 +282,7 @@ def test_a_few_steps_explain_the_scene_better(tmp_path, batch):
 
 def test_candidates_come_back_from_disk(tmp_path):
     masks = np.random.default_rng(0).random((2, 5, 7, 9)) > 0.5  # 630 bits: not a multiple of a byte
-    write_candidates(tmp_path, "val", "city/frame.1", masks)
+    save_masks(tmp_path / "masks" / "val" / "city" / "frame.1.npz", masks)
     assert np.array_equal(read_candidates(tmp_path, "val", "city/frame.1"), masks)
     with pytest.raises(DataError, match="does not exist"):
         read_candidates(tmp_path, "val", "city/frame.2")

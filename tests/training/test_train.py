@@ -1,7 +1,10 @@
 """The loop's parts, and what a user reads when something is wrong."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -231,3 +234,31 @@ def test_a_nan_in_the_data_names_the_frame(config, streets, capsys, tmp_path):
     finally:
         camera.write_text(text)
     assert camera.name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "nets", "message"),
+    [
+        ((63, 96), {}, "'data.size' is 63x96, which nets.depth does not take: .*multiples of 32"),
+        ((32, 96), {}, "'data.size' is 32x96, which nets.depth does not take: .*at least 64"),
+        ((32, 32), {"depth": "diffnet", "pose": "resnet18"}, None),
+    ],
+)
+def test_a_size_that_a_net_refuses_is_named_before_anything_runs(tmp_path, size, nets, message):
+    config = parse_config({"runs": str(tmp_path), "nets": nets, "data": {"size": size}})
+    if message is None:
+        check_nets(config)
+        return
+    with pytest.raises(ConfigError, match=message), StopSignal() as stop:
+        train_run(config, stop)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_bad_environment_variable_is_said_though_the_config_beats_it(tmp_path):
+    command = [sys.executable, "-m", "mcd.train", "--set", f"runs={tmp_path}"]
+    done = subprocess.run(command, env=os.environ | {"MCD_BACKEND": "foo"}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "mcd.train: MCD_BACKEND: unknown backend 'foo'; known: auto, native, triton, reference"
+    )
+    assert not any(tmp_path.iterdir())
