@@ -151,6 +151,7 @@ setup(
     packages=[*find_packages(include=["mcd*"]), "mcd.kernels"],
     # The kernels stand beside the package and are installed inside it: `kernels` is another project's name.
     package_dir={"mcd.kernels": "kernels"},
+    package_data={"mcd.report": ["*.html"]},
     ext_modules=[Extension("mcd._C", sources=[])],
     cmdclass={"build_ext": NinjaBuild},
 )
