@@ -23,7 +23,7 @@ from mcd.config import Config, ConfigError, known_keys, load_config
 from mcd.data import open_reader
 from mcd.errors import McdError
 from mcd.evaluation.discovery import evaluate_discovery
-from mcd.evaluation.stages import evaluate_stage, write_metrics
+from mcd.evaluation.stages import evaluate_stage, run_contact, write_metrics
 from mcd.inference.predictor import choose_device
 from mcd.report.page import write_report
 from mcd.run.context import Context
@@ -77,7 +77,7 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
             facts["frames"] = frames
             run.finish(name, **facts)
             write_metrics(run.path)
-    write_metrics(run.path, show=True)
+    write_metrics(run.path, contact=run_contact(config, run.path, device), show=True)
     print(f"report: {write_report(run.path)}")
     return run.path
 

@@ -11,8 +11,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from mcd.config.base import Count, Fraction, Positive, Section, Weight
+from mcd.config.data import Augment, Data
 from mcd.ops.backend import BackendUnavailable
 from mcd.ops.photometric_error import check_photometric_weights
 from mcd.ops.registry import check_choice
@@ -23,65 +25,6 @@ StageName = Literal[
 STAGES: tuple[StageName, ...] = get_args(StageName)
 MASKED_STAGES: tuple[StageName, ...] = ("scene", "instances", "object", "scale", "pseudo", "final")
 """The variant whose masks come with the data."""
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Range = tuple[float, float]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class Synthetic(Section):
-    """Scenes to make with ``mcd.data.synthetic`` when ``data.root`` does not exist."""
-
-    frames: Count = Field(640, description="training triplets")
-    val_frames: Count = Field(80, description="held-out triplets")
-    seed: int = 0
-
-
-class Data(Section):
-    kind: Literal["triplets", "sequence", "kitti"] = "triplets"
-    root: Path = Field(Path("data/synthetic"), description="folder of the data set")
-    size: tuple[Count, Count] = Field((64, 192), description="height and width that the networks see")
-    synthetic: Synthetic | None = None
-    masks: Path = Field(Path("masks"), description="triplets: instance masks, below root")
-    road_masks: Path = Field(Path("road_masks"), description="triplets: road masks, below root")
-    split_files: Path = Field(
-        Path("splits"), description="kitti: folder of train_files.txt, val_files.txt and test_files.txt, below root"
-    )
-    images: Path = Field(Path(), description="sequence: folder of the frames, below root")
-    depth: Path | None = Field(None, description="sequence: folder of 16-bit PNG depth (metres * 256), below root")
-    calibration: Path | None = Field(None, description="sequence: KITTI calib_cam_to_cam.txt, below root")
-    intrinsics: tuple[Positive, Positive, float, float] | None = Field(
-        None, description="sequence: fx, fy, cx, cy in pixels of the original frames"
-    )
-    fov: Positive | None = Field(None, description="sequence: horizontal field of view in degrees, if no intrinsics")
-    train_frames: tuple[int, int] | None = Field(None, description="sequence: first and last training frame")
-    val_frames: tuple[int, int] | None = Field(
-        None,
-        description="sequence: first and last validation frame; without both ranges: the last tenth; without one, "
-        "that split is everything",
-    )
-    eval_frames: tuple[int, int] | None = Field(None, description="sequence: first and last evaluated frame")
-    spacing: tuple[Count, ...] = Field(
-        (1,), min_length=1, description="sequence: frame distances to draw from while training"
-    )
-    half_pixel: bool = Field(True, description="K of a resized frame is exact; False: the published row scaling")
-    on_error: Literal["stop", "skip"] = Field("stop", description="a corrupt or missing file stops, or is counted")
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes, at most four a core")
-
-
-class Augment(Section):
-    flip: Fraction = Field(0.5, description="probability of a left-right flip")
-    jitter: Fraction = Field(0.5, description="probability of colour jitter")
-    brightness: Range = (0.8, 1.2)
-    contrast: Range = (0.8, 1.2)
-    saturation: Range = (0.8, 1.2)
-    hue: Range = (-0.1, 0.1)
 
 
 class Nets(Section):
@@ -344,6 +287,10 @@ class Evaluation(Section):
         None, description="top, bottom, left, right as shares of the kept image; None: the protocol's own"
     )
     min_mask_area: Fraction = Field(0.005, description="cityscapes: smallest object mask, share of the full image")
+    boxes: Path | None = Field(
+        None,
+        description="sequence: CSV of boxes of vehicles: frame, x0, y0, x1, y1 and, if known, moving",
+    )
     batch: Count = 8
 
 

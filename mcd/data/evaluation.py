@@ -42,9 +42,9 @@ class EvaluationSet(Dataset[dict[str, Any]]):
     the list of ``evaluation.split`` (kitti).
 
     Items are dicts: ``image`` [3,H,W] uint8 and ``K`` [3,3] at the networks' size, ``frame``, ``index``, and at the
-    size of the ground truth ``depth_gt`` [h,w] float32 in metres (0 = none), ``valid`` [h,w] bool (inside the crop,
-    depth strictly between the limits) and ``dynamic_mask`` [h,w] bool, or None where moving objects are not known.
-    With the loaders of :mod:`mcd.data` the last three become lists of arrays, for sizes may differ.
+    size of the ground truth ``K_gt`` [3,3], ``depth_gt`` [h,w] float32 in metres (0 = none), ``valid`` [h,w] bool
+    (inside the crop, depth strictly between the limits) and ``dynamic_mask`` [h,w] bool, or None where moving objects
+    are not known. With the loaders of :mod:`mcd.data` the last three become lists of arrays, for sizes may differ.
 
     Raises:
         DataError: no ground truth where it should be; on reading, a file that is missing, broken or of another size.
@@ -72,6 +72,7 @@ class EvaluationSet(Dataset[dict[str, Any]]):
             "K": torch.from_numpy(network_intrinsics(K, gt.shape, self._config.data)).float(),
             "frame": frame,
             "index": torch.tensor(index),
+            "K_gt": torch.from_numpy(K.copy()),
             "depth_gt": gt,
             "valid": valid_pixels(self._config, gt),
             "dynamic_mask": dynamic,

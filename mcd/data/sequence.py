@@ -53,6 +53,8 @@ class SequenceFolder:
         self._config = config
         self._paths = _list_images(sequence_folder(config))
         names = [path.stem for path in self._paths]
+        self.names = names
+        """All frames of the sequence, in order, whatever the split."""
         self._position = {name: position for position, name in enumerate(names)}
         self._first, self._last = self._range(split)
         self.size = image_size(self._paths[0])

@@ -3,6 +3,9 @@
 A run folder has each of its stages evaluated, and gets metrics.json and metrics.csv. With several places the table
 shows them side by side. With --config or --set, which ask another question than the run's own, the run's files stay
 as they are; -o names a folder for the results then.
+
+Where a run has masks or --boxes has boxes, contact and upright say whether what they show stands on the road
+(:mod:`mcd.evaluation.contact`).
 """
 
 from __future__ import annotations
@@ -13,25 +16,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from mcd.config import ConfigError, load_config
-from mcd.data import EvaluationSet
+from mcd.data import Batch, EvaluationSet
 from mcd.evaluation import protocol
 from mcd.evaluation.protocol import EvaluationError, Regions, evaluate_depth
-from mcd.evaluation.stages import evaluate_stage, has_ground_truth, write_metrics
+from mcd.evaluation.stage_contact import Contact, contact_table, stage_contact
+from mcd.evaluation.stages import evaluate_stage, has_ground_truth, run_contact, write_metrics
 from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, to_csv, to_table
 from mcd.files import DataError, write_json, write_text
 from mcd.inference.predictor import DepthPredictor, choose_device
 from mcd.run.checkpoint import CheckpointError, find_weights
 
 
-def evaluate_place(place: Path, config_path: Path | None, overrides: Sequence[str]) -> dict[str, Regions]:
-    """Evaluate all that a place holds: every stage of a run folder, or one net.
+def evaluate_place(
+    place: Path, config_path: Path | None, overrides: Sequence[str]
+) -> tuple[dict[str, Regions], dict[str, dict[str, Contact]]]:
+    """Evaluate all that a place holds, every stage of a run folder, or one net: regions and contact by stage.
 
     Raises:
         CheckpointError: there is nothing to evaluate, or it is broken.
         ConfigError: no config is given or found, or it is not valid.
-        DataError: ground truth is missing or broken.
+        DataError: ground truth or boxes are missing or broken.
     """
     run_folder = place if (place / "config.yaml").is_file() else None
     if run_folder is None:
@@ -43,26 +50,33 @@ def evaluate_place(place: Path, config_path: Path | None, overrides: Sequence[st
         raise ConfigError(f"{place} has no config.yaml beside it; say with --config on what to evaluate it")
     config = load_config(found, overrides)
     dataset = EvaluationSet(config)
-    if not has_ground_truth(config):
-        raise DataError(f"{config.data.root} has no ground truth: data.depth names no folder")
+    known = has_ground_truth(config)
+    if not known and config.evaluation.boxes is None:
+        raise DataError(
+            f"{config.data.root} has no ground truth: data.depth names no folder, and no --boxes are to be looked at"
+        )
     device = choose_device(config.device)
     if run_folder is not None:
         names = [stage for stage in (*WHOLE, "object") if stage != ROW_MEDIAN]
         stages = {stage: evaluate_stage(config, run_folder, stage, device) for stage in names}
         stages = {stage: regions for stage, regions in stages.items() if regions}
-        if not stages:
+        contact = run_contact(config, run_folder, device)
+        if not stages and not contact:
             raise CheckpointError(f"run {run_folder} has no finished stage with a depth net")
     else:
         net = DepthPredictor.load(place, device=device, size=config.data.size)
+
+        def predict(batch: Batch) -> Tensor:
+            return net(batch["image"])
+
         name = place.stem if place.is_file() else place.name
-        stages = {
-            name: evaluate_depth(
-                lambda batch: net(batch["image"]), dataset, config.evaluation, device, config.data.workers
-            )
-        }
-    if config.data.kind == "sequence":
+        settings, workers = config.evaluation, config.data.workers
+        stages = {name: evaluate_depth(predict, dataset, settings, device, workers)} if known else {}
+        figures = stage_contact(config, None, predict, device)
+        contact = {name: figures} if figures else {}
+    if known:
         stages[ROW_MEDIAN] = evaluate_stage(config, place, ROW_MEDIAN, device)
-    return stages
+    return stages, contact
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,22 +89,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("places", nargs="+", type=Path, metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("--config", type=Path, help="evaluate on the data of this config instead of the run's own")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay a value over the config")
+    parser.add_argument(
+        "--boxes", type=Path, metavar="CSV", help="frame, x0, y0, x1, y1 of vehicles: short for --set evaluation.boxes="
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder for metrics.json and metrics.csv")
     given = parser.parse_args(arguments)
+    boxes = [f"evaluation.boxes={given.boxes}"] if given.boxes else []
     results: list[Result] = []
+    contacts: dict[str, dict[str, Contact]] = {}
     try:
         for place in given.places:
-            stages = evaluate_place(place, given.config, given.set)
-            results += [Result(str(place), stage, regions) for stage, regions in stages.items()]
-            if (place / "config.yaml").is_file() and not given.config and not given.set:
-                write_metrics(place, stages)
-        if given.output:
+            stages, contact = evaluate_place(place, given.config, given.set + boxes)
             several = len(given.places) > 1
+            results += [Result(str(place), stage, regions) for stage, regions in stages.items()]
+            contacts |= {f"{place}/{stage}" if several else stage: figures for stage, figures in contact.items()}
+            # Boxes are a figure more, and no other question.
+            if (place / "config.yaml").is_file() and not given.config and not given.set:
+                write_metrics(place, stages, contact)
+        if given.output:
             stages = {f"{r.place}/{r.stage}" if several else r.stage: r.regions for r in results}
-            write_json(given.output / "metrics.json", {"stages": stages})
+            write_json(
+                given.output / "metrics.json",
+                {"stages": stages, **({"contact": contacts} if contacts else {})},
+            )
             write_text(given.output / "metrics.csv", to_csv(results))
     except (CheckpointError, ConfigError, DataError, EvaluationError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    Console().print(to_table(results))
+    if results:
+        Console().print(to_table(results))
+    if contacts:
+        Console().print(contact_table(contacts))
     return 0

@@ -3,8 +3,10 @@
 Image by image: the predicted inverse depth is resized bilinearly to the ground truth; pixels count inside the
 protocol's crop where the truth lies strictly between the limits; the prediction is multiplied by the ratio of the
 medians of all counted pixels (one ratio, whatever the region) and clamped to the limits. A region's figure is the mean
-over the images in which it has a pixel. Regions are ``all`` and, where moving objects are known, ``static`` and
-``dynamic``; the net of single objects has ``objects``, where each has a ratio of its own.
+over the images in which it has a pixel. Regions are ``all``, ``standing`` (measured points that stand on the road, see
+:mod:`mcd.evaluation.standing`) and, where moving objects are known, ``static`` and ``dynamic``; the net of single
+objects has ``objects``, where each has a ratio of its own. ``row_median`` is no net: it knows how far each image row
+is, and nothing else.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from mcd.data.files import read_mask, resize_nearest
 from mcd.data.labels import numbered_masks
 from mcd.errors import McdError
 from mcd.evaluation.metrics import METRICS, depth_metrics, median_ratio
+from mcd.evaluation.standing import standing_points
 from mcd.inference.predictor import DepthPredictor
 
-REGIONS = ("all", "static", "dynamic", "objects")
+REGIONS = ("all", "standing", "static", "dynamic", "objects")
 
 Predict = Callable[[Batch], Tensor]
 """A batch of an :class:`EvaluationSet` (``image`` [B,3,H,W], ``frame``) to depths [B,1,h,w] of any size and scale."""
@@ -59,6 +62,9 @@ def evaluate_depth(
                 continue
             dynamic = batch["dynamic_mask"][index]
             masks = {"all": valid}
+            standing = standing_points(batch["depth_gt"][index], batch["K_gt"][index].cpu().numpy())
+            if standing is not None:
+                masks["standing"] = valid & torch.from_numpy(standing).to(device)
             if dynamic is not None:
                 moving = torch.from_numpy(dynamic).to(device)
                 masks |= {"static": valid & ~moving, "dynamic": valid & moving}

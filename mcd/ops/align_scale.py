@@ -14,13 +14,12 @@ Unlike the published code, the mean has no epsilon, is part of the gradient, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
@@ -32,6 +31,7 @@ from mcd.ops.instance_stats import (
     sorted_by_instance,
 )
 from mcd.ops.instances import Instances, check_instances
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 
@@ -107,35 +107,27 @@ _bwd = native.define(
 def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
     """The operator with its gradients, from two registered ones that have none."""
 
-    class AlignScale(torch.autograd.Function):
-        """Saves its inputs and two numbers per instance."""
+    def save(ctx: Any, inputs: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
+        """Inputs and two numbers per instance."""
+        ctx.save_for_backward(*inputs[:5], *outputs[2:])
+        ctx.delta = inputs[6]
+        ctx.mark_non_differentiable(*outputs[2:])
+        ctx.set_materialize_grads(False)
 
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-            aligned, loss, mean, scale = fwd(*inputs)
-            ctx.save_for_backward(*inputs[:5], mean, scale)
-            ctx.delta = inputs[6]
-            ctx.set_materialize_grads(False)
-            return aligned, loss
+    def gradients(ctx: Any, grad_aligned: Tensor | None, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if grad_aligned is None and grad_loss is None:
+            return (None,) * 7
+        grad_object_depth, grad_scale = bwd(grad_aligned, grad_loss, *ctx.saved_tensors, ctx.delta)
+        return grad_object_depth, None, None, None, None, grad_scale if ctx.needs_input_grad[5] else None, None
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, grad_aligned: Tensor | None, grad_loss: Tensor | None) -> tuple[Tensor | None, ...]:
-            if grad_aligned is None and grad_loss is None:
-                return (None,) * 7
-            grad_object_depth, grad_scale = bwd(grad_aligned, grad_loss, *ctx.saved_tensors, ctx.delta)
-            return grad_object_depth, None, None, None, None, grad_scale if ctx.needs_input_grad[5] else None, None
+    forward = differentiate(fwd, save, gradients)
 
     def implementation(
-        object_depth: Tensor,
-        target_depth: Tensor,
-        instances: Instances,
-        scale: Tensor | None = None,
-        *,
-        delta: float = 0.005,
+        object_depth: Tensor, target_depth: Tensor, instances: Instances, scale: Tensor | None, *, delta: float
     ) -> tuple[Tensor, Tensor]:
         ragged = (instances.pixel, instances.offset, instances.frame)
-        return AlignScale.apply(object_depth, target_depth.detach(), *ragged, scale, delta)
+        aligned, loss, *_ = forward(object_depth, target_depth.detach(), *ragged, scale, delta)
+        return aligned, loss
 
     return implementation
 

@@ -12,17 +12,17 @@ pixel whose depth or motion is not finite reads NaN, is not valid, and has no pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.camera import upsample
 from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 EPSILON = 1e-5
@@ -153,45 +153,36 @@ _fwd = native.define(
     "backward_warp_fwd(Tensor source, Tensor depth, Tensor K, Tensor T_src_ref, Tensor? motion, bool return_coords)"
     " -> (Tensor, Tensor, Tensor)",
     _allocate_fwd,
+    batched=True,
 )
 _bwd = native.define(
     "backward_warp_bwd(Tensor grad_warped, Tensor source, Tensor depth, Tensor K, Tensor T_src_ref, Tensor? motion,"
     " bool need_source, bool need_geometry) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _allocate_bwd,
     _workspace_bwd,
+    batched=True,
 )
 
 
 def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
     """The operator with its gradients, from two registered ones that have none."""
 
-    class BackwardWarp(torch.autograd.Function):
-        """Saves its inputs and nothing else: where each pixel looked is computed again."""
+    def save(ctx: Any, inputs: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
+        """Inputs and nothing else: where each pixel looked is computed again."""
+        ctx.save_for_backward(*inputs[:5])
+        ctx.mark_non_differentiable(*outputs[1:])
 
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-            ctx.save_for_backward(*inputs[:5])
-            warped, coords, valid = fwd(*inputs)
-            ctx.mark_non_differentiable(coords, valid)
-            return warped, coords, valid
+    def gradients(ctx: Any, grad_warped: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[:5]
+        grads = bwd(grad_warped, *ctx.saved_tensors, needed[0], any(needed[1:]))
+        return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, grad_warped: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-            needed = ctx.needs_input_grad[:5]
-            grads = bwd(grad_warped, *ctx.saved_tensors, needed[0], any(needed[1:]))
-            return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None
+    forward = differentiate(fwd, save, gradients)
 
     def implementation(
-        source: Tensor,
-        depth: Tensor,
-        K: Tensor,
-        T_src_ref: Tensor,
-        motion: Tensor | None = None,
-        *,
-        return_coords: bool = False,
+        source: Tensor, depth: Tensor, K: Tensor, T_src_ref: Tensor, motion: Tensor | None, *, return_coords: bool
     ) -> Any:
-        warped, coords, valid = BackwardWarp.apply(source, depth, K, T_src_ref, motion, return_coords)
+        warped, coords, valid = forward(source, depth, K, T_src_ref, motion, return_coords)
         return (warped, coords, valid) if return_coords else warped
 
     return implementation

@@ -19,17 +19,17 @@ reference pixel which happens to have the cell's address.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.backward_warp import sample_bilinear
 from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 _NEAREST_DEPTH = 1e-3
@@ -173,6 +173,7 @@ _fwd = native.define(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _allocate_fwd,
     _workspace_fwd,
+    batched=True,
 )
 _bwd = native.define(
     "forward_warp_bwd(Tensor grad_warped, Tensor grad_depth_dst, Tensor attribute, Tensor depth, Tensor K,"
@@ -180,44 +181,36 @@ _bwd = native.define(
     " bool need_geometry) -> (Tensor, Tensor, Tensor, Tensor)",
     _allocate_bwd,
     _workspace_bwd,
+    batched=True,
 )
 
 
 def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
     """The operator with its gradients, from two registered ones that have none."""
 
-    class ForwardWarp(torch.autograd.Function):
-        """Saves its inputs, its outputs and the number of the ray that won."""
+    def save(ctx: Any, inputs: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
+        """Inputs, outputs and the number of the ray that won."""
+        _, depth_dst, winner, ray = outputs
+        ctx.save_for_backward(*inputs[:5], depth_dst, winner, ray)
+        ctx.upscale = inputs[5]
+        ctx.mark_non_differentiable(winner, ray)
 
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-            warped, depth_dst, winner, ray = fwd(*inputs)
-            ctx.save_for_backward(*inputs[:5], depth_dst, winner, ray)
-            ctx.upscale = inputs[5]
-            ctx.mark_non_differentiable(winner)
-            return warped, depth_dst, winner
+    def gradients(ctx: Any, grad_warped: Tensor, grad_depth_dst: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        attribute, depth, _, T_dst_ref, motion, *_ = ctx.needs_input_grad
+        grads = bwd(
+            grad_warped, grad_depth_dst, *ctx.saved_tensors, ctx.upscale, attribute, depth or T_dst_ref or motion
+        )
+        needed = zip(grads, (attribute, depth, T_dst_ref, motion), strict=True)
+        to_attribute, to_depth, to_T, to_motion = (grad if need else None for grad, need in needed)
+        return to_attribute, to_depth, None, to_T, to_motion, None
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, grad_warped: Tensor, grad_depth_dst: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-            attribute, depth, _, T_dst_ref, motion, _ = ctx.needs_input_grad
-            grads = bwd(
-                grad_warped, grad_depth_dst, *ctx.saved_tensors, ctx.upscale, attribute, depth or T_dst_ref or motion
-            )
-            needed = zip(grads, (attribute, depth, T_dst_ref, motion), strict=True)
-            to_attribute, to_depth, to_T, to_motion = (grad if need else None for grad, need in needed)
-            return to_attribute, to_depth, None, to_T, to_motion, None
+    forward = differentiate(fwd, save, gradients)
 
     def implementation(
-        attribute: Tensor,
-        depth: Tensor,
-        K: Tensor,
-        T_dst_ref: Tensor,
-        motion: Tensor | None = None,
-        *,
-        upscale: int = 3,
+        attribute: Tensor, depth: Tensor, K: Tensor, T_dst_ref: Tensor, motion: Tensor | None, *, upscale: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return ForwardWarp.apply(attribute, depth, K, T_dst_ref, motion, upscale)
+        warped, depth_dst, winner, _ = forward(attribute, depth, K, T_dst_ref, motion, upscale)
+        return warped, depth_dst, winner
 
     return implementation
 

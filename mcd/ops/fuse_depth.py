@@ -9,17 +9,17 @@ negative one win. The background passes as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.instance_stats import distinct, random_instances
 from mcd.ops.instances import Instances, check_instances
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 
@@ -65,23 +65,18 @@ _bwd = native.define(
 def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
     """The operator with its gradients, from two registered ones that have none."""
 
-    class FuseDepth(torch.autograd.Function):
-        """Saves the masks and the winner that it returns."""
+    def save(ctx: Any, inputs: Sequence[Tensor], outputs: tuple[Tensor, Tensor]) -> None:
+        """The masks and the winner that is returned."""
+        ctx.save_for_backward(outputs[1], *inputs[2:])
+        ctx.mark_non_differentiable(outputs[1])
 
-        @staticmethod
-        def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-            fused, winner = fwd(*inputs)
-            ctx.save_for_backward(winner, *inputs[2:])
-            ctx.mark_non_differentiable(winner)
-            return fused, winner
+    def gradients(ctx: Any, grad_fused: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        return *bwd(grad_fused, *ctx.saved_tensors), None, None, None
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, grad_fused: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-            return *bwd(grad_fused, *ctx.saved_tensors), None, None, None
+    forward = differentiate(fwd, save, gradients)
 
     def implementation(background: Tensor, object_depth: Tensor, instances: Instances) -> tuple[Tensor, Tensor]:
-        return FuseDepth.apply(background, object_depth, instances.pixel, instances.offset, instances.frame)
+        return forward(background, object_depth, instances.pixel, instances.offset, instances.frame)
 
     return implementation
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.instances import Instances, check_instances
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 INTERPOLATIONS = ("lower", "linear")
@@ -103,24 +103,21 @@ _bwd = native.define(
 def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
     """The operator with its gradients, from two registered ones that have none."""
 
-    class InstanceStatsFunction(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, values: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-            ctx.save_for_backward(values, *arguments[:3])
-            count, mean, *order_statistics = fwd(values, *arguments)
-            ctx.mark_non_differentiable(count, *order_statistics)
-            return count, mean, *order_statistics
+    def save(ctx: Any, inputs: Sequence[Any], outputs: tuple[Tensor, ...]) -> None:
+        count, _, *order_statistics = outputs
+        ctx.save_for_backward(*inputs[:4])
+        ctx.mark_non_differentiable(count, *order_statistics)
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, _: Any, grad_mean: Tensor, *__: Any) -> tuple[Tensor | None, ...]:
-            return bwd(grad_mean, *ctx.saved_tensors), *[None] * 5
+    def gradients(ctx: Any, _: Any, grad_mean: Tensor, *__: Any) -> tuple[Tensor | None, ...]:
+        return bwd(grad_mean, *ctx.saved_tensors), *[None] * 5
+
+    forward = differentiate(fwd, save, gradients)
 
     def implementation(
-        values: Tensor, instances: Instances, quantiles: Sequence[float] = (), interpolation: str = "linear"
-    ) -> InstanceStats:
+        values: Tensor, instances: Instances, quantiles: Sequence[float], interpolation: str
+    ) -> tuple[Tensor, ...]:
         ragged = (instances.pixel, instances.offset, instances.frame)
-        return InstanceStats(*InstanceStatsFunction.apply(values, *ragged, list(quantiles), interpolation == "linear"))
+        return forward(values, *ragged, list(quantiles), interpolation == "linear")
 
     return implementation
 

@@ -8,15 +8,15 @@ Units are the motion's. Motion that is zero everywhere costs 0; motion over noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 
@@ -43,23 +43,17 @@ _bwd = native.define(
 )
 
 
-class _MotionSparsity(torch.autograd.Function):
-    """Saves its input and the mean of each plane."""
+def _save(ctx: Any, inputs: Sequence[Tensor], outputs: tuple[Tensor, Tensor]) -> None:
+    """The input and the mean of each plane."""
+    ctx.save_for_backward(inputs[0], outputs[1])
+    ctx.mark_non_differentiable(outputs[1])
 
-    @staticmethod
-    def forward(ctx: Any, motion: Tensor) -> Tensor:
-        loss, means = _fwd(motion)
-        ctx.save_for_backward(motion, means)
-        return loss
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> Tensor:
-        return _bwd(grad_loss, *ctx.saved_tensors)
+_differentiable = differentiate(_fwd, _save, lambda ctx, grad_loss, _: (_bwd(grad_loss, *ctx.saved_tensors),))
 
 
 def _native(motion: Tensor) -> Tensor:
-    return _MotionSparsity.apply(motion.flatten(end_dim=-3))
+    return _differentiable(motion.flatten(end_dim=-3))[0]
 
 
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:

@@ -6,20 +6,21 @@ An operator of the compiled module is registered by its schema and by a function
 
 which makes `torch.ops.mcd.scale_fwd` and returns it. It calls `_C.scale_fwd(x, factor, *outputs, *workspace, where)`:
 the arguments in the order of the schema, then what was allocated, then where to run. The same function allocates for
-fake tensors, so shapes under torch.compile cannot disagree with the real ones. Registered operators carry no autograd:
-a `torch.autograd.Function` around them does.
+fake tensors, so shapes under torch.compile cannot disagree with the real ones. `registered.differentiate` gives an
+operator its gradients.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch  # before _C: the process then has one OpenMP runtime, torch's
 from torch import Tensor
+
+from mcd.ops import registered
 
 _C: Any
 try:
@@ -41,77 +42,6 @@ def why_not(device_type: str) -> str | None:
     return None
 
 
-def define(
-    schema: str,
-    allocate: Callable[..., Any],
-    workspace: Callable[..., tuple[Tensor, ...]] = lambda *arguments: (),
-) -> Callable[..., Any]:
-    """Register `_C`'s function of this schema's name as `torch.ops.mcd.<name>` for CPU and CUDA, and return it.
-
-    allocate: the schema's arguments -> its outputs (a tensor or a tuple), uninitialised unless the function says else.
-    workspace: the schema's arguments -> scratch tensors that live for the call only.
-    """
-    name = schema.split("(")[0].strip()
-
-    def launch(*arguments: Any) -> None:
-        _launch(name, *arguments)
-
-    _defined[name] = (schema[len(name) :], allocate)
-    return _register(name, schema[len(name) :], allocate, workspace, launch)
-
-
-def define_launched(name: str, launch: Callable[..., None]) -> Callable[..., Any]:
-    """Register `torch.ops.mcd.<name>_triton`, which is `torch.ops.mcd.<name>` with another launcher, and return it.
-
-    launch: takes the schema's arguments and then the outputs that the native operator allocates.
-    """
-    arguments, allocate = _defined[name]
-
-    def launch_there(*arguments: Any) -> None:
-        device = _device(arguments)
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            launch(*arguments)
-
-    return _register(f"{name}_triton", arguments, allocate, lambda *_: (), launch_there)
-
-
-_defined: dict[str, tuple[str, Callable[..., Any]]] = {}
-
-
-def _register(
-    name: str,
-    arguments_and_outputs: str,
-    allocate: Callable[..., Any],
-    workspace: Callable[..., tuple[Tensor, ...]],
-    launch: Callable[..., None],
-) -> Callable[..., Any]:
-    qualified = f"mcd::{name}"
-    torch.library.define(qualified, arguments_and_outputs)
-
-    def run(*arguments: Any) -> Any:
-        outputs = allocate(*arguments)
-        inputs = [_dense(argument) for argument in arguments]  # held here: copies must outlive the call
-        written = outputs if isinstance(outputs, tuple) else (outputs,)
-        launch(*inputs, *written, *workspace(*arguments))
-        return outputs
-
-    def refuse(ctx: Any, inputs: Any, output: Any) -> None:
-        raise RuntimeError(f"torch.ops.mcd.{name} has no gradient of its own; call the function of mcd.ops")
-
-    torch.library.impl(qualified, ("cpu", "cuda"), run)
-    torch.library.register_fake(qualified, allocate)
-    torch.library.register_autograd(qualified, refuse, setup_context=refuse)
-    return getattr(torch.ops.mcd, name).default
-
-
-def _dense(argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        return argument.contiguous()
-    if isinstance(argument, list | tuple):
-        return [_dense(item) for item in argument]
-    return argument
-
-
 def cpu_targets() -> list[str]:
     """The instruction sets that `_C` has been compiled for and this processor has, the best one last."""
     return [name for name in ("baseline", "avx2", "avx512") if hasattr(_C, name)]
@@ -127,15 +57,100 @@ def _cpu_module() -> Any:
 
 
 _cpu = _cpu_module()
+_forked = False
 
 
-def _launch(name: str, *arguments: Any) -> None:
-    device = _device(arguments)
-    if device.type == "cpu":
-        getattr(_cpu, name)(*arguments, (torch.get_num_threads(), 0))
-        return
-    with torch.cuda.device(device):
-        getattr(_C.cuda, name)(*arguments, (0, torch.cuda.current_stream().cuda_stream))
+def _threads() -> int:
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _after_fork() -> None:
+    """OpenMP's threads stay behind in the parent process; a child that waits for them waits for ever."""
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def define(
+    schema: str,
+    allocate: Callable[..., Any],
+    workspace: Callable[..., tuple[Tensor, ...]] | None = None,
+    *,
+    batched: bool = False,
+) -> torch._ops.OpOverload:
+    """Register `_C`'s function of this schema's name as `torch.ops.mcd.<name>` for CPU and CUDA, and return it.
+
+    allocate: the schema's arguments -> its outputs (a tensor or a tuple), uninitialised unless the function says else.
+    workspace: the schema's arguments -> scratch tensors that live for the call only.
+    batched: see `registered.register`.
+    """
+    name = schema.split("(")[0].strip()
+
+    def launch_on_cpu(*arguments: Any) -> None:
+        getattr(_cpu, name)(*arguments, (_threads(), 0))
+
+    def launch_on_cuda(*arguments: Any) -> None:
+        with torch.cuda.device(_device(arguments)):
+            getattr(_C.cuda, name)(*arguments, (0, torch.cuda.current_stream().cuda_stream))
+
+    _defined[name] = (schema[len(name) :], allocate, batched)
+    launchers = {"cpu": launch_on_cpu, "cuda": launch_on_cuda}
+    return _register(name, *_defined[name], workspace, launchers)
+
+
+def define_launched(name: str, launch: Callable[..., None]) -> torch._ops.OpOverload:
+    """Register `torch.ops.mcd.<name>_triton`, which is `torch.ops.mcd.<name>` with another launcher, and return it.
+
+    launch: takes the schema's arguments and then the outputs that the native operator allocates.
+    """
+
+    def launch_on_cuda(*arguments: Any) -> None:
+        with torch.cuda.device(_device(arguments)):
+            launch(*arguments)
+
+    return _register(f"{name}_triton", *_defined[name], None, {"cpu": launch, "cuda": launch_on_cuda})
+
+
+def define_in_torch(schema: str, allocate: Callable[..., Any], launch: Callable[..., None]) -> torch._ops.OpOverload:
+    """Register `torch.ops.mcd.<name>` whose outputs are written by torch's own operators, and return it."""
+    name = schema.split("(")[0].strip()
+    return _register(name, schema[len(name) :], allocate, False, None, {"cpu": launch, "cuda": launch})
+
+
+_defined: dict[str, tuple[str, Callable[..., Any], bool]] = {}
+
+
+def _register(
+    name: str,
+    arguments_and_outputs: str,
+    allocate: Callable[..., Any],
+    batched: bool,
+    workspace: Callable[..., tuple[Tensor, ...]] | None,
+    launchers: Mapping[str, Callable[..., None]],
+) -> torch._ops.OpOverload:
+    def runner(launch: Callable[..., None]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            outputs = allocate(*arguments)
+            inputs = [_dense(argument) for argument in arguments]  # held here: copies must outlive the call
+            written = outputs if isinstance(outputs, tuple) else (outputs,)
+            launch(*inputs, *written, *(workspace(*arguments) if workspace is not None else ()))
+            return outputs
+
+        return run
+
+    implementations = {device_type: runner(launch) for device_type, launch in launchers.items()}
+    return registered.register(name, arguments_and_outputs, implementations, allocate, batched)
+
+
+def _dense(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.contiguous()
+    if isinstance(argument, list | tuple):
+        return [_dense(item) for item in argument]
+    return argument
 
 
 def _device(arguments: Sequence[Any]) -> torch.device:

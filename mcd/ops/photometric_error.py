@@ -16,17 +16,17 @@ their error is NaN, their mask False and the gradient that passes through them 0
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 
@@ -135,32 +135,30 @@ _fwd = native.define(
     "photometric_error_fwd(Tensor reference, Tensor warped, Tensor sources, Tensor? valid, float ssim_weight,"
     " float l1_weight, float c1, float c2) -> (Tensor, Tensor)",
     _allocate_fwd,
+    batched=True,
 )
 _bwd = native.define(
     "photometric_error_bwd(Tensor grad_error, Tensor reference, Tensor warped, Tensor? valid, float ssim_weight,"
     " float l1_weight, float c1, float c2, bool need_reference) -> (Tensor, Tensor)",
     _allocate_bwd,
+    batched=True,
 )
 
 
-class _PhotometricError(torch.autograd.Function):
-    """Saves its inputs and nothing else: windows and minima are found again."""
+def _save(ctx: Any, inputs: Sequence[Any], outputs: tuple[Tensor, Tensor]) -> None:
+    """Inputs and nothing else: windows and minima are found again."""
+    reference, warped, _, valid, *ctx.weights = inputs
+    ctx.save_for_backward(reference, warped, valid)
+    ctx.mark_non_differentiable(outputs[1])
 
-    @staticmethod
-    def forward(
-        ctx: Any, reference: Tensor, warped: Tensor, sources: Tensor, valid: Tensor | None, *weights: float
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(reference, warped, valid)
-        ctx.weights = weights
-        error, auto_mask = _fwd(reference, warped, sources, valid, *weights)
-        ctx.mark_non_differentiable(auto_mask)
-        return error, auto_mask
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_error: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        grad_warped, grad_reference = _bwd(grad_error, *ctx.saved_tensors, *ctx.weights, ctx.needs_input_grad[0])
-        return grad_reference if ctx.needs_input_grad[0] else None, grad_warped, None, None, None, None, None, None
+def _gradients(ctx: Any, grad_error: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    need_reference = ctx.needs_input_grad[0]
+    grad_warped, grad_reference = _bwd(grad_error, *ctx.saved_tensors, *ctx.weights, need_reference)
+    return grad_reference if need_reference else None, grad_warped, None, None, None, None, None, None
+
+
+_differentiable = differentiate(_fwd, _save, _gradients)
 
 
 def _native(
@@ -168,13 +166,13 @@ def _native(
     warped: Tensor,
     sources: Tensor,
     *,
-    valid: Tensor | None = None,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    valid: Tensor | None,
+    ssim_weight: float,
+    l1_weight: float,
+    c1: float,
+    c2: float,
 ) -> tuple[Tensor, Tensor]:
-    return _PhotometricError.apply(reference, warped, sources, valid, ssim_weight, l1_weight, c1, c2)
+    return _differentiable(reference, warped, sources, valid, ssim_weight, l1_weight, c1, c2)
 
 
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:

@@ -13,16 +13,16 @@ A NaN prediction where there is a target makes its sample's factor, and so the l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
 from mcd.ops.instance_stats import distinct
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 
@@ -90,24 +90,22 @@ _bwd = native.define(
 )
 
 
-class _ScaleInvariantLoss(torch.autograd.Function):
-    """Saves its inputs, the gate that it returns, and a number per sample."""
+def _save(ctx: Any, inputs: Sequence[Tensor], outputs: tuple[Tensor, ...]) -> None:
+    """The inputs, the gate that is returned, and a number per sample."""
+    ctx.save_for_backward(*inputs, *outputs[1:])
+    ctx.mark_non_differentiable(*outputs[1:])
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        loss, gate, factor, weight = _fwd(*inputs)
-        ctx.save_for_backward(*inputs, gate, factor, weight)
-        ctx.mark_non_differentiable(gate)
-        return loss, gate
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        return _bwd(grad_loss, *ctx.saved_tensors), None, None
+def _gradients(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return _bwd(grad_loss, *ctx.saved_tensors), None, None
+
+
+_differentiable = differentiate(_fwd, _save, _gradients)
 
 
 def _native(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    return _ScaleInvariantLoss.apply(prediction, target.detach(), mask)
+    loss, gate, *_ = _differentiable(prediction, target.detach(), mask)
+    return loss, gate
 
 
 def _sample_inputs(device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 _WIDTH, _HEIGHT = -1, -2
@@ -93,23 +93,18 @@ _bwd = native.define(
 def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable[..., Any]:
     """The operator with its gradients, from two registered ones that have none."""
 
-    class SmoothnessLoss(torch.autograd.Function):
-        """Saves its inputs and three numbers for each scale and sample."""
+    def save(ctx: Any, inputs: Sequence[Sequence[Tensor]], outputs: tuple[Tensor, Tensor]) -> None:
+        """Inputs and three numbers for each scale and sample."""
+        disparities, guides = inputs
+        ctx.save_for_backward(outputs[1], *disparities, *guides)
+        ctx.mark_non_differentiable(outputs[1])
 
-        @staticmethod
-        def forward(ctx: Any, scales: int, *tensors: Tensor) -> Tensor:
-            disparities, guides = list(tensors[:scales]), list(tensors[scales:])
-            loss, factors = fwd(disparities, guides)
-            ctx.save_for_backward(factors, *tensors)
-            ctx.scales = scales
-            return loss
+    def gradients(ctx: Any, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:
+        factors, *tensors = ctx.saved_tensors
+        scales = len(tensors) // 2
+        return bwd(grad_loss, tensors[:scales], tensors[scales:], factors), [None] * scales
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-            factors, *tensors = ctx.saved_tensors
-            grads = bwd(grad_loss, tensors[: ctx.scales], tensors[ctx.scales :], factors)
-            return None, *grads, *(None for _ in grads)
+    forward = differentiate(fwd, save, gradients)
 
     def implementation(
         disparities: Sequence[Tensor],
@@ -117,7 +112,7 @@ def differentiable(fwd: Callable[..., Any], bwd: Callable[..., Any]) -> Callable
         *,
         masks: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        return SmoothnessLoss.apply(len(disparities), *disparities, *(masks if masks is not None else images or ()))
+        return forward(list(disparities), list(masks if masks is not None else images or ()))[0]
 
     return implementation
 

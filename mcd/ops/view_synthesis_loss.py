@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mcd.ops import native
 from mcd.ops.backward_warp import backward_warp_reference
@@ -32,6 +31,7 @@ from mcd.ops.photometric_error import (
     min_over_sources,
     pair_error,
 )
+from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 
@@ -138,37 +138,46 @@ _fwd = native.define(
 )
 
 
-class _ViewSynthesisLoss(torch.autograd.Function):
-    """The loss is a scalar, so its gradients are found with it; they are all that is saved."""
+def _launch_bwd(grad_loss: Tensor, grads: Sequence[Tensor], coefficients: Tensor, *arguments: Any) -> None:
+    """Finds the gradients: those of K, T_src_ref and motion as they are, those of depths by their coefficients."""
+    outputs = arguments[-1]
+    factors = [grad_loss, grad_loss, grad_loss, *(grad_loss * coefficients).unbind()]
+    for grad, factor, output in zip(grads, factors, outputs, strict=True):
+        torch.mul(grad, factor, out=output)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        images: tuple[Tensor, Tensor],
-        options: tuple[Any, ...],
-        K: Tensor,
-        T_src_ref: Tensor,
-        motion: Tensor | None,
-        *depths: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        loss, losses, auto_mask, grad_depths, *grads = _fwd(*images, list(depths), K, T_src_ref, motion, *options)
-        ctx.save_for_backward(*grads, *grad_depths)
-        ctx.mark_non_differentiable(losses, auto_mask)
-        return loss, losses, auto_mask
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        grad_K, grad_T, grad_motion, coefficients, *grad_depths = ctx.saved_tensors
-        factors = (grad_loss * coefficients).unbind()
-        grads = [grad_loss, grad_loss, grad_loss, *factors]
-        grads = [
-            grad * factor if needed else None
-            for grad, factor, needed in zip(
-                (grad_K, grad_T, grad_motion, *grad_depths), grads, ctx.needs_input_grad[2:], strict=True
-            )
-        ]
-        return None, None, *grads
+_bwd = native.define_in_torch(
+    "view_synthesis_loss_bwd(Tensor grad_loss, Tensor[] grads, Tensor coefficients, Tensor[] inputs) -> Tensor[]",
+    lambda grad_loss, grads, coefficients, inputs: [torch.empty_like(grad) for grad in grads],
+    _launch_bwd,
+)
+
+
+def _prepare(inputs: Sequence[Any]) -> Sequence[Any]:
+    """The loss is a scalar, so its gradients are found with it, if any are needed."""
+    depths, K, T_src_ref, motion = inputs[2:6]
+    need_motion = motion is not None and motion.requires_grad
+    return *inputs[:-2], need_motion or any(x.requires_grad for x in (K, T_src_ref, *depths)), need_motion
+
+
+def _save(ctx: Any, inputs: Sequence[Any], outputs: tuple[Any, ...]) -> None:
+    """The gradients alone; the inputs are saved to tell them apart from constants in a second derivative."""
+    depths, *cameras = inputs[2:6]
+    _, losses, auto_mask, grad_depths, *rest = outputs
+    ctx.save_for_backward(*rest, *grad_depths, *cameras, *depths)
+    ctx.scales = len(depths)
+    ctx.mark_non_differentiable(losses, auto_mask, *grad_depths, *rest)
+
+
+def _gradients(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
+    grad_K, grad_T, grad_motion, coefficients, *saved = ctx.saved_tensors
+    inputs = [tensor for tensor in saved[ctx.scales :] if tensor is not None]
+    grads = _bwd(grad_loss, [grad_K, grad_T, grad_motion, *saved[: ctx.scales]], coefficients, inputs)
+    needs_motion = ctx.needs_input_grad[2 + ctx.scales + 2]
+    return None, None, grads[3:], grads[0], grads[1], grads[2] if needs_motion else None, *[None] * 8
+
+
+_differentiable = differentiate(_fwd, _save, _gradients, _prepare)
 
 
 def _native(
@@ -177,20 +186,19 @@ def _native(
     depths: Sequence[Tensor],
     K: Tensor,
     T_src_ref: Tensor,
-    motion: Tensor | None = None,
+    motion: Tensor | None,
     *,
-    scale_weights: Sequence[float] | None = None,
-    mask_invalid: bool = True,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    scale_weights: Sequence[float] | None,
+    mask_invalid: bool,
+    ssim_weight: float,
+    l1_weight: float,
+    c1: float,
+    c2: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    need_motion = torch.is_grad_enabled() and motion is not None and motion.requires_grad
-    need_grad = need_motion or (torch.is_grad_enabled() and any(x.requires_grad for x in (K, T_src_ref, *depths)))
     weights = [1 / len(depths)] * len(depths) if scale_weights is None else [float(weight) for weight in scale_weights]
-    options = (weights, mask_invalid, ssim_weight, l1_weight, c1, c2, need_grad, need_motion)
-    return _ViewSynthesisLoss.apply((reference, sources), options, K, T_src_ref, motion, *depths)
+    options = (weights, mask_invalid, ssim_weight, l1_weight, c1, c2, False, False)
+    loss, losses, auto_mask, *_ = _differentiable(reference, sources, list(depths), K, T_src_ref, motion, *options)
+    return loss, losses, auto_mask
 
 
 def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: torch.Generator) -> Iterable[Sample]:

@@ -66,6 +66,7 @@ def write_report(run_folder: Path | str) -> Path:
         title=run_folder.absolute().name,
         facts=[fact for fact in facts if fact],
         depth=_depth_figures(metrics),
+        contact=metrics.get("contact", {}),
         depth_pictures=_drawn(depth_gallery, config, run_folder),
         motion_pictures=_drawn(motion_gallery, config, run_folder),
         discovery=_discovery(run_folder, metrics.get("discovery", {})),
