@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
@@ -16,7 +17,7 @@ COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
 # A chart is a few hundred pixels wide; a line of few points gets dots.
 _MOST, _FEW = 300, 40
 # Text stays text, ids are the same in every run, and a dollar sign is a dollar sign.
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mcd",
     "text.parse_math": False,
