@@ -35,6 +35,10 @@ class Data(Section):
         None, description="sequence: fx, fy, cx, cy in pixels of the original frames"
     )
     fov: Positive | None = Field(None, description="sequence: horizontal field of view in degrees, if no intrinsics")
+    camera_height: Positive | None = Field(None, description="metres of the camera above the road, for metric depth")
+    poses: Path | None = Field(
+        None, description="sequence: CSV of a line a frame, with x, y, z in metres or latitude, longitude, altitude"
+    )
     train_frames: tuple[int, int] | None = Field(None, description="sequence: first and last training frame")
     val_frames: tuple[int, int] | None = Field(
         None,
@@ -45,6 +49,7 @@ class Data(Section):
     spacing: tuple[Count, ...] = Field(
         (1,), min_length=1, description="sequence: frame distances to draw from while training"
     )
+    bridge_gaps: bool = Field(False, description="sequence: frames are neighbours though their numbers leave a gap")
     half_pixel: bool = Field(True, description="K of a resized frame is exact; False: the published row scaling")
     on_error: Literal["stop", "skip"] = Field("stop", description="a corrupt or missing file stops, or is counted")
     workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes, at most four a core")

@@ -20,10 +20,11 @@ from markupsafe import Markup
 from mcd.config import STAGES, Config, load_config
 from mcd.errors import McdError
 from mcd.evaluation.discovery import discovery_steps, why_little_was_found
+from mcd.evaluation.figures import read_figures
 from mcd.evaluation.metrics import METRICS
 from mcd.evaluation.protocol import REGIONS
 from mcd.evaluation.tables import DISCOVERY, WHOLE
-from mcd.files import write_text
+from mcd.files import read_json, reading, write_text
 from mcd.report.charts import COLOURS, line_chart
 from mcd.report.gallery import Gallery, picture_source
 from mcd.report.pictures import depth_gallery, depth_panel, detection_gallery, motion_gallery, slots_gallery
@@ -46,12 +47,14 @@ def write_report(run_folder: Path | str) -> Path:
 
     Raises:
         ConfigError: the run has no readable config.yaml.
+        DataError: its figures, logs or environment are broken; the message names the file.
     """
     run_folder = Path(run_folder)
     config = load_config(run_folder / "config.yaml")
-    metrics = _read_json(run_folder / "metrics.json")
+    metrics = read_figures(run_folder / "metrics.json")
     logs: Logs = {stage: rows for stage in STAGES if (rows := _read_log(run_folder / "log", stage))}
-    environment = _read_json(run_folder / "env.json")
+    about = run_folder / "env.json"
+    environment = read_json("environment", about) if about.is_file() else {}
     facts = [
         f"depth net {config.nets.depth}",
         f"{config.data.size[0]} x {config.data.size[1]} pixels",
@@ -65,6 +68,7 @@ def write_report(run_folder: Path | str) -> Path:
     page = templates.get_template("page.html").render(
         title=run_folder.absolute().name,
         facts=[fact for fact in facts if fact],
+        warnings=metrics.get("warnings", ()),
         depth=_depth_figures(metrics),
         contact=metrics.get("contact", {}),
         depth_pictures=_drawn(depth_gallery, config, run_folder),
@@ -92,9 +96,9 @@ def _depth_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
     moving = {stage: regions["dynamic"]["abs_rel"] for stage, regions in stages.items() if "dynamic" in regions}
     regions = [region for region in REGIONS if any(region in found for found in stages.values())]
     tables = {"short": _table(stages, regions, ("abs_rel", "a1")), "full": _table(stages, regions, METRICS)}
-    if "objects" in metrics:
+    if metrics.get("objects"):
         tables["objects"] = _table({"object": {"objects": metrics["objects"]}}, ["objects"], METRICS)
-    return {"moving": moving if {"scene", "final"} <= moving.keys() else {}, **tables}
+    return {"moving": moving if "final" in moving and moving.get("scene", 0) > 0 else {}, **tables}
 
 
 def _table(stages: Mapping[str, Any], regions: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
@@ -158,10 +162,6 @@ def _times(metrics: Mapping[str, Any], logs: Logs) -> Iterator[dict[str, Any]]:
             }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def _read_log(folder: Path, stage: str) -> list[dict[str, float]]:
     """The log of a stage; those of its rounds, if it has some, after one another."""
     rounds = sorted((folder / stage).glob("round_*.csv"), key=lambda path: int(path.stem.rpartition("_")[2]))
@@ -169,15 +169,15 @@ def _read_log(folder: Path, stage: str) -> list[dict[str, float]]:
     for path in (folder / f"{stage}.csv", *rounds):
         if path.is_file():
             first = rows[-1]["step"] if rows else 0
-            with path.open(newline="") as file:
+            with reading("log", path), path.open(newline="") as file:
                 found = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-            rows += [row | {"step": row["step"] + first} for row in found]
+                rows += [row | {"step": row["step"] + first} for row in found]
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message."""
-    parser = argparse.ArgumentParser(prog="python -m mcd.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="mcd report", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     for name, (_, text, _) in PANELS.items():
         parser.add_argument(f"--{name}", type=Path, metavar="PNG", help=f"write only {text}")
@@ -197,7 +197,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

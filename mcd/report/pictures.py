@@ -184,17 +184,25 @@ def detection_gallery(config: Config, run_folder: Path) -> Gallery | None:
 def _chosen_frames(config: Config) -> tuple[dict[str, Any], str]:
     """A batch of frames for the pictures of depth, and how they were chosen."""
     evenly = "Frames spread evenly over the split."
-    if not has_ground_truth(config):
+    items = _items_with_truth(config)
+    if not items:
         frames = spread(open_reader(config.data, "val").frames, FRAMES)
         images = [_image(config, frame) for frame in frames]
         small = torch.stack([image for image, _ in images])
         return {"image": small, "frame": frames, "native": [native for _, native in images]}, evenly
-    dataset = EvaluationSet(config)
-    items = [dataset[index] for index in spread(range(len(dataset)), CANDIDATES)]
     if any(item["dynamic_mask"] is None for item in items):
         return collate(spread(items, FRAMES)), evenly
     most = greatest(items, FRAMES, lambda item: int((item["dynamic_mask"] & item["valid"]).sum()))
     return collate(most), f"{_CHOSEN} moving pixels; these are outlined."
+
+
+def _items_with_truth(config: Config) -> list[dict[str, Any]]:
+    """Frames to choose from of which some pixel counts in the evaluation."""
+    if not has_ground_truth(config):
+        return []
+    dataset = EvaluationSet(config)
+    items = (dataset[index] for index in spread(range(len(dataset)), CANDIDATES))
+    return [item for item in items if item["valid"].any()]
 
 
 def _image(config: Config, frame: str) -> tuple[Tensor, tuple[int, ...]]:

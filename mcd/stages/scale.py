@@ -61,6 +61,7 @@ class ScaleInputs:
 class ScaleStage(TrainingStage):
     name = "scale"
     roles = ("scale",)
+    of_objects = True
     schedule: Scale
 
     def __init__(self, context: Context):
