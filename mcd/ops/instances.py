@@ -115,6 +115,16 @@ class Instances:
         return self.pixel.device
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(P, N, B, H, W)"""
+        return self.pixel.shape[0], self.frame.shape[0], *self.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """torch.int32, of all fields"""
+        return self.pixel.dtype
+
+    @property
     def count(self) -> Tensor:
         """[N] int32, pixels of each mask."""
         return self.offset[1:] - self.offset[:-1]
