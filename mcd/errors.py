@@ -14,6 +14,10 @@ class StageError(McdError, RuntimeError):
     """A stage that cannot do its work; the message says what it lacks."""
 
 
+class NothingToLearnError(StageError):
+    """No object, or too few, for a stage that learns of objects; a run ends without it."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the machine or the device has too little memory, in the words of Python or torch."""
     text = str(error)

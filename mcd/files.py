@@ -23,7 +23,13 @@ _BROKEN = (
     SyntaxError,
     ValueError,
     EOFError,
-    KeyError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    NotImplementedError,
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
@@ -45,7 +51,21 @@ def reading(what: str, path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{what} {path} does not exist") from None
     except _BROKEN as error:
-        raise DataError(f"{what} {path} cannot be read: {error}") from None
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{what} {path} cannot be read: {said}") from None
+
+
+def read_json(what: str, path: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping.
+
+    Raises:
+        DataError: it is missing or broken, or holds something else.
+    """
+    with reading(what, path):
+        document = json.loads(path.read_text())
+    if not isinstance(document, dict):
+        raise DataError(f"{what} {path} holds {type(document).__name__}; expected a mapping")
+    return document
 
 
 @contextmanager

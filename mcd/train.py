@@ -15,29 +15,44 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before imports of packages that may be missing, which `mcd` names
+    from mcd.cli import main as command
+
+    sys.exit(command(["train", *sys.argv[1:]]))
+
 import torch
 
 import mcd
 from mcd import ops
-from mcd.config import Config, ConfigError, known_keys, load_config
+from mcd.config import PACKAGED, Config, ConfigError, known_keys, load_config
 from mcd.data import open_reader
-from mcd.errors import McdError
+from mcd.errors import McdError, NothingToLearnError, out_of_memory
 from mcd.evaluation.discovery import evaluate_discovery
-from mcd.evaluation.stages import evaluate_stage, write_metrics
+from mcd.evaluation.protocol import NothingCountsError, Regions
+from mcd.evaluation.stages import evaluate_stage, run_contact, write_metrics
+from mcd.extras import MissingPackage, extra
+from mcd.files import atomic_path
 from mcd.inference.predictor import choose_device
-from mcd.report.page import write_report
+from mcd.run.checkpoint import WEIGHTS
 from mcd.run.context import Context
-from mcd.run.folder import Run
+from mcd.run.folder import Run, run_folder
+from mcd.run.lock import lock_run
 from mcd.run.networks import check_nets
+from mcd.run.warned import DATA, warn
 from mcd.stages import STAGES, Preparation, Stage, TrainingStage
 from mcd.streets.synthetic import generate
+from mcd.training.checks import look_at_frames, look_at_results
 from mcd.training.loop import train
 from mcd.training.memory import keep_freed_memory
 from mcd.training.profiling import ProfileWindow, step_window
 from mcd.training.state import LAST
 from mcd.training.stop import InterruptedRun, StopSignal
 
-DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
+STAGES_OF_OBJECTS = ("slots", "detector", "instances", "object", "scale", "pseudo", "final")
+"""What needs objects, to the end."""
+
+DEFAULT_CONFIG = PACKAGED / "synthetic.yaml"
+CONFIG_HELP = "YAML file, or the name of a config that comes with the program (default: synthetic)"
 
 
 # FileExistsError: another's folder stands where data should.
@@ -56,6 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EXPECTED as error:
         print(f"mcd.train: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"mcd.train: not enough memory: lower data.size or the stage's batch ({error})", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -63,23 +83,79 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
     """Train, evaluate and report every stage of ``config``; returns the run folder."""
     check_nets(config)
     device = set_up(config)
-    run = Run(config)
-    make_data(config)
-    context = Context(config, run, device)
-    frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))
-    with closing(ProfileWindow(profile, run.path)) as window:
-        for name in config.stages:
-            if run.finished(name) is not None:
-                continue
-            facts = run_stage(STAGES[name], context, stop, window)
-            facts["metrics"] = evaluate_stage(config, run.path, name, device)
-            facts["discovery"] = evaluate_discovery(context, name)
-            facts["frames"] = frames
-            run.finish(name, **facts)
-            write_metrics(run.path)
-    write_metrics(run.path, show=True)
-    print(f"report: {write_report(run.path)}")
+    with lock_run(run_folder(config)):
+        run = Run(config)
+        make_data(config)
+        context = Context(config, run, device)
+        frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))
+        with closing(ProfileWindow(profile, run.path)) as window:
+            if any(run.finished(name) is None for name in config.stages):
+                warn(run.path, DATA, look_at_frames(config))
+            for name in config.stages:
+                if run.finished(name) is not None:
+                    continue
+                reason = why_left_out(run, name)
+                try:
+                    if reason is None:
+                        facts = run_stage(STAGES[name], context, stop, window)
+                    else:
+                        facts = leave_out(context, name, reason)
+                except NothingToLearnError as error:
+                    say_left_out(context, name, str(error))
+                    facts = leave_out(context, name, str(error))
+                facts["metrics"] = evaluate(context, name)
+                facts["discovery"] = evaluate_discovery(context, name)
+                facts["frames"] = frames
+                run.finish(name, **facts)
+                write_metrics(run.path)
+        write_metrics(run.path, contact=run_contact(config, run.path, device), show=True)
+        report(run.path)
     return run.path
+
+
+def report(run: Path) -> None:
+    """Draw the report; where its packages are missing, say so: a run is worth more than its report."""
+    try:
+        with extra("report", "the report"):
+            from mcd.report.page import write_report
+    except MissingPackage as error:
+        print(f"no report: {error}", file=sys.stderr)
+    else:
+        print(f"report: {write_report(run)}")
+
+
+def why_left_out(run: Run, name: str) -> str | None:
+    """Why a stage is left out: an earlier one has found nothing to learn objects from. None: it is not."""
+    before = STAGES_OF_OBJECTS[: STAGES_OF_OBJECTS.index(name)] if name in STAGES_OF_OBJECTS else ()
+    return next((facts["left_out"] for stage in before if "left_out" in (facts := run.finished(stage) or {})), None)
+
+
+def say_left_out(context: Context, name: str, reason: str) -> None:
+    """Say that the stages from ``name`` on are left out, and why."""
+    stages = [stage for stage in STAGES_OF_OBJECTS[STAGES_OF_OBJECTS.index(name) :] if stage in context.config.stages]
+    instead = "; the final net is the scene's" if "final" in stages else ""
+    warn(context.run.path, name, [f"{reason}. Left out: {', '.join(stages)}{instead}"])
+
+
+def leave_out(context: Context, name: str, reason: str) -> dict[str, Any]:
+    """The facts of a stage that is left out. The scene's net, which is right where nothing moves, becomes the final."""
+    if name == "final":
+        with atomic_path(context.run.stage(name) / WEIGHTS) as temporary:
+            temporary.write_bytes(context.weights_of("scene").read_bytes())
+    return {"seconds": 0.0, "left_out": reason}
+
+
+def evaluate(context: Context, name: str) -> Regions:
+    """Evaluate a stage; ground truth of which nothing counts is said, and costs the run nothing."""
+    notes: list[str] = []
+    metrics: Regions = {}
+    try:
+        metrics = evaluate_stage(context.config, context.run.path, name, context.device, notes)
+    except NothingCountsError as error:
+        notes.append(str(error))
+    if notes:
+        warn(context.run.path, "evaluation", notes)
+    return metrics
 
 
 def run_stage(kind: type[Stage], context: Context, stop: StopSignal, window: ProfileWindow) -> dict[str, Any]:
@@ -106,6 +182,7 @@ def run_part(part: Stage, context: Context, stop: StopSignal, window: ProfileWin
     begin = time.perf_counter()
     try:
         if isinstance(part, TrainingStage):
+            warn(context.run.path, part.name, look_at_results(part))
             facts |= part.export(stop)
         elif isinstance(part, Preparation):
             facts |= part.prepare(stop)
@@ -152,20 +229,24 @@ def make_data(config: Config) -> None:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     lines = [f"  {name:34} {default!s:24} {text}" for name, default, text in known_keys()]
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.train",
+        prog="mcd train",
         description="Train every stage of a config, evaluate, report.",
         epilog="keys, defaults:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="?", default=DEFAULT_CONFIG, help="YAML file (default: configs/synthetic.yaml)")
+    parser.add_argument("config", nargs="?", default=DEFAULT_CONFIG, help=CONFIG_HELP)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay a value over the config")
     parser.add_argument("--backend", help="reference, native, triton or auto; short for --set backend=")
+    parser.add_argument(
+        "--camera-height",
+        type=float,
+        metavar="METRES",
+        help="of the camera above the road; short for --set data.camera_height=",
+    )
     parser.add_argument("--profile", type=step_window, metavar="START:STOP", help="profile these training steps")
     options = parser.parse_args(arguments)
+    if options.camera_height is not None:
+        options.set.append(f"data.camera_height={options.camera_height}")
     if options.backend:
         options.set.append(f"backend={options.backend}")
     return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())

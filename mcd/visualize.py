@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.utils import flow_to_image
 
 # Colours between which is interpolated. The first map rises steadily in lightness, so it survives a grey print and
 # colour blindness; the second runs blue, white, red.
@@ -81,16 +82,16 @@ def colour_error(depth: Tensor, truth: Tensor, limit: float = 2.0) -> Tensor:
 
 
 def colour_flow(flow: Tensor) -> Tensor:
-    """Colour a field of arrows [2, H, W]: hue is direction, saturation is length (full at the 99 % quantile)."""
+    """Colour a field of arrows [2, H, W] as the slots see it: hue is direction, saturation is length.
+
+    White does not move; the colour is full from the 99 % quantile of the lengths on.
+    """
     if flow.ndim != 3 or flow.shape[0] != 2:
         raise ValueError(f"flow must be [2, H, W], got {list(flow.shape)}")
     flow = torch.nan_to_num(flow.detach().float())
     length = flow.norm(dim=0)
     longest = torch.quantile(length.flatten()[:: math.ceil(length.numel() / _ENOUGH)], 0.99).clamp(min=1e-12)
-    angle = torch.atan2(flow[1], flow[0])
-    # Three cosines a third of a turn apart run round the hues; white stands for no motion.
-    thirds = torch.tensor([0.0, 2.0, 4.0], device=flow.device)[:, None, None] * (math.pi / 3)
-    return 1 - (length / longest).clamp(max=1) * (0.5 - 0.5 * torch.cos(angle - thirds))
+    return flow_to_image(flow / length.clamp(min=longest)).float() / 255
 
 
 def outline(picture: Tensor, mask: Tensor, colour: tuple[float, float, float] = (0.0, 0.9, 0.46)) -> Tensor:

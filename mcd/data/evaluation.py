@@ -42,9 +42,10 @@ class EvaluationSet(Dataset[dict[str, Any]]):
     the list of ``evaluation.split`` (kitti).
 
     Items are dicts: ``image`` [3,H,W] uint8 and ``K`` [3,3] at the networks' size, ``frame``, ``index``, and at the
-    size of the ground truth ``depth_gt`` [h,w] float32 in metres (0 = none), ``valid`` [h,w] bool (inside the crop,
-    depth strictly between the limits) and ``dynamic_mask`` [h,w] bool, or None where moving objects are not known.
-    With the loaders of :mod:`mcd.data` the last three become lists of arrays, for sizes may differ.
+    size of the ground truth ``K_gt`` [3,3], ``depth_gt`` [h,w] float32 in metres (0 = none), ``valid`` [h,w] bool
+    (inside the crop, depth strictly between the limits) and ``dynamic_mask`` [h,w] bool, or None where moving objects
+    are not known; ``empty`` says why no pixel counts, where none does. With the loaders of :mod:`mcd.data` the arrays
+    become lists, for sizes may differ.
 
     Raises:
         DataError: no ground truth where it should be; on reading, a file that is missing, broken or of another size.
@@ -72,8 +73,10 @@ class EvaluationSet(Dataset[dict[str, Any]]):
             "K": torch.from_numpy(network_intrinsics(K, gt.shape, self._config.data)).float(),
             "frame": frame,
             "index": torch.tensor(index),
+            "K_gt": torch.from_numpy(K.copy()),
             "depth_gt": gt,
-            "valid": valid_pixels(self._config, gt),
+            "valid": (valid := valid_pixels(self._config, gt)),
+            "empty": "" if valid.any() else why_nothing_counts(self._config, gt),
             "dynamic_mask": dynamic,
         }
 
@@ -84,6 +87,23 @@ def valid_pixels(config: Config, gt: NDArray[np.float32]) -> Region:
     inside = np.zeros(gt.shape, bool)
     inside[crop_window(settings.crop or CROPS[settings.protocol], gt.shape)] = True
     return inside & (gt > settings.min_depth) & (gt < settings.max_depth)
+
+
+def why_nothing_counts(config: Config, gt: NDArray[np.float32]) -> str:
+    """The first rule of :func:`valid_pixels` that leaves nothing of a ground truth."""
+    settings = config.evaluation
+    measured = gt > 0
+    if not measured.any():
+        return "nothing was measured, its depth is 0 everywhere"
+    inside = gt[crop_window(settings.crop or CROPS[settings.protocol], gt.shape)]
+    inside = inside[inside > 0]
+    if not inside.size:
+        return f"nothing was measured inside the crop (evaluation.crop, evaluation.protocol: {settings.protocol})"
+    nearest, farthest = float(inside.min()), float(inside.max())
+    return (
+        f"nothing lies between evaluation.min_depth, {settings.min_depth:g}, and evaluation.max_depth, "
+        f"{settings.max_depth:g}: depths are {nearest:g} to {farthest:g}"
+    )
 
 
 def crop_window(shares: tuple[float, float, float, float], size: tuple[int, ...]) -> tuple[slice, slice]:

@@ -11,7 +11,6 @@ says how it was made, and a command that would make it otherwise is refused.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from mcd.data.files import Picture, image_size, read_camera, read_image, resize_image, text
 from mcd.data.processes import MOST_PER_CORE, process_count
-from mcd.files import DataError, atomic_path, reading, write_json, write_text
+from mcd.files import DataError, atomic_path, read_json, write_json, write_text
 from mcd.geometry import scale_intrinsics
 
 KEEP_ROWS = 0.75
@@ -130,10 +129,9 @@ def _remember_options(out: Path, split: str, source: Path, gap: int) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    with reading("manifest", path):
-        document = json.loads(path.read_text())
-        if not isinstance(document, dict) or not isinstance(document.get("sources"), dict):
-            raise DataError(f"manifest {path} is no mapping with 'sources'")
+    document = read_json("manifest", path)
+    if not isinstance(document.get("sources"), dict):
+        raise DataError(f"manifest {path} has no mapping 'sources'")
     return document
 
 
@@ -215,7 +213,7 @@ def _by_sequence(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mcd.data.prepare", description="Make a data set's triplet layout.")
+    parser = argparse.ArgumentParser(prog="mcd prepare", description="Make a data set's triplet layout.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     cityscapes = kinds.add_parser("cityscapes", help="leftImg8bit_sequence and camera files to triplets")
     cityscapes.add_argument("source", type=Path, help="folder with leftImg8bit_sequence/ and camera/")

@@ -8,8 +8,10 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,6 @@ from mcd.data.files import (
     text,
 )
 from mcd.data.frames import Frames
-from mcd.data.video import VideoError, VideoReader
 from mcd.files import DataError
 
 _IMAGES = frozenset((".png", ".jpg", ".jpeg"))
@@ -42,6 +43,8 @@ class SequenceFolder:
     for training, if there are frames enough; otherwise a split without a range is the whole sequence. Sources lie in
     the range of their split too, so that frames outside the training range are never trained on.
 
+    Where numbers in the names leave a gap, no frame is the neighbour of one beyond it, unless ``bridge_gaps`` is set.
+
     Args:
         split: "train", "val" or "eval".
 
@@ -53,8 +56,14 @@ class SequenceFolder:
         self._config = config
         self._paths = _list_images(sequence_folder(config))
         names = [path.stem for path in self._paths]
+        self.names = names
+        """All frames of the sequence, in order, whatever the split."""
         self._position = {name: position for position, name in enumerate(names)}
         self._first, self._last = self._range(split)
+        self._runs = [(0, len(names) - 1)] if config.bridge_gaps else consecutive_runs(names)
+        self._run_of = [run for run in self._runs for _ in range(run[0], run[1] + 1)]
+        if len(self._runs) > 1 and split != "eval":
+            self._say_gaps(names)
         self.size = image_size(self._paths[0])
         """Height and width of every frame."""
         self.K: NDArray[np.float64] = _intrinsics(config, self.size, self._paths[0].parent)
@@ -68,7 +77,9 @@ class SequenceFolder:
             )
 
     def spacings(self, frame: str) -> tuple[int, ...]:
-        room = min(self._position[frame] - self._first, self._last - self._position[frame])
+        position = self._position[frame]
+        first, last = self._run_of[position]
+        room = min(position - max(first, self._first), min(last, self._last) - position)
         return tuple(spacing for spacing in self._config.spacing if spacing <= room)
 
     def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
@@ -94,6 +105,16 @@ class SequenceFolder:
         if depth.shape != self.size:
             raise DataError(f"depth {path} is {text(depth.shape)}, but its image is {text(self.size)}")
         return depth
+
+    def _say_gaps(self, names: list[str]) -> None:
+        (_, before), (after, _) = self._runs[:2]
+        many, folder = len(self._runs) - 1, self._paths[0].parent
+        warnings.warn(
+            f"the numbers of the frames of {folder} leave {many} gap{'s' if many > 1 else ''}, the first "
+            f"between {names[before]} and {names[after]}: no frame has a neighbour beyond a gap; data.bridge_gaps=true "
+            "takes them for neighbours",
+            stacklevel=3,
+        )
 
     def _image(self, position: int) -> Picture:
         image = read_image(self._paths[position])
@@ -156,6 +177,34 @@ def _list_images(folder: Path) -> list[Path]:
     return paths
 
 
+def consecutive_runs(names: Sequence[str]) -> list[tuple[int, int]]:
+    """First and last positions of the runs of consecutive frames among sorted names.
+
+    A gap is a step in a name's number of more than one and a half times the usual step. Where most names differ from
+    the one before in one number alone, a name that does not (as of another drive) begins a new run too; other names
+    say nothing of their order in time, and are one run.
+    """
+    steps = [_step(*pair) for pair in itertools.pairwise(names)]
+    known = [step for step in steps if step is not None]
+    if 2 * len(known) < len(steps) or not known:
+        return [(0, len(names) - 1)]
+    usual = median(known)
+    starts = [0]
+    starts += [place for place, step in enumerate(steps, start=1) if step is None or step > 1.5 * usual]
+    return [(start, end - 1) for start, end in itertools.pairwise([*starts, len(names)])]
+
+
+def _step(name: str, following: str) -> int | None:
+    """How much larger the only number is in which two names differ; None if they differ in something else."""
+    parts, others = (re.split(r"(\d+)", text) for text in (name, following))
+    if len(parts) != len(others):
+        return None
+    different = [place for place, part in enumerate(parts) if part != others[place]]
+    if len(different) != 1 or different[0] % 2 == 0:
+        return None
+    return int(others[different[0]]) - int(parts[different[0]])
+
+
 def _intrinsics(config: Data, size: tuple[int, int], place: Path) -> NDArray[np.float64]:
     height, width = size
     if config.intrinsics is not None:
@@ -189,6 +238,8 @@ def _extract(video: Path) -> Path:
         if folder.stat().st_mtime < video.stat().st_mtime:
             raise DataError(f"{folder} is older than {video.name}, whose frames it holds: delete it")
         return folder
+    from mcd.data.video import VideoError, VideoReader
+
     try:
         partial = Path(tempfile.mkdtemp(prefix=f".{video.name}.", dir=video.parent))
     except OSError as error:

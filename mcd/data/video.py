@@ -8,15 +8,19 @@ from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.stream import Disposition
 from numpy.typing import NDArray
 from PIL import Image
 
 from mcd.errors import McdError
+from mcd.extras import extra
 from mcd.files import atomic_path
+
+# The users of this module import it where they open a video: who has none needs no PyAV.
+with extra("video", "reading or writing a video"):
+    import av
+    from av.container import InputContainer
+    from av.stream import Disposition
 
 # Codecs refuse less than a thousand bits a second, which tiny pictures would get, and sides beyond 16384 (mpeg4: half).
 _LEAST_RATE, _MOST_RATE = 64_000, 2_000_000_000

@@ -6,7 +6,6 @@ frames count, at the networks' size.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from mcd.data import open_reader
 from mcd.data.files import read_mask, resize_nearest
 from mcd.data.labels import numbered_masks
-from mcd.files import frame_path
+from mcd.files import frame_path, read_json, reading
 from mcd.masks.instances import FrameInstances, read_rows
 from mcd.masks.morphology import areas, match, overlap
 from mcd.masks.source import CANDIDATES, GivenMasks, mask_source, round_name
@@ -134,16 +133,21 @@ def detector_parts(run_folder: Path) -> dict[str, str]:
 def discovery_steps(run_folder: Path) -> list[Step]:
     """The steps that a run has finished, in their order."""
     steps = []
-    if "train" in (seen := _facts(run_folder, "predictions")):
-        steps.append(Step("motion", seen["train"]["frames_with_motion"], seen["train"]["frames"]))
+    with reading("facts of a stage", run_folder / "predictions" / "done.json"):
+        if "train" in (seen := _facts(run_folder, "predictions")):
+            steps.append(Step("motion", seen["train"]["frames_with_motion"], seen["train"]["frames"]))
     for name, part in detector_parts(run_folder).items():
-        facts = _facts(run_folder, part)
-        train = facts["train"]
-        steps.append(Step(name, train["frames_with_objects"], train["frames"], train["objects"], facts.get("score")))
-    if steps and "train" in (classified := _facts(run_folder, "instances")):
-        dynamic = [row for row in read_rows(run_folder / "instances", "train") if row.dynamic and row.large]
-        frames = classified["train"]["frames"]
-        steps.append(Step("dynamic", len({row.frame for row in dynamic}), frames, len(dynamic)))
+        with reading("facts of a stage", run_folder / part / "done.json"):
+            facts = _facts(run_folder, part)
+            train = facts["train"]
+            steps.append(
+                Step(name, train["frames_with_objects"], train["frames"], train["objects"], facts.get("score"))
+            )
+    with reading("facts of a stage", run_folder / "instances" / "done.json"):
+        if steps and "train" in (classified := _facts(run_folder, "instances")):
+            dynamic = [row for row in read_rows(run_folder / "instances", "train") if row.dynamic and row.large]
+            frames = classified["train"]["frames"]
+            steps.append(Step("dynamic", len({row.frame for row in dynamic}), frames, len(dynamic)))
     return steps
 
 
@@ -166,7 +170,7 @@ def why_little_was_found(steps: Sequence[Step]) -> str:
 
 def _facts(run_folder: Path, part: str) -> dict[str, Any]:
     path = run_folder / part / "done.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json("facts of a stage", path) if path.is_file() else {}
 
 
 def _class_folder(context: Context) -> Path:

@@ -2,9 +2,12 @@
 
 Image by image: the predicted inverse depth is resized bilinearly to the ground truth; pixels count inside the
 protocol's crop where the truth lies strictly between the limits; the prediction is multiplied by the ratio of the
-medians of all counted pixels (one ratio, whatever the region) and clamped to the limits. A region's figure is the mean
-over the images in which it has a pixel. Regions are ``all`` and, where moving objects are known, ``static`` and
-``dynamic``; the net of single objects has ``objects``, where each has a ratio of its own.
+medians of all counted pixels (one ratio, whatever the region; with --scale: by what that says) and clamped to the
+limits. A region's figure is the mean
+over the images in which it has a pixel. Regions are ``all``, ``standing`` (measured points that stand on the road, see
+:mod:`mcd.evaluation.standing`) and, where moving objects are known, ``static`` and ``dynamic``; the net of single
+objects has ``objects``, where each has a ratio of its own. ``row_median`` is no net: it knows how far each image row
+is, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,32 +24,54 @@ from mcd.data.evaluation import valid_pixels
 from mcd.data.files import read_mask, resize_nearest
 from mcd.data.labels import numbered_masks
 from mcd.errors import McdError
+from mcd.evaluation.figures import Regions
 from mcd.evaluation.metrics import METRICS, depth_metrics, median_ratio
+from mcd.evaluation.scale import ScaleOf
+from mcd.evaluation.standing import standing_points
+from mcd.files import DataError
 from mcd.inference.predictor import DepthPredictor
 
-REGIONS = ("all", "static", "dynamic", "objects")
+REGIONS = ("all", "standing", "static", "dynamic", "objects")
 
 Predict = Callable[[Batch], Tensor]
 """A batch of an :class:`EvaluationSet` (``image`` [B,3,H,W], ``frame``) to depths [B,1,h,w] of any size and scale."""
-Regions = dict[str, dict[str, float]]
 
 
 class EvaluationError(McdError, RuntimeError):
     """A prediction that cannot be evaluated."""
 
 
+class NothingCountsError(DataError):
+    """Ground truth that leaves no pixel to evaluate in any frame; the message says by which rule."""
+
+
 def evaluate_depth(
-    predict: Predict, dataset: EvaluationSet, settings: Evaluation, device: torch.device | str = "cpu", workers: int = 0
+    predict: Predict,
+    dataset: EvaluationSet,
+    settings: Evaluation,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    scale: ScaleOf | None = None,
+    notes: list[str] | None = None,
 ) -> Regions:
     """Evaluate a depth predictor by the protocol above.
 
+    Args:
+        scale: what puts a prediction into metres; None: the ratio of the medians.
+        notes: gets a line if frames are left out, because none of their pixels counts.
+
     Returns:
-        ``{region: {metric: mean over images}}``; a region that is empty in every image is left out.
+        ``{region: {metric: mean over images}}``; a region that is empty in every image is left out. With a ``scale``
+        the region ``all`` has two more: ``scale``, the median of what was used, and ``scale_scatter``, the standard
+        deviation over the images of the logarithm of what was used over the ratio of the medians.
 
     Raises:
         DataError: ground truth is missing or broken.
+        NothingCountsError: no pixel of any frame counts.
         EvaluationError: a prediction is not finite and positive.
     """
+    empty: list[str] = []
+    scales: list[tuple[float, float]] = []
     found: dict[str, list[dict[str, Tensor]]] = {region: [] for region in REGIONS}
     for batch in prefetch(fixed_batches(dataset, settings.batch, workers, device), device):
         depths = predict(batch)
@@ -56,25 +81,50 @@ def evaluate_depth(
                 raise EvaluationError(f"the predicted depth of frame {frame} is not finite and positive")
             gt, valid = (torch.from_numpy(batch[name][index]).to(device) for name in ("depth_gt", "valid"))
             if not valid.any():
+                empty.append(f"{frame}: {batch['empty'][index]}")
                 continue
             dynamic = batch["dynamic_mask"][index]
             masks = {"all": valid}
+            standing = standing_points(batch["depth_gt"][index], batch["K_gt"][index].cpu().numpy())
+            if standing is not None:
+                masks["standing"] = valid & torch.from_numpy(standing).to(device)
             if dynamic is not None:
                 moving = torch.from_numpy(dynamic).to(device)
                 masks |= {"static": valid & ~moving, "dynamic": valid & moving}
-            aligned = align(depths[index : index + 1], gt, valid, settings)
+            depth = depths[index : index + 1]
+            predicted = resize_to(depth, gt)
+            ratio = float(median_ratio(predicted[valid], gt[valid].double()))
+            if scale is not None:
+                scales.append((scale(depth, batch, index), ratio))
+                ratio = scales[-1][0]
+            aligned = (predicted * ratio).clamp(settings.min_depth, settings.max_depth)
             for region, mask in masks.items():
                 if mask.any():
                     found[region].append(depth_metrics(aligned[mask], gt[mask].double()))
-    return {region: _means(rows) for region, rows in found.items() if rows}
+    if not found["all"]:
+        raise NothingCountsError(f"no pixel of the ground truth counts in any of {len(empty)} frames; {empty[0]}")
+    if empty and notes is not None:
+        notes.append(
+            f"{len(empty)} of {len(dataset)} evaluated frames are left out, for none of their pixels counts; {empty[0]}"
+        )
+    regions = {region: _means(rows) for region, rows in found.items() if rows}
+    if scales:
+        used, exact = torch.tensor(scales, dtype=torch.float64).unbind(1)
+        scatter = float((used / exact).log().std(correction=0))
+        regions["all"] |= {"scale": float(used.median()), "scale_scatter": scatter}
+    return regions
 
 
 def align(depth: Tensor, gt: Tensor, valid: Tensor, settings: Evaluation) -> Tensor:
     """Predicted depth [1,1,h,w] at the size, in the unit and within the limits of a ground truth [H,W]; float64."""
-    disparity = F.interpolate(1 / depth.double(), gt.shape, mode="bilinear", align_corners=False)[0, 0]
-    predicted = 1 / disparity
+    predicted = resize_to(depth, gt)
     ratio = median_ratio(predicted[valid], gt[valid].double())
     return (predicted * ratio).clamp(settings.min_depth, settings.max_depth)
+
+
+def resize_to(depth: Tensor, gt: Tensor) -> Tensor:
+    """Predicted depth [1,1,h,w] at the size of a ground truth [H,W]; float64."""
+    return 1 / F.interpolate(1 / depth.double(), gt.shape, mode="bilinear", align_corners=False)[0, 0]
 
 
 def evaluate_objects(net: DepthPredictor, config: Config) -> dict[str, float]:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
 from mcd.config import STAGES, Config, load_config
-from mcd.data import Batch, EvaluationSet, SequenceFolder
+from mcd.data import Batch, EvaluationSet
 from mcd.data.files import read_depth_array
 from mcd.data.kitti import split_list
-from mcd.evaluation.protocol import Predict, Regions, evaluate_depth, evaluate_objects
+from mcd.evaluation.figures import Regions, read_facts, read_figures
+from mcd.evaluation.protocol import Predict, evaluate_depth, evaluate_objects
+from mcd.evaluation.row_median import row_median
+from mcd.evaluation.scale import scale_of
+from mcd.evaluation.stage_contact import Contact, contact_table, stage_contact
 from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, discovery_table, to_csv, to_table
 from mcd.files import DataError, write_json, write_text
 from mcd.inference.predictor import DepthPredictor, resize_depth
 from mcd.run.checkpoint import DEPTH_STAGES, WEIGHTS
+from mcd.run.warned import read_warnings
 
 
 def has_ground_truth(config: Config) -> bool:
@@ -64,27 +67,9 @@ def stage_predictor(config: Config, run_folder: Path, stage: str, device: torch.
     return pseudo
 
 
-def row_median(config: Config) -> Tensor:
-    """A baseline without a net: median depth [1,1,H,1] of each image row over the training frames' measurements.
-
-    A row without a measurement takes the nearest one that has some.
-    """
-    folder = SequenceFolder(config.data, "train")
-    limits = config.evaluation
-    found: list[list[NDArray[np.float32]]] = [[] for _ in range(folder.size[0])]
-    for frame in folder.every_frame:
-        for values, row in zip(found, folder.read_depth(frame), strict=True):
-            values.append(row[(row > limits.min_depth) & (row < limits.max_depth)])
-    measured = [np.concatenate(values) for values in found]
-    rows = np.flatnonzero([values.size for values in measured])
-    if not rows.size:
-        raise DataError(f"the training frames of {config.data.root} have no measured depth")
-    medians = np.array([np.median(measured[row]) for row in rows])
-    nearest = np.abs(np.arange(len(measured))[:, None] - rows).argmin(axis=1)
-    return torch.from_numpy(medians[nearest]).float()[None, None, :, None]
-
-
-def evaluate_stage(config: Config, run_folder: Path, stage: str, device: torch.device | str) -> Regions:
+def evaluate_stage(
+    config: Config, run_folder: Path, stage: str, device: torch.device | str, notes: list[str] | None = None
+) -> Regions:
     """Evaluate one stage of a run; empty where the stage leaves no depth, or there is no ground truth.
 
     The object stage has one region, ``objects``: see :func:`evaluate_objects`.
@@ -100,28 +85,55 @@ def evaluate_stage(config: Config, run_folder: Path, stage: str, device: torch.d
     predict = stage_predictor(config, run_folder, stage, device)
     if predict is None:
         return {}
-    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers)
+    weights = None if stage == ROW_MEDIAN else run_folder / ("scene" if stage == "pseudo" else stage) / WEIGHTS
+    scale = scale_of(config, weights, device)
+    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers, scale, notes)
+
+
+def baseline(config: Config, place: Path, device: torch.device | str) -> dict[str, Regions]:
+    """The figures of :func:`row_median`, of data whose training frames have measurements; else nothing."""
+    try:
+        regions = evaluate_stage(config, place, ROW_MEDIAN, device)
+    except DataError as error:
+        warnings.warn(f"no baseline {ROW_MEDIAN}: {error}", stacklevel=2)
+        return {}
+    return {ROW_MEDIAN: regions} if regions else {}
+
+
+def run_contact(config: Config, run_folder: Path, device: torch.device | str) -> dict[str, dict[str, Contact]]:
+    """Contact and upright of every stage of a run, by source; stages without objects or without depth are left out."""
+    found = {}
+    for stage in (stage for stage in WHOLE if stage != ROW_MEDIAN):
+        predict = stage_predictor(config, run_folder, stage, device)
+        figures = stage_contact(config, run_folder, predict, device) if predict is not None else {}
+        if figures:
+            found[stage] = figures
+    return found
 
 
 def write_metrics(
-    run_folder: Path, evaluated: Mapping[str, Regions] | None = None, *, show: bool = False
+    run_folder: Path,
+    evaluated: Mapping[str, Regions] | None = None,
+    contact: Mapping[str, Mapping[str, Contact]] | None = None,
+    *,
+    show: bool = False,
 ) -> dict[str, Any]:
     """Gather ``metrics.json`` and ``metrics.csv`` of a run from its finished stages; returns the document.
 
     Args:
         evaluated: newer results by stage.
+        contact: newer figures of :func:`run_contact`.
         show: print the table too.
     """
     path = run_folder / "metrics.json"
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before = read_figures(path)
     stages: dict[str, Regions] = before.get("stages", {})
     stages["object"] = {region: before[region] for region in ("objects",) if region in before}
     seconds: dict[str, float] = before.get("seconds", {})
     discovery: dict[str, dict[str, float]] = before.get("discovery", {})
     per_frame: dict[str, float] = before.get("milliseconds_per_frame", {})
     for stage in STAGES:
-        done = run_folder / stage / "done.json"
-        facts = json.loads(done.read_text()) if done.is_file() else {}
+        facts = read_facts(run_folder / stage / "done.json")
         if facts.get("metrics"):
             stages[stage] = facts["metrics"]
         if facts.get("discovery"):
@@ -131,23 +143,28 @@ def write_metrics(
             if facts.get("frames"):
                 per_frame[stage] = round(1e3 * facts["seconds"] / facts["frames"], 3)
     stages |= evaluated or {}
+    contact = before.get("contact", {}) | dict(contact or {})
     objects = stages.pop("object")
     config = load_config(run_folder / "config.yaml")
-    if stages and config.data.kind == "sequence" and ROW_MEDIAN not in stages:
-        stages[ROW_MEDIAN] = evaluate_stage(config, run_folder, ROW_MEDIAN, "cpu")
+    if stages and ROW_MEDIAN not in stages:
+        stages |= baseline(config, run_folder, "cpu")
     stages = {stage: stages[stage] for stage in WHOLE if stage in stages}
     document = {
         "stages": stages,
         **objects,
+        **({"contact": contact} if contact else {}),
         **({"discovery": discovery} if discovery else {}),
         "seconds": {stage: seconds[stage] for stage in STAGES if stage in seconds},
         **({"milliseconds_per_frame": per_frame} if per_frame else {}),
+        **({"warnings": said} if (said := read_warnings(run_folder)) else {}),
     }
     write_json(path, document)
     results = [Result(run_folder.name, stage, regions) for stage, regions in (stages | {"object": objects}).items()]
     write_text(run_folder / "metrics.csv", to_csv(results))
     if show:
         Console().print(to_table(results) if results else "nothing was evaluated: the data have no ground truth")
+        if contact:
+            Console().print(contact_table(contact))
         if discovery:
             Console().print(discovery_table(discovery))
     return document

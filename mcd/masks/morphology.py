@@ -42,11 +42,16 @@ def box_areas(masks: Tensor) -> Tensor:
     return (right - left) * (bottom - top)
 
 
-def filled_boxes(masks: Tensor) -> Tensor:
-    """The bounding box of every mask as a mask [n,H,W]."""
+def filled_boxes(masks: Tensor, margin: Tensor | int = 0) -> Tensor:
+    """The bounding box of every mask as a mask [n,H,W], grown by ``margin`` ([n], or one for all) on every side.
+
+    The box of an empty mask is empty.
+    """
+    grow = torch.as_tensor(margin, device=masks.device).expand(len(masks))[:, None]
     left, top, right, bottom = boxes(masks)[:, :, None].unbind(1)
     rows, columns = (torch.arange(length, device=masks.device) for length in masks.shape[1:])
-    return ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
+    in_rows = (rows >= top - grow) & (rows < bottom + grow) & (bottom > 0)
+    return in_rows[:, :, None] & ((columns >= left - grow) & (columns < right + grow))[:, None, :]
 
 
 def dilate(masks: Tensor, radius: int) -> Tensor:

@@ -13,6 +13,7 @@ operator its gradients.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,15 +21,25 @@ from typing import Any
 import torch  # before _C: the process then has one OpenMP runtime, torch's
 from torch import Tensor
 
+from mcd import __version__
 from mcd.ops import registered
 
-_C: Any
-try:
-    _C = importlib.import_module("mcd._C")
-    _why_no_module = None
-except ImportError as error:
-    _C = None
-    _why_no_module = f"the compiled module mcd._C does not load ({error}); `make` or `pip install -e .` builds it"
+
+def _load() -> tuple[Any, str | None]:
+    """The compiled module, or None and why there is none."""
+    try:
+        module = importlib.import_module("mcd._C")
+    except ImportError as error:
+        return None, f"the compiled module mcd._C does not load ({error}); `make` or `pip install -e .` builds it"
+    built = getattr(module, "version", __version__)
+    if built != __version__:
+        return None, f"mcd._C was built for {built}, this is {__version__}: build again (`make` or `pip install -e .`)"
+    return module, None
+
+
+_C, _why_no_module = _load()
+if _why_no_module:
+    logging.getLogger("mcd").warning("mcd: %s; until then operators run as slow PyTorch", _why_no_module)
 
 
 def why_not(device_type: str) -> str | None:

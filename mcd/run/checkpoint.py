@@ -11,15 +11,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from mcd.errors import McdError
 from mcd.files import atomic_path
+
+_Side = Annotated[int, Field(ge=1, le=2**20)]
 
 WEIGHTS = "weights.safetensors"
 METADATA = "mcd"
@@ -48,7 +51,7 @@ class Weights:
 
         Raises:
             CheckpointError: there is no such net, or it is another architecture; missing, unexpected and
-                wrongly shaped tensors are listed.
+                wrongly shaped tensors are listed; or a number is not finite.
         """
         if role not in self.tensors:
             raise CheckpointError(f"{self.path} holds no {role} net (it holds {', '.join(self.tensors) or 'nothing'})")
@@ -65,7 +68,16 @@ class Weights:
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise CheckpointError(f"{self.path} does not fit the {role} net '{name}': {shown}")
+        spoilt = [key for key, tensor in stored.items() if not _usable(tensor, own[key])]
+        if spoilt:
+            more = f" and {len(spoilt) - 1} more of its {len(stored)} tensors are" if len(spoilt) > 1 else " is"
+            raise CheckpointError(f"{self.path}: of the {role} net '{name}' {spoilt[0]}{more} not finite")
         net.load_state_dict(stored)
+
+
+def _usable(stored: Tensor, own: Tensor) -> bool:
+    """Whether a stored tensor is finite, as the net will hold it."""
+    return not own.is_floating_point() or bool(torch.isfinite(stored.to(own.dtype)).all())
 
 
 def save_weights(
@@ -97,14 +109,31 @@ def load_weights(path: Path | str) -> Weights:
     tensors: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            described = (file.metadata() or {}).get(METADATA, "{}")
             for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 role, _, key = name.partition(".")
                 tensors.setdefault(role, {})[key] = file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
-    size = metadata.get("size")
-    return Weights(path, metadata.get("nets", {}), (size[0], size[1]) if size else None, metadata, tensors)
+    try:
+        about = _About.model_validate_json(described)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = "".join(f", {part}" if not place else f".{part}" for place, part in enumerate(problem["loc"]))
+        raise CheckpointError(
+            f"{path}: its metadata '{METADATA}' say nothing usable of its nets{key}: {problem['msg']}"
+        ) from None
+    return Weights(path, about.nets, about.size, about.model_dump(), tensors)
+
+
+class _About(BaseModel):
+    """What is written beside weights; other things may be."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    nets: dict[str, str] = {}
+    size: Annotated[tuple[_Side, _Side], Field(strict=False)] | None = None
+    magnify: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    hide_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 def find_weights(place: Path | str, stage: str | None = None) -> Path:
@@ -145,6 +174,10 @@ def load_state(path: Path | str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds {type(state).__name__}")
     except Exception as error:  # torch.load raises whatever the broken bytes lead to
-        raise CheckpointError(f"{path} cannot be read ({error}); delete it to start the stage again") from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path} cannot be read ({said}); delete it to start the stage again") from error
+    return state

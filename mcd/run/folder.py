@@ -6,7 +6,6 @@ runs/NAME/STAGE/{weights.safetensors, last/state.pt, done.json}
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -19,13 +18,17 @@ from typing import Any
 import torch
 import yaml
 
-from mcd.config import STAGES, Config, ConfigError, parse_config
+from mcd.config import STAGES, Config, ConfigError, load_config
 from mcd.errors import McdError
-from mcd.files import write_json, write_text
+from mcd.files import read_json, write_json, write_text
 
 
 class RunError(McdError, RuntimeError):
     """A run folder that cannot be used."""
+
+
+def run_folder(config: Config) -> Path:
+    return config.runs / (config.run or "run")
 
 
 class Run:
@@ -33,7 +36,7 @@ class Run:
 
     def __init__(self, config: Config):
         self.config = config
-        self.path = config.runs / (config.run or "run")
+        self.path = run_folder(config)
         try:
             (self.path / "log").mkdir(parents=True, exist_ok=True)
             self._describe()
@@ -59,7 +62,7 @@ class Run:
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage left in ``done.json``, or None."""
         done = self.stage(stage) / "done.json"
-        return json.loads(done.read_text()) if done.is_file() else None
+        return read_json("facts of a stage", done) if done.is_file() else None
 
     def finish(self, stage: str, **facts: Any) -> None:
         write_json(self.stage(stage) / "done.json", facts)
@@ -68,9 +71,11 @@ class Run:
         path = self.path / "config.yaml"
         if path.is_file():
             try:
-                before = parse_config(yaml.safe_load(path.read_text()), source=str(path))
+                before = load_config(path)
             except ConfigError as error:
-                raise RunError(f"{path} was written by another version: {error}; choose another --set run=") from error
+                raise RunError(
+                    f"{path} was written by another version, or is broken: {error}; choose another --set run="
+                ) from None
             if before.digest() != self.config.digest():
                 self._check_changes(_differences(before.model_dump(mode="json"), self.config.model_dump(mode="json")))
         write_text(path, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))

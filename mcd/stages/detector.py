@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mcd.config import Augment, Detector
 from mcd.data import Batch, FrameDataset, WholeFrame
-from mcd.errors import StageError
+from mcd.errors import NothingToLearnError
 from mcd.files import atomic_path, frame_path
 from mcd.masks.detections import (
     REASONS,
@@ -91,6 +91,7 @@ class DetectorStage(TrainingStage):
 
     name = "detector"
     roles = ("detector",)
+    of_objects = True
     schedule: Detector
 
     @classmethod
@@ -160,12 +161,12 @@ class DetectorStage(TrainingStage):
         """Frames with objects: the others would teach that there is nothing, which the labels do not say.
 
         Raises:
-            StageError: there are none to train on.
+            NothingToLearnError: there are none to train on.
         """
         counts = read_counts(self._labels / f"{split}.csv")
         items = [WholeFrame(frame) for frame, count in counts.items() if count]
         if split == "train" and not items:
-            raise StageError(nothing_found(self.context.run))
+            raise NothingToLearnError(nothing_found(self.context.run))
         flip_only = augment.model_copy(update={"jitter": 0.0}) if augment is not None else None
 
         def labels(item: WholeFrame) -> dict[str, Any]:

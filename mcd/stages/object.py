@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mcd.config import Augment, Object
 from mcd.data import Batch, FrameDataset
-from mcd.errors import StageError
+from mcd.errors import NothingToLearnError
 from mcd.files import frame_path
 from mcd.masks.instances import FrameInstances, InstanceRow, read_rows
 from mcd.run.context import Context
@@ -35,6 +35,7 @@ class ObjectItem:
 class ObjectStage(TrainingStage):
     name = "object"
     roles = ("depth", "pose")
+    of_objects = True
     schedule: Object
 
     def __init__(self, context: Context):
@@ -87,5 +88,7 @@ def object_items(stage: TrainingStage, split: str, wanted: Any) -> list[ObjectIt
     rows: list[InstanceRow] = read_rows(stage.context.run.stage("instances"), split)
     items = [ObjectItem(row.frame, row.row) for row in rows if wanted(row)]
     if not items and split == "train":
-        raise StageError(f"stage {stage.name}: none of the {len(rows)} instances of split '{split}' can be used")
+        raise NothingToLearnError(
+            f"stage {stage.name}: none of the {len(rows)} instances of split '{split}' can be used"
+        )
     return items

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mcd import Instances, ops
@@ -19,6 +18,7 @@ from mcd.config import Augment, Config, Scale
 from mcd.data import Batch, FrameDataset
 from mcd.files import frame_path
 from mcd.masks.instances import FrameInstances, middle_band
+from mcd.masks.morphology import boxes, filled_boxes
 from mcd.run.context import Context
 from mcd.scene.predictions import ScenePredictions
 from mcd.stages.object import ObjectItem, object_items
@@ -61,6 +61,7 @@ class ScaleInputs:
 class ScaleStage(TrainingStage):
     name = "scale"
     roles = ("scale",)
+    of_objects = True
     schedule: Scale
 
     def __init__(self, context: Context):
@@ -101,11 +102,8 @@ class ScaleStage(TrainingStage):
         column for a hint of the distance.
         """
         width = mask.shape[-1]
-        columns = torch.arange(width, device=mask.device)
-        occupied = mask.any(dim=-2).flatten(1)
-        first = torch.where(occupied, columns, width).amin(dim=1)
-        last = torch.where(occupied, columns, -1).amax(dim=1)
-        middle = (first + last) // 2
+        left, _, right, _ = boxes(mask[:, 0]).unbind(1)
+        middle = (left + right - 1) // 2
         drawn = (2 * draw - 1) * self.schedule.shift_augment * width
         return torch.maximum(torch.minimum(drawn.round().long(), width - 1 - middle), -middle)
 
@@ -154,25 +152,8 @@ def predict_scale(context: Context, net: nn.Module, inputs: ScaleInputs) -> Tens
 def surrounding_box(config: Config, mask: Tensor) -> Tensor:
     """Filled bounding boxes [N,1,H,W] of the masks, grown by the configured margin, more for objects straight ahead."""
     width = mask.shape[-1]
-    rows, columns = mask.any(dim=-1, keepdim=True), mask.any(dim=-2, keepdim=True)
-    rows, columns = _between(rows, -2), _between(columns, -1)
     begin, end = middle_band(width, config.instances.middle or 20)
     ahead = mask[..., begin:end].flatten(1).any(dim=1)
     # A dilation by 5x5 grows a box by two pixels on every side; the counts are meant at a width of 512.
     near, far = (round(2 * count * width / 512) for count in (config.scale.dilate_middle, config.scale.dilate))
-    boxes = [_grow(rows, columns, margin) for margin in (near, far)]
-    return torch.where(ahead[:, None, None, None], boxes[0], boxes[1])
-
-
-def _between(occupied: Tensor, dim: int) -> Tensor:
-    """True from the first to the last True along ``dim``."""
-    count = occupied.int().cumsum(dim)
-    after = occupied.flip(dim).int().cumsum(dim).flip(dim)
-    return (count > 0) & (after > 0)
-
-
-def _grow(rows: Tensor, columns: Tensor, margin: int) -> Tensor:
-    size = 2 * margin + 1
-    grown_rows = F.max_pool2d(rows.float(), (size, 1), stride=1, padding=(margin, 0)) > 0
-    grown_columns = F.max_pool2d(columns.float(), (1, size), stride=1, padding=(0, margin)) > 0
-    return grown_rows & grown_columns
+    return filled_boxes(mask[:, 0], torch.where(ahead, near, far))[:, None]

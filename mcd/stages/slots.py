@@ -20,7 +20,7 @@ from torchvision.utils import flow_to_image
 
 from mcd.config import Augment, Slots
 from mcd.data import Batch, FrameDataset, WholeFrame
-from mcd.errors import StageError
+from mcd.errors import NothingToLearnError
 from mcd.files import frame_path
 from mcd.masks.packed import Masks, load_masks, save_masks
 from mcd.nets.slots import SLOTS, SlotNet
@@ -48,6 +48,7 @@ def read_candidates(folder: Path, split: str, frame: str) -> Masks:
 class SlotsStage(TrainingStage):
     name = "slots"
     roles = ("slots",)
+    of_objects = True
     schedule: Slots
 
     def __init__(self, context: Context):
@@ -58,7 +59,7 @@ class SlotsStage(TrainingStage):
     def initialise(self) -> None:
         seen = self.context.run.finished("predictions") or {}
         if not seen.get("train", {}).get("frames_with_motion", 0):
-            raise StageError(
+            raise NothingToLearnError(
                 "stage slots: no training frame has a pixel whose residual flow reaches predictions.flow_threshold; "
                 "there is nothing to find objects by"
             )
@@ -77,7 +78,7 @@ class SlotsStage(TrainingStage):
             moving = read_moving(self.context.run.stage("predictions"), split)
             items = [WholeFrame(frame) for frame, share in moving.items() if share >= self.schedule.min_moving]
             if len(items) < self.schedule.batch:
-                raise StageError(
+                raise NothingToLearnError(
                     f"stage slots: {len(items)} of {len(moving)} training frames move by slots.min_moving, "
                     f"{self.schedule.min_moving:g}, or more; slots.batch wants {self.schedule.batch}"
                 )

@@ -107,6 +107,8 @@ class TrainingStage(Stage):
     schedule: Schedule
     roles: tuple[str, ...]
     """Nets that this stage trains and saves."""
+    of_objects: bool = False
+    """Whether it learns from single objects: where too few are found, the run ends without it."""
     first_epoch: int = 0
     """What its epochs are counted from: parts that differ in it see equal items in another order, otherwise drawn."""
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcd.data import Batch, StepSampler, build_loader, prefetch
-from mcd.errors import StageError
+from mcd.errors import NothingToLearnError, StageError
 from mcd.run.context import Context
 from mcd.run.log import StageLog
 from mcd.run.progress import progress
@@ -32,7 +32,8 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
         return {"steps": 0, "seconds": 0.0}
     dataset = stage.dataset("train", config.augment)
     if len(dataset) < schedule.batch:
-        raise StageError(
+        kind = NothingToLearnError if stage.of_objects else StageError
+        raise kind(
             f"stage {stage.name}: a batch of {schedule.batch} cannot be drawn from {len(dataset)} items: "
             "lower its 'batch'"
         )

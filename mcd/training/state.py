@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mcd.run.checkpoint import load_state, save_state
+from mcd.run.checkpoint import CheckpointError, load_state, save_state
 from mcd.stages import TrainingStage
 
 LAST = "last"
@@ -32,12 +33,24 @@ class TrainState:
         if saved is None:
             stage.initialise()
         else:
-            self.step, self.phase, self.best, seconds = (saved[key] for key in ("step", "phase", "best", "seconds"))
-            for role, net in stage.nets.items():
-                net.load_state_dict(saved["nets"][role])
-            self.optimizer = make_optimizer(stage, self.step - 1)
-            self.optimizer.load_state_dict(saved["optimizer"])
+            try:
+                seconds = self._restore(saved)
+            except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                said = " ".join(str(error).split())
+                raise CheckpointError(
+                    f"{self.path} is no state of stage {stage.name} ({said}); delete it to start the stage again"
+                ) from error
         self._begin = time.perf_counter() - seconds
+
+    def _restore(self, saved: dict[str, Any]) -> float:
+        """Take over a saved state; returns the seconds that it took."""
+        stage = self.stage
+        self.step, self.phase, self.best, seconds = (saved[key] for key in ("step", "phase", "best", "seconds"))
+        for role, net in stage.nets.items():
+            net.load_state_dict(saved["nets"][role])
+        self.optimizer = make_optimizer(stage, self.step - 1)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        return float(seconds)
 
     @property
     def seconds(self) -> float:

@@ -11,6 +11,7 @@ import pytest
 
 from mcd.config import Data
 from mcd.data import SequenceFolder, open_reader, road_mask
+from mcd.data.sequence import consecutive_runs
 from mcd.data.video import VideoWriter
 from mcd.files import DataError
 
@@ -181,3 +182,46 @@ def test_a_broken_video_leaves_nothing_behind(sequence: Make, tmp_path: Path) ->
         SequenceFolder(sequence(images="clip.mp4"), "train")
     assert not list(tmp_path.glob("*clip*.frames"))
     assert not list(tmp_path.glob(".clip*"))
+
+
+def renumber(folder: Path, numbers: list[int]) -> None:
+    for number, new in sorted(enumerate(numbers), reverse=True):
+        for kind in ("images", "depth"):
+            (folder / kind / f"{number:04d}.png").rename(folder / kind / f"{new:04d}.png")
+
+
+def test_no_frame_has_a_neighbour_beyond_a_gap(sequence: Make) -> None:
+    config = sequence(spacing=(1, 2))
+    renumber(config.root, [0, 1, 2, 3, 7, 8, 9, 10])
+    with pytest.warns(UserWarning, match="leave 1 gap, the first between 0003 and 0007.*data.bridge_gaps=true"):
+        reader = SequenceFolder(config, "train")
+    assert reader.frames == ["0001", "0002", "0008", "0009"]
+    assert all(reader.spacings(frame) == (1,) for frame in reader.frames)
+    assert len(SequenceFolder(config, "eval").every_frame) == 8
+
+
+def test_gaps_are_bridged_where_that_is_asked_for(sequence: Make, recwarn: pytest.WarningsRecorder) -> None:
+    config = sequence(bridge_gaps=True)
+    renumber(config.root, [0, 1, 2, 3, 7, 8, 9, 10])
+    assert SequenceFolder(config, "train").frames == ["0001", "0002", "0003", "0007", "0008", "0009"]
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("names", "runs"),
+    [
+        (["a", "b", "c"], [(0, 2)]),
+        (["5"], [(0, 0)]),
+        (["0", "5", "10", "15"], [(0, 3)]),
+        (["0", "5", "10", "20", "25"], [(0, 2), (3, 4)]),
+        (["day_1", "day_2", "day_3", "night_1", "night_2", "night_3"], [(0, 2), (3, 5)]),
+        (["1_00", "1_01", "1_02", "2_00", "2_01"], [(0, 2), (3, 4)]),
+        # Names with a second part that changes, such as a time or a hash, say nothing.
+        (["1_x", "2_y", "7_z"], [(0, 2)]),
+        (["1.25", "2.75", "9.5"], [(0, 2)]),
+        # Times that jitter have no gap.
+        (["100", "151", "199", "251", "299", "400"], [(0, 4), (5, 5)]),
+    ],
+)
+def test_what_is_a_gap(names: list[str], runs: list[tuple[int, int]]) -> None:
+    assert consecutive_runs(names) == runs

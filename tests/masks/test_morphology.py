@@ -47,6 +47,15 @@ def test_boxes_are_those_of_a_loop_over_pixels(noise: Tensor) -> None:
         assert area == len(covered)
 
 
+def test_a_grown_box_is_the_dilated_one_and_that_of_nothing_stays_empty(noise: Tensor) -> None:
+    margins = torch.arange(len(noise)) % 4
+    for mask, margin, grown in zip(noise, margins.tolist(), work.filled_boxes(noise, margins), strict=True):
+        box = work.filled_boxes(mask[None])
+        assert torch.equal(grown, work.dilate(box, margin)[0])
+        assert torch.equal(work.filled_boxes(mask[None], margin)[0], grown)
+    assert not work.filled_boxes(torch.zeros(1, 5, 6, dtype=torch.bool), 3).any()
+
+
 def test_the_box_of_a_single_pixel_has_an_area() -> None:
     # The published boxes end at the last pixel itself, so that this one is degenerate.
     assert work.boxes(drawn((slice(3, 4), slice(5, 6)))).tolist() == [[5, 3, 6, 4]]

@@ -1,10 +1,12 @@
 """Weights, states and files that survive a kill."""
 
 import os
+import re
 import resource
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from mcd.files import atomic_path, write_text
@@ -124,3 +126,44 @@ def test_a_state_that_would_run_code_is_refused_before_it_does(tmp_path):
     with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
         load_state(tmp_path / "state.pt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ("[1]", "metadata 'mcd' say nothing usable of its nets: Input should be an object"),
+        ("{", "say nothing usable of its nets: Invalid JSON"),
+        ('{"nets": ["depth"]}', "of its nets, nets: Input should be an object"),
+        ('{"nets": {"depth": 3}}', "of its nets, nets.depth: Input should be a valid string"),
+        ('{"nets": {}, "size": [64]}', "of its nets, size.1: "),
+        ('{"nets": {}, "size": "64x96"}', "of its nets, size: "),
+        ('{"nets": {}, "size": [0, 96]}', "of its nets, size.0: "),
+    ],
+)
+def test_metadata_that_describe_no_nets_are_refused(tmp_path, described, message):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(save({"depth.weight": torch.zeros(2)}, {"mcd": described}))
+    with pytest.raises(CheckpointError, match=re.escape(message)) as refused:
+        load_weights(path)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e39])
+def test_weights_that_are_not_finite_are_refused_by_net(tmp_path, number):
+    net = small_net().double()
+    with torch.no_grad():
+        net[0].weight[1, 2] = number
+    save_weights(tmp_path / "w.safetensors", {"depth": net}, {"depth": "small"}, {})
+    weights = load_weights(tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: of the depth net 'small' 0\.weight is not finite"):
+        weights.load_into("depth", small_net(), "small")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"[]"])
+def test_a_state_of_another_kind_is_named(tmp_path, content):
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read .*delete it"):
+        load_state(tmp_path / "state.pt")
+    torch.save([1, 2], tmp_path / "state.pt")
+    with pytest.raises(CheckpointError, match=r"state\.pt cannot be read \(it holds list\); delete it"):
+        load_state(tmp_path / "state.pt")

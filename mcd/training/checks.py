@@ -1,0 +1,113 @@
+"""Results that cannot be used, told from the frames before training and from the nets of the scene stage after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcd.config import Config
+from mcd.data import fixed_batches, open_reader, prefetch
+from mcd.files import DataError
+from mcd.ops import backward_warp
+from mcd.stages import TrainingStage
+from mcd.stages.scene import SceneStage
+
+LOOKED_AT = 32
+"""Frames, spread evenly over a split."""
+
+# Levels of 255 by which pixels of one colour, or of equal frames, may differ: less than the noise of any camera.
+_FLAT, _EQUAL = 0.75, 0.25
+_MOST = 0.9
+# Pixels by which a camera moves what it sees, at the nets' size; ln of depth; share of pixels that are learned from.
+_STILL, _CONSTANT, _LEARNED = 0.02, 0.01, 0.01
+# Photometric loss: 3 SSIM + 2 L1 of an image whose neighbours fit to a hundredth of a level.
+_NO_ERROR = 1e-4
+
+
+def look_at_frames(config: Config) -> list[str]:
+    """What is wrong with the training frames as such: nothing is seen in them, or nothing changes."""
+    reader = open_reader(config.data, "train")
+    count = min(len(reader.frames), LOOKED_AT)
+    flat = equal = seen = 0
+    for position in range(count):
+        frame = reader.frames[position * len(reader.frames) // count]
+        try:
+            images = [image[::2, ::2].astype(np.float32) for image in reader.read(frame).images]
+        except DataError:
+            continue  # whoever needs it says so, or leaves it out
+        if len({image.shape for image in images}) > 1:
+            continue
+        seen += 1
+        flat += max(float(image.std(axis=(0, 1)).max()) for image in images) < _FLAT
+        equal += max(float(np.abs(image - images[1]).mean()) for image in (images[0], images[2])) < _EQUAL
+    if seen and flat >= _MOST * seen:
+        return [
+            f"{flat} of {seen} training frames looked at have one colour only: without texture, as in black frames, "
+            "nothing can be learned from them"
+        ]
+    if seen and equal >= _MOST * seen:
+        return [
+            f"{equal} of {seen} training frames looked at equal their neighbours: the camera stands still, or frames "
+            "are repeated; depth is learned from what changes between frames, so that nothing can be learned here"
+        ]
+    return []
+
+
+@torch.no_grad()
+def look_at_results(stage: TrainingStage) -> list[str]:
+    """What is wrong with the trained nets of a stage that explains whole images; nothing for others."""
+    if not isinstance(stage, SceneStage):
+        return []
+    context, config = stage.context, stage.config
+    for role in ("depth", "pose"):
+        stage.nets[role] = context.trained(stage.name, role)
+    found: list[tuple[float, float, float, float]] = []
+    batch = stage.schedule.batch
+    loader = fixed_batches(
+        stage.frames("val", None), batch, config.data.workers, context.device, limit=max(LOOKED_AT // batch, 1)
+    )
+    for loaded in prefetch(loader, context.device, config.channels_last):
+        outputs = stage.forward(loaded, 0)
+        photometric, _, mask = stage.view_synthesis(
+            loaded["reference"], loaded["sources"], outputs["depths"], loaded["K"], outputs["T_src_ref"]
+        )
+        depth = outputs["depths"][0]
+        found.append((
+            _displacement(loaded, depth, outputs["T_src_ref"]),
+            float(depth.log().flatten(1).std(dim=1).mean()),
+            float(mask.float().mean()),
+            float(photometric),
+        ))  # fmt: skip
+    if not found:
+        return []
+    moved, spread, learned, error = np.mean(found, axis=0).tolist()
+    name = f"stage {stage.name}"
+    said = []
+    if moved < _STILL:
+        said.append(
+            f"{name}: the pose net has stayed at its start: by it the camera moves what it sees by {moved:.3f} pixels"
+        )
+    if spread < _CONSTANT:
+        said.append(f"{name}: the depth is the same everywhere (its logarithm has a spread of {spread:.4f})")
+    if learned < _LEARNED:
+        said.append(
+            f"{name}: the auto-mask takes {1 - learned:.1%} of the pixels out of the loss: as they stand, the "
+            "neighbouring frames fit better than anything that the nets can make of them"
+        )
+    if error < _NO_ERROR:
+        said.append(f"{name}: the photometric loss is {error:.1e}, less than in any images that have texture")
+    return said
+
+
+def _displacement(batch: dict[str, Any], depth: Tensor, T_src_ref: Tensor) -> float:
+    """Median pixels by which the camera's motion alone moves what is seen."""
+    sources = T_src_ref.shape[1]
+    image, depth, K = (values.repeat_interleave(sources, 0) for values in (batch["reference"], depth, batch["K"]))
+    there, here = (
+        backward_warp(image, depth, K, T, return_coords=True)[1]
+        for T in (T_src_ref.flatten(0, 1), torch.eye(4).to(T_src_ref).expand(len(image), 4, 4))
+    )
+    return float((there - here).norm(dim=1).median())
