@@ -23,7 +23,7 @@ def test_a_call_takes_little_more_than_a_plain_operator(name: str, threads: None
     with torch.no_grad():
         best = min((measure(name, smallest_arguments()[name]) for _ in range(2)), key=lambda found: found.seconds)
     # Twice the bar, as machines are noisy; where one is so busy that plain operators crawl, this does so as well.
-    assert best.seconds <= 2 * max(ALLOWED, 1.5 * best.plain)
+    assert best.seconds <= 2 * max(ALLOWED, 2 * best.plain)
 
 
 def test_every_operator_is_measured() -> None:
