@@ -148,13 +148,6 @@ class Instances:
         sizes.tensor("values", values, "B 1 H W", dtype=values.dtype if isinstance(values, Tensor) else None)
         return values.reshape(-1)[self.address]
 
-    def select(self, keep: Tensor) -> Instances:
-        """The masks for which `keep` [N] bool holds."""
-        sizes = Shapes("Instances.select")
-        check_instances(sizes, self)
-        sizes.tensor("keep", keep, "N", dtype=torch.bool)
-        return _ragged(self.pixel[keep[self.instance]], self.count[keep], self.frame[keep], self.size)
-
     def to(self, device: torch.device | str) -> Instances:
         return _unchecked(self.pixel.to(device), self.offset.to(device), self.frame.to(device), self.size)
 
