@@ -16,6 +16,24 @@ def test_every_shipped_config_is_valid(path):
     assert load_config(path).run == path.stem
 
 
+@pytest.mark.parametrize("name", ["kitti", "kitti.yaml", "configs/kitti.yaml"])
+def test_a_config_that_comes_with_the_program_is_found_from_anywhere_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name) == load_config(Path(__file__).parents[1] / "configs" / "kitti.yaml")
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text("seed: 321")
+    assert load_config(name).seed == 321
+
+
+@pytest.mark.parametrize("name", ["kity", "other/kitti.yaml", "kitti.txt"])
+def test_a_config_that_is_not_there_is_answered_with_those_that_are(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"config {name} does not exist; .* are cityscapes, .*, synthetic_unsup.*, video$"
+    ):
+        load_config(name)
+
+
 def test_the_cityscapes_config_has_the_published_schedule():
     config = load_config(Path(__file__).parents[1] / "configs" / "cityscapes.yaml")
     scene, objects, scale, final = config.scene, config.object, config.scale, config.final

@@ -47,6 +47,23 @@ template <typename Body> void for_each_cuda(int64_t count, void* stream, const c
   check_launch(operator_name);
 }
 
+// Sums sixteen values over a warp; lane i gets the sum of values[i / 2]. Each exchange halves what is left to add, so that it
+// takes 16 of them and not 80.
+constexpr int kSumsOfWarp = 16;
+template <int kHalf = kSumsOfWarp / 2, typename T> __device__ __forceinline__ T sum_of_warp(T (&values)[kSumsOfWarp]) {
+  if constexpr (kHalf == 0) {
+    return values[0] + __shfl_xor_sync(0xffffffffu, values[0], 1);
+  } else {
+    const bool upper = threadIdx.x & (2 * kHalf);
+#pragma unroll
+    for (int k = 0; k < kHalf; ++k) {
+      const T low = values[k], high = values[k + kHalf];
+      values[k] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, 2 * kHalf);
+    }
+    return sum_of_warp<kHalf / 2>(values);
+  }
+}
+
 // Sums `values[0..n)` over a block of `kThreads`; the result is valid in thread 0. A fixed tree: deterministic.
 template <int kThreads, int kCount, typename T> __device__ void block_sum(T (&values)[kCount]) {
   static_assert(kThreads % 32 == 0, "whole warps");

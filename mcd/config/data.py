@@ -35,6 +35,10 @@ class Data(Section):
         None, description="sequence: fx, fy, cx, cy in pixels of the original frames"
     )
     fov: Positive | None = Field(None, description="sequence: horizontal field of view in degrees, if no intrinsics")
+    camera_height: Positive | None = Field(None, description="metres of the camera above the road, for metric depth")
+    poses: Path | None = Field(
+        None, description="sequence: CSV of a line a frame, with x, y, z in metres or latitude, longitude, altitude"
+    )
     train_frames: tuple[Whole, Whole] | None = Field(None, description="sequence: first and last training frame")
     val_frames: tuple[Whole, Whole] | None = Field(
         None,

@@ -296,6 +296,11 @@ class Evaluation(Section):
         None, description="top, bottom, left, right as shares of the kept image; None: the protocol's own"
     )
     min_mask_area: Fraction = Field(0.005, description="cityscapes: smallest object mask, share of the full image")
+    scale: Literal["median", "none", "height", "poses"] = Field(
+        "median",
+        description="what puts predictions into metres: the ratio of each image's medians (published), nothing, "
+        "data.camera_height, or data.poses",
+    )
     boxes: Path | None = Field(
         None,
         description="sequence: CSV of boxes of vehicles: frame, x0, y0, x1, y1 and, if known, moving",

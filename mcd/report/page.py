@@ -282,7 +282,7 @@ def _read_log(folder: Path, stage: str) -> list[dict[str, float]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message."""
-    parser = argparse.ArgumentParser(prog="python -m mcd.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="mcd report", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--panel", type=Path, metavar="PNG", help="write only one picture of a few frames")
     parser.add_argument("--motion", type=Path, metavar="PNG", help="write only one picture of what moves by itself")
@@ -350,6 +350,3 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -114,7 +114,7 @@ def check_instructions(cuobjdump: Path, folder: Path) -> list[str]:
 
 
 def check_cuda(home: Path) -> list[str]:
-    folder = next(iter((ROOT / "build").glob("*-cuda")), ROOT / "build/cuda")
+    folder = ROOT / "build/native"
     failures = []
     for source in sorted((ROOT / "csrc").glob("*/*.cu")):
         report = folder / f"{source.relative_to(ROOT / 'csrc')}.cuda.o.log"
@@ -152,7 +152,7 @@ def check_targets(targets: list[str]) -> list[str]:
     """Inline functions that were not inlined are merged by the linker with those of other targets: there must be none
     outside the target's namespace, or a processor may be given instructions that it does not have."""
     failures = []
-    objects = [path for target in targets for path in sorted((ROOT / "build").glob(f"*-c*/*/*.{target}.o"))]
+    objects = [path for target in targets for path in sorted((ROOT / "build/native").glob(f"*/*.{target}.o"))]
     for path in objects:
         target = path.name.split(".")[-2]
         symbols = subprocess.run(["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True)
