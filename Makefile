@@ -8,7 +8,8 @@ export MCD_CUDA ?= auto
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 BUILT := .venv/built-$(MCD_CUDA)
 
-.PHONY: help train test lint format check sanitize e2e bench bench-full peers wheels wheels-dist demo-study docs clean
+.PHONY: help train test lint format check fuzz sanitize e2e bench bench-full peers wheels wheels-dist docs demo-study \
+	clean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +37,11 @@ check: $(BUILT) sanitize  ## the slower gates: sanitizers, slow tests, what the 
 	$(BIN)/python tests/gates/native_code.py
 	$(BIN)/python tests/gates/triton_code.py
 	$(BIN)/pytest -m slow $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds 60
+
+# ARGS='--seconds 1800 --first 100000': longer, with other seeds. What goes wrong is kept in build/fuzz/.
+fuzz: $(BUILT)  ## damaged files and odd words through every door
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds 300 $(ARGS)
 
 # Both libraries are loaded first: without libstdc++ the sanitizer does not see C++ exceptions, and aborts at the first.
 # How exact float32 is belongs to the optimised build: this one rounds elsewhere.
