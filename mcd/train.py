@@ -237,8 +237,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("config", nargs="?", default=DEFAULT_CONFIG, help=CONFIG_HELP)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay a value over the config")
     parser.add_argument("--backend", help="reference, native, triton or auto; short for --set backend=")
+    parser.add_argument(
+        "--camera-height",
+        type=float,
+        metavar="METRES",
+        help="of the camera above the road; short for --set data.camera_height=",
+    )
     parser.add_argument("--profile", type=step_window, metavar="START:STOP", help="profile these training steps")
     options = parser.parse_args(arguments)
+    if options.camera_height is not None:
+        options.set.append(f"data.camera_height={options.camera_height}")
     if options.backend:
         options.set.append(f"backend={options.backend}")
     return options

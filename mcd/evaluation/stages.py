@@ -18,6 +18,7 @@ from mcd.data.kitti import split_list
 from mcd.evaluation.figures import Regions, read_facts, read_figures
 from mcd.evaluation.protocol import Predict, evaluate_depth, evaluate_objects
 from mcd.evaluation.row_median import row_median
+from mcd.evaluation.scale import scale_of
 from mcd.evaluation.stage_contact import Contact, contact_table, stage_contact
 from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, discovery_table, to_csv, to_table
 from mcd.files import DataError, write_json, write_text
@@ -84,7 +85,9 @@ def evaluate_stage(
     predict = stage_predictor(config, run_folder, stage, device)
     if predict is None:
         return {}
-    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers, notes)
+    weights = None if stage == ROW_MEDIAN else run_folder / ("scene" if stage == "pseudo" else stage) / WEIGHTS
+    scale = scale_of(config, weights, device)
+    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers, scale, notes)
 
 
 def baseline(config: Config, place: Path, device: torch.device | str) -> dict[str, Regions]:

@@ -7,7 +7,8 @@ An input is an image, a folder of images and videos, a quoted glob, or a video. 
     OUT/NAME_depth16.png    16 bit, depth * --factor; the factor is in its text    (--format 16bit)
 
 and a video OUT/NAME_depth.mp4, with its frames' npy and 16-bit files in the folder OUT/NAME. All have the resolution
-of the input. Monocular depth has no unit of its own: --scale turns it into metres where a length is known.
+of the input. Monocular depth has no unit of its own: --camera-height puts it into metres by the road that is seen,
+picture by picture, and --scale where a length is known.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import glob
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from tqdm import tqdm
 from mcd.errors import McdError, out_of_memory
 from mcd.files import atomic_path
 from mcd.geometry import MAX_DEPTH, MIN_DEPTH
+from mcd.inference.metric import AnyPredictor, MetricPredictor, NoRoadError
 from mcd.inference.predictor import DepthPredictor, choose_device
 from mcd.run.checkpoint import CheckpointError
 from mcd.visualize import colour_depth, depth_range, to_bytes
@@ -172,7 +174,7 @@ def save_depth(target: Path, depth: Tensor, options: Options) -> None:
             Image.fromarray(levels).save(path, pnginfo=text)
 
 
-def predict_images(predictor: DepthPredictor, jobs: Sequence[Job], options: Options) -> Iterator[str | None]:
+def predict_images(predictor: AnyPredictor, jobs: Sequence[Job], options: Options) -> Iterator[str | None]:
     """Predict and write images; yields for each None, or why it could not be read."""
 
     def read(job: Job) -> tuple[Job, RGB | InputError]:
@@ -201,7 +203,7 @@ def predict_images(predictor: DepthPredictor, jobs: Sequence[Job], options: Opti
             yield from (str(image) if isinstance(image, InputError) else None for _, image in found)
 
 
-def predict_video(predictor: DepthPredictor, job: Job, options: Options) -> Iterator[str | None]:
+def predict_video(predictor: AnyPredictor, job: Job, options: Options) -> Iterator[str | None]:
     """Predict and write a video; yields None for each frame and last, if it broke off, why.
 
     What was decoded before a broken frame is kept.
@@ -305,12 +307,38 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=_count, default=8, help="images at a time (default 8)")
     parser.add_argument("--scale", type=_positive, default=1.0, help="metres per unit of the net (default 1)")
     parser.add_argument(
+        "--camera-height", type=_positive, metavar="METRES", help="of the camera above the road: results are in metres"
+    )
+    parser.add_argument(
+        "--fov", type=_positive, metavar="DEGREES", help="horizontal field of view (default: of the camera trained on)"
+    )
+    parser.add_argument(
         "--factor", type=_positive, default=FACTOR, help=f"16-bit levels per unit of depth (default {FACTOR:g})"
     )
     parser.add_argument("--with-image", action="store_true", help="show the image above its coloured depth")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--force", action="store_true", help="overwrite results that exist")
     return parser.parse_args(arguments)
+
+
+def metric(predictor: DepthPredictor, given: argparse.Namespace) -> Callable[[], AnyPredictor]:
+    """What makes the predictor of a series of pictures: each has a running scale of its own.
+
+    Raises:
+        ValueError: --camera-height has no camera to go with, or goes with --scale.
+    """
+    if given.camera_height is None:
+        return lambda: predictor
+    if given.scale != 1:
+        raise ValueError("--scale and --camera-height both say how many metres a unit has: give one of them")
+    if given.fov is not None and given.fov >= 180:
+        raise ValueError(f"--fov is {given.fov:g} degrees; a pinhole camera sees less than 180")
+
+    def make() -> MetricPredictor:
+        return MetricPredictor(predictor, predictor.camera, given.fov, given.camera_height)
+
+    make()
+    return make
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -323,6 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         predictor = DepthPredictor.load(
             given.checkpoint, given.stage, device=choose_device(given.device), size=given.size
         )
+        in_metres = metric(predictor, given)
         given.output.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -330,16 +359,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = [job for job in jobs if not job.is_video]
     work: list[tuple[str, int | None, Iterator[str | None]]] = []
     if images:
-        work.append(("images", len(images), predict_images(predictor, images, options)))
+        work.append(("images", len(images), predict_images(in_metres(), images, options)))
     if videos := [job for job in jobs if job.is_video]:
         from mcd.data.video import frame_count
 
-        work += [(job.source.name, frame_count(job.source), predict_video(predictor, job, options)) for job in videos]
+        work += [(job.source.name, frame_count(job.source), predict_video(in_metres(), job, options)) for job in videos]
     problems: list[str] = []
     for title, total, results in work:
         bar = tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True)
         try:
             problems += [problem for problem in bar if problem]
+        except NoRoadError as error:
+            problems.append(f"{title}: {error}")
         except OSError as error:
             problems.append(f"results of {title} cannot be written: {error}")
         except (MemoryError, RuntimeError) as error:

@@ -27,12 +27,20 @@ class DepthPredictor:
         net: images [B, 3, H, W] in [0, 1] to a list of depths, the first [B, 1, H, W].
         size: height and width for the net, multiples of 32.
         device: where it runs.
+        camera: fx, fy, cx, cy of the pictures that it was trained on, in terms of their width and height.
     """
 
-    def __init__(self, net: nn.Module, size: tuple[int, int], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        net: nn.Module,
+        size: tuple[int, int],
+        device: torch.device | str = "cpu",
+        camera: tuple[float, float, float, float] | None = None,
+    ):
         if any(side < STRIDE or side % STRIDE for side in size):
             raise ValueError(f"size {size[0]}x{size[1]}: height and width must be multiples of {STRIDE}")
         self.size = size
+        self.camera = camera
         self.device = torch.device(device)
         self.net = net.to(self.device).eval()
 
@@ -62,7 +70,8 @@ class DepthPredictor:
             raise CheckpointError(f"{weights.path} does not say at which size it was trained; give --size HxW")
         net = build_depth_net(weights.nets["depth"])
         weights.load_into("depth", net, weights.nets["depth"])
-        return cls(net, size, device)
+        camera = weights.metadata.get("camera")
+        return cls(net, size, device, tuple(camera) if camera else None)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def define(
     workspace: Callable[..., tuple[Tensor, ...]] | None = None,
     *,
     batched: bool = False,
-) -> torch._ops.OpOverload:
+) -> Callable[..., Any]:
     """Register `_C`'s function of this schema's name as `torch.ops.mcd.<name>` for CPU and CUDA, and return it.
 
     allocate: the schema's arguments -> its outputs (a tensor or a tuple), uninitialised unless the function says else.
@@ -112,7 +112,7 @@ def define(
     return _register(name, *_defined[name], workspace, launchers)
 
 
-def define_launched(name: str, launch: Callable[..., None]) -> torch._ops.OpOverload:
+def define_launched(name: str, launch: Callable[..., None]) -> Callable[..., Any]:
     """Register `torch.ops.mcd.<name>_triton`, which is `torch.ops.mcd.<name>` with another launcher, and return it.
 
     launch: takes the schema's arguments and then the outputs that the native operator allocates.
@@ -125,7 +125,7 @@ def define_launched(name: str, launch: Callable[..., None]) -> torch._ops.OpOver
     return _register(f"{name}_triton", *_defined[name], None, {"cpu": launch, "cuda": launch_on_cuda})
 
 
-def define_in_torch(schema: str, allocate: Callable[..., Any], launch: Callable[..., None]) -> torch._ops.OpOverload:
+def define_in_torch(schema: str, allocate: Callable[..., Any], launch: Callable[..., None]) -> Callable[..., Any]:
     """Register `torch.ops.mcd.<name>` whose outputs are written by torch's own operators, and return it."""
     name = schema.split("(")[0].strip()
     return _register(name, schema[len(name) :], allocate, False, None, {"cpu": launch, "cuda": launch})
@@ -141,7 +141,7 @@ def _register(
     batched: bool,
     workspace: Callable[..., tuple[Tensor, ...]] | None,
     launchers: Mapping[str, Callable[..., None]],
-) -> torch._ops.OpOverload:
+) -> Callable[..., Any]:
     def runner(launch: Callable[..., None]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             outputs = allocate(*arguments)

@@ -7,6 +7,7 @@ The stage has up to three phases: depth and pose; the motion net alone; all toge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from mcd import ops
 from mcd.config import Augment, Scene
-from mcd.data import Batch, FrameDataset
+from mcd.data import Batch, FrameDataset, open_reader
+from mcd.data.frames import camera_shares
 from mcd.run.checkpoint import find_weights
 from mcd.run.context import Context, widen
 from mcd.scene.poses import predict_poses
@@ -45,6 +47,10 @@ class SceneStage(TrainingStage):
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         return self.frames(split, augment)
+
+    def facts(self) -> dict[str, Any]:
+        reader = open_reader(self.config.data, "train")
+        return super().facts() | {"camera": camera_shares(reader.read(reader.frames[0], sources=False))}
 
     def phase(self, step: int) -> int:
         """0: depth and pose; 1: the motion net alone; 2: all together."""
