@@ -179,7 +179,7 @@ def test_the_library_needs_torch_and_numpy_and_all_is_every_extra_of_a_user() ->
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [Requirement(line).name for line in project["dependencies"]] == ["torch", "numpy"]
     (everything,) = map(Requirement, project["optional-dependencies"]["all"])
-    assert everything.extras == set(project["optional-dependencies"]) - {"all", "dev", "peers"}
+    assert everything.extras == set(project["optional-dependencies"]) - {"all", "dev", "docs", "peers"}
 
 
 def test_the_version_is_written_alike_everywhere() -> None:
