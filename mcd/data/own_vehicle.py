@@ -10,6 +10,7 @@ whatever passes behind it; below that edge nothing may pass.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -51,7 +52,7 @@ def find_own_vehicle(count: int, read: Callable[[int], NDArray[np.uint8]]) -> Re
     if frames is None:
         return None
     grey, size = frames
-    gradients = np.stack(np.gradient(grey, axis=(2, 1)))  # x, y
+    gradients = np.stack([np.gradient(grey, axis=axis) for axis in (2, 1)])  # x, y
     found = _overlays(gradients) | _bonnet(gradients)
     if found.mean() > _MOST:
         return None
@@ -69,7 +70,7 @@ def _moving_frames(count: int, read: Callable[[int], NDArray[np.uint8]]) -> tupl
         grey.append(np.asarray(Image.fromarray(frame).convert("L").reduce(factor), dtype=np.float32))
     if len(grey) < LEAST:
         return None
-    changes = np.array([np.abs(b - a).mean() for a, b in zip(grey, grey[1:], strict=False)])
+    changes = np.array([np.abs(b - a).mean() for a, b in itertools.pairwise(grey)])
     # A red light: the same picture again and again would outvote the rest of the clip.
     kept = [grey[0]] + [frame for frame, change in zip(grey[1:], changes, strict=True) if change > changes.max() / 4]
     return (np.stack(kept), size) if len(kept) >= LEAST else None
@@ -94,7 +95,7 @@ def _along_mean(gradients: Floats) -> Floats:
 
 def _bonnet(gradients: Floats) -> Region:
     """All that lies below an edge that runs from side to side, if nothing passes there."""
-    _, _, height, width = gradients.shape
+    height = gradients.shape[2]
     mean = gradients.mean(axis=1)
     size = np.hypot(*mean)
     coherent = size / (np.hypot(*gradients).mean(axis=0) + 0.5)
