@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mcd.config.base import Count, Fraction, Positive, Range, Section
+from mcd.config.base import Count, Fraction, HueRange, Positive, Range, Section, Seed, Side, Whole
 
 
 class Synthetic(Section):
@@ -15,13 +15,13 @@ class Synthetic(Section):
 
     frames: Count = Field(640, description="training triplets")
     val_frames: Count = Field(80, description="held-out triplets")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Data(Section):
     kind: Literal["triplets", "sequence", "kitti"] = "triplets"
     root: Path = Field(Path("data/synthetic"), description="folder of the data set")
-    size: tuple[Count, Count] = Field((64, 192), description="height and width that the networks see")
+    size: tuple[Side, Side] = Field((64, 192), description="height and width that the networks see")
     synthetic: Synthetic | None = None
     masks: Path = Field(Path("masks"), description="triplets: instance masks, below root")
     road_masks: Path = Field(Path("road_masks"), description="triplets: road masks, below root")
@@ -57,20 +57,20 @@ class Data(Section):
     poses: Path | None = Field(
         None, description="sequence: CSV of a line a frame, with x, y, z in metres or latitude, longitude, altitude"
     )
-    train_frames: tuple[int, int] | None = Field(None, description="sequence: first and last training frame")
-    val_frames: tuple[int, int] | None = Field(
+    train_frames: tuple[Whole, Whole] | None = Field(None, description="sequence: first and last training frame")
+    val_frames: tuple[Whole, Whole] | None = Field(
         None,
         description="sequence: first and last validation frame; without both ranges: the last tenth; without one, "
         "that split is everything",
     )
-    eval_frames: tuple[int, int] | None = Field(None, description="sequence: first and last evaluated frame")
+    eval_frames: tuple[Whole, Whole] | None = Field(None, description="sequence: first and last evaluated frame")
     spacing: tuple[Count, ...] = Field(
         (1,), min_length=1, description="sequence: frame distances to draw from while training"
     )
     bridge_gaps: bool = Field(False, description="sequence: frames are neighbours though their numbers leave a gap")
     half_pixel: bool = Field(True, description="K of a resized frame is exact; False: the published row scaling")
     on_error: Literal["stop", "skip"] = Field("stop", description="a corrupt or missing file stops, or is counted")
-    workers: Annotated[int, Field(ge=0)] = Field(2, description="loader processes, at most four a core")
+    workers: Whole = Field(2, description="loader processes, at most four a core")
 
     @model_validator(mode="after")
     def _camera(self) -> Data:
@@ -98,4 +98,4 @@ class Augment(Section):
     brightness: Range = (0.8, 1.2)
     contrast: Range = (0.8, 1.2)
     saturation: Range = (0.8, 1.2)
-    hue: Range = (-0.1, 0.1)
+    hue: HueRange = (-0.1, 0.1)

@@ -33,7 +33,6 @@ from mcd.data.files import (
 from mcd.data.frames import Frames
 from mcd.data.lens import Lens
 from mcd.data.own_vehicle import LEAST, find_own_vehicle
-from mcd.data.video import VideoError, VideoReader
 from mcd.files import DataError
 
 _IMAGES = frozenset((".png", ".jpg", ".jpeg"))
@@ -280,6 +279,8 @@ def _extract(video: Path) -> Path:
         if folder.stat().st_mtime < video.stat().st_mtime:
             raise DataError(f"{folder} is older than {video.name}, whose frames it holds: delete it")
         return folder
+    from mcd.data.video import VideoError, VideoReader
+
     try:
         partial = Path(tempfile.mkdtemp(prefix=f".{video.name}.", dir=video.parent))
     except OSError as error:

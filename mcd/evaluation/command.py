@@ -74,7 +74,7 @@ def evaluate_place(
         name = place.stem if place.is_file() else place.name
         settings, workers = config.evaluation, config.data.workers
         scale = scale_of(config, find_weights(place), device) if known else None
-        stages = {name: evaluate_depth(predict, dataset, settings, device, workers, notes, scale)} if known else {}
+        stages = {name: evaluate_depth(predict, dataset, settings, device, workers, scale, notes)} if known else {}
         figures = stage_contact(config, None, predict, device)
         contact = {name: figures} if figures else {}
     for note in dict.fromkeys(notes):
@@ -85,7 +85,7 @@ def evaluate_place(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message."""
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.evaluate",
+        prog="mcd evaluate",
         description=f"{__doc__}\n{protocol.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

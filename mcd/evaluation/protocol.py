@@ -51,14 +51,14 @@ def evaluate_depth(
     settings: Evaluation,
     device: torch.device | str = "cpu",
     workers: int = 0,
-    notes: list[str] | None = None,
     scale: ScaleOf | None = None,
+    notes: list[str] | None = None,
 ) -> Regions:
     """Evaluate a depth predictor by the protocol above.
 
     Args:
-        notes: gets a line if frames are left out, because none of their pixels counts.
         scale: what puts a prediction into metres; None: the ratio of the medians.
+        notes: gets a line if frames are left out, because none of their pixels counts.
 
     Returns:
         ``{region: {metric: mean over images}}``; a region that is empty in every image is left out. With a ``scale``

@@ -89,7 +89,7 @@ def evaluate_stage(
         return {}
     weights = None if stage == ROW_MEDIAN else run_folder / ("scene" if stage == "pseudo" else stage) / WEIGHTS
     scale = scale_of(config, weights, device)
-    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers, notes, scale)
+    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers, scale, notes)
 
 
 def baseline(config: Config, place: Path, device: torch.device | str) -> dict[str, Regions]:

@@ -32,7 +32,6 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from mcd.data.video import VideoError, VideoReader, VideoWriter, frame_count
 from mcd.errors import McdError, out_of_memory
 from mcd.files import atomic_path
 from mcd.geometry import MAX_DEPTH, MIN_DEPTH
@@ -209,6 +208,8 @@ def predict_video(predictor: AnyPredictor, job: Job, options: Options) -> Iterat
 
     What was decoded before a broken frame is kept.
     """
+    from mcd.data.video import VideoError, VideoReader, VideoWriter
+
     done = 0
     smooth: NDArray[np.float64] | None = None
     try:
@@ -293,7 +294,7 @@ def check_range(options: Options) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mcd predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder, stage folder or weights file")
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder, glob or video")
@@ -359,11 +360,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work: list[tuple[str, int | None, Iterator[str | None]]] = []
     if images:
         work.append(("images", len(images), predict_images(in_metres(), images, options)))
-    work += [
-        (job.source.name, frame_count(job.source), predict_video(in_metres(), job, options))
-        for job in jobs
-        if job.is_video
-    ]
+    if videos := [job for job in jobs if job.is_video]:
+        from mcd.data.video import frame_count
+
+        work += [(job.source.name, frame_count(job.source), predict_video(in_metres(), job, options)) for job in videos]
     problems: list[str] = []
     for title, total, results in work:
         bar = tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True)
@@ -380,7 +380,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
