@@ -102,6 +102,7 @@ def test_a_module_computes_what_its_operator_does_with_the_options_that_it_shows
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # without a cache it reads all of torch
 def test_a_checker_infers_the_types_of_a_users_script(tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="mypy is not installed")
     script = tmp_path / "user.py"
