@@ -35,6 +35,7 @@ class Nets(Section):
     slots: str = Field("light", description="light or published")
     ground: str = Field("light", description="light, full, or published (one resolution only)")
     detector: str = Field("light", description="light or resnet18")
+    camera: Literal["pinhole"] = Field("pinhole", description="what data.intrinsics: learn learns")
     pretrained: bool = Field(False, description="start backbones from ImageNet weights")
     positive_scale: bool = Field(True, description="scale net cannot go negative; False: the published linear output")
 

@@ -8,6 +8,7 @@ from torch import nn
 from mcd.config import Config, ConfigError
 from mcd.nets import (
     PretrainedError,
+    build_camera,
     build_depth_net,
     build_detector,
     build_ground_net,
@@ -33,6 +34,8 @@ def make_net(config: Config, role: str, *, pretrained: bool = False) -> nn.Modul
             net = build_pose_net(names.pose, pretrained=pretrained)
         elif role == "motion":
             net = build_motion_net(names.motion)
+        elif role == "camera":
+            net = build_camera(names.camera)
         elif role == "slots":
             net = build_slot_net(names.slots)
         elif role == "ground":
