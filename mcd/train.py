@@ -37,7 +37,7 @@ from mcd.run.checkpoint import WEIGHTS
 from mcd.run.context import Context
 from mcd.run.folder import Run, run_folder
 from mcd.run.lock import lock_run
-from mcd.run.networks import check_nets
+from mcd.run.networks import check_motion, check_nets
 from mcd.run.warned import DATA, warn
 from mcd.stages import STAGES, Preparation, Stage, TrainingStage
 from mcd.streets.synthetic import generate
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None = None) -> Path:
     """Train, evaluate and report every stage of ``config``; returns the run folder."""
     check_nets(config)
+    check_motion(config)
     device = set_up(config)
     with lock_run(run_folder(config)):
         run = Run(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -26,13 +27,6 @@ import mcd
 ROOT = Path(__file__).parents[1]
 PACKAGES = Path(sysconfig.get_path("purelib"))
 
-USE = """
-import torch, mcd, mcd.kernels, mcd.train
-source, depth, K, T = torch.rand(1, 3, 4, 6), torch.ones(1, 1, 4, 6), torch.eye(3)[None], torch.eye(4)[None]
-assert torch.allclose(mcd.ops.backward_warp(source, depth, K, T, backend="native"), source, atol=1e-3)
-print(mcd.__file__, mcd.kernels.__file__, mcd.available_backends("cuda")["native"], sep="\\n")
-"""
-
 
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     everything = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -54,21 +48,30 @@ def test_the_wheel_works_outside_the_tree(tmp_path: Path, cuda: str) -> None:
     said = succeed(*command, MCD_CUDA=cuda)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.startswith("mcd_depth-")
-    installed = tmp_path / "installed"
+    site = link_packages(tmp_path / "site", *CORE)
+    linked = set(site.iterdir())
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(installed)
-    (information,) = installed.glob("mcd_depth-*.dist-info")
-    assert {entry.name for entry in installed.iterdir()} == {"mcd", information.name}
+        archive.extractall(site)
+    (information,) = site.glob("mcd_depth-*.dist-info")
+    assert set(site.iterdir()) - linked == {site / "mcd", information}
     assert (information / "licenses" / "LICENSE").is_file()
+    assert "mcd = mcd.cli:main" in (information / "entry_points.txt").read_text()
+    assert (site / "mcd" / "py.typed").is_file()
+    configs = {path.name for path in (ROOT / "configs").iterdir()}
+    assert {path.name for path in (site / "mcd" / "configs").iterdir()} == configs
 
-    package, kernels, why_no_cuda = succeed(
-        sys.executable, "-c", USE, cwd=tmp_path, PYTHONPATH=str(installed)
-    ).splitlines()
-    assert package == str(installed / "mcd" / "__init__.py")
-    assert kernels == str(installed / "mcd" / "kernels" / "__init__.py")
+    # Beside torch and NumPy alone: operators, README's snippet, the time of the import.
+    used = run_bare(site, str(ROOT / "tests/gates/installed.py"), str(ROOT / "README.md"), cwd=tmp_path)
+    assert used.returncode == 0, used.stdout
+    facts = json.loads(used.stdout.splitlines()[-1])
+    assert facts["mcd"] == str(site / "mcd" / "__init__.py")
+    assert facts["operators"] >= 10
+    assert facts["snippets"] >= 1
+    kernels = run_bare(site, "-c", "import mcd.kernels; print(mcd.kernels.__file__)", cwd=tmp_path)
+    assert kernels.stdout == f"{site}/mcd/kernels/__init__.py\n"
     cpu_only = "mcd: building for CPU only" in said
     assert cpu_only or cuda == "auto"
-    assert cpu_only == ("built without CUDA" in why_no_cuda)
+    assert cpu_only == ("built without CUDA" in facts["cuda"])
 
 
 def test_the_installed_package_is_mcd_depth_and_finds_its_kernels_from_anywhere(tmp_path: Path) -> None:
@@ -176,7 +179,7 @@ def test_the_library_needs_torch_and_numpy_and_all_is_every_extra_of_a_user() ->
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert [Requirement(line).name for line in project["dependencies"]] == ["torch", "numpy"]
     (everything,) = map(Requirement, project["optional-dependencies"]["all"])
-    assert everything.extras == set(project["optional-dependencies"]) - {"all", "dev", "peers"}
+    assert everything.extras == set(project["optional-dependencies"]) - {"all", "dev", "docs", "peers"}
 
 
 def test_the_version_is_written_alike_everywhere() -> None:

@@ -40,6 +40,9 @@ class Reader(Protocol):
         ...
 
 
+SHARES = ("fx", "fy", "cx", "cy")
+
+
 def camera_shares(frames: Frames) -> list[float]:
     """fx, fy, cx, cy in terms of width and height of the picture, whose left upper corner is 0: of any size of it."""
     height, width = frames.images[0].shape[:2]

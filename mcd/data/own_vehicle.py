@@ -52,7 +52,7 @@ def find_own_vehicle(count: int, read: Callable[[int], NDArray[np.uint8]]) -> Re
     if frames is None:
         return None
     grey, size = frames
-    gradients = np.stack(list(np.gradient(grey, axis=(2, 1))))  # x, y
+    gradients = np.stack([np.gradient(grey, axis=axis) for axis in (2, 1)])  # x, y
     found = _overlays(gradients) | _bonnet(gradients)
     if found.mean() > _MOST:
         return None
@@ -95,7 +95,7 @@ def _along_mean(gradients: Floats) -> Floats:
 
 def _bonnet(gradients: Floats) -> Region:
     """All that lies below an edge that runs from side to side, if nothing passes there."""
-    _, _, height, _width = gradients.shape
+    height = gradients.shape[2]
     mean = gradients.mean(axis=1)
     size = np.hypot(*mean)
     coherent = size / (np.hypot(*gradients).mean(axis=0) + 0.5)

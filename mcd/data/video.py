@@ -45,9 +45,9 @@ class VideoReader:
             self._container = av.open(str(path))
             if not self._container.streams.video:
                 raise VideoError(f"video {path} has no picture stream")
+            self._stream = _film(self._container, path)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"video {path} cannot be read: {error.strerror or error}") from None
-        self._stream = _film(self._container, path)
         self._stream.thread_type = "AUTO"
         self.rate: Fraction = self._stream.average_rate or Fraction(25)
         self.frames: int | None = self._stream.frames or None
@@ -62,6 +62,8 @@ class VideoReader:
                     yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
             except av.FFmpegError as error:
                 self.problem = str(error.strerror or error)
+            except ValueError as error:  # a kind of pixels that has no conversion
+                self.problem = str(error)
 
 
 def frame_count(path: Path) -> int | None:

@@ -24,6 +24,7 @@ from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, discovery_table, to
 from mcd.files import DataError, write_json, write_text
 from mcd.inference.predictor import DepthPredictor, resize_depth
 from mcd.run.checkpoint import DEPTH_STAGES, WEIGHTS
+from mcd.run.context import with_learned_camera
 from mcd.run.warned import read_warnings
 
 
@@ -76,6 +77,7 @@ def evaluate_stage(
     """
     if not has_ground_truth(config):
         return {}
+    config = with_learned_camera(config, run_folder)
     if stage == "object":
         if config.data.kind != "triplets" or not (run_folder / stage / WEIGHTS).is_file():
             return {}

@@ -203,13 +203,15 @@ def align_scale(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    object_depth, target_depth, scale = computed(object_depth, target_depth, scale)
-    sizes = Shapes("align_scale")
-    check_instances(sizes, instances)
-    sizes.tensor("object_depth", object_depth, "P")
-    sizes.tensor("target_depth", target_depth, "B 1 H W")
-    if scale is not None:
-        sizes.tensor("scale", scale, "N")
+    sizes = Shapes("align_scale", object_depth, target_depth, instances, scale)
+    if not sizes.known:
+        object_depth, target_depth, scale = computed(object_depth, target_depth, scale)
+        check_instances(sizes, instances)
+        sizes.tensor("object_depth", object_depth, "P")
+        sizes.tensor("target_depth", target_depth, "B 1 H W")
+        if scale is not None:
+            sizes.tensor("scale", scale, "N")
+        sizes.remember(object_depth, target_depth, instances, scale)
     if not 0 < delta < math.inf:
         raise ValueError(f"align_scale: delta is {delta}, it should be positive and finite")
     implementation = OP.implementation(backend, object_depth)

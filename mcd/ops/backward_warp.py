@@ -284,7 +284,23 @@ def backward_warp(
     inputs. Raises TypeError or ValueError naming the argument that is wrong. Nguyen et al., CVPR 2024, whose published
     code does the same, without `valid`.
     """
-    sizes = Shapes("backward_warp")
+    sizes = Shapes("backward_warp", source, depth, K, T_src_ref, motion)
+    if not sizes.known:
+        depth, K, T_src_ref, motion = _checked(sizes, source, depth, K, T_src_ref, motion)
+        sizes.remember(source, depth, K, T_src_ref, motion)
+    implementation = OP.implementation(backend, source)
+    with no_autocast(source.device.type):
+        result = implementation(source, depth, K, T_src_ref, motion, return_coords=return_coords)
+    if return_coords:
+        return BackwardWarpResult(*result)
+    warped: Tensor = result
+    return warped
+
+
+def _checked(
+    sizes: Shapes, source: Tensor, depth: Tensor, K: Tensor, T_src_ref: Tensor, motion: Tensor | None
+) -> list[Any]:
+    """Depth, cameras and motion as they are computed with."""
     sizes.tensor("source", source, "B C H W", image=True)
     depth, K, T_src_ref, motion = computed(depth, K, T_src_ref, motion, beside=source)
     K, T_src_ref = for_each(K, sizes["B"]), for_each(T_src_ref, sizes["B"])
@@ -301,10 +317,4 @@ def backward_warp(
             f"backward_warp: depth is {sizes['h']}x{sizes['w']}, it should not be larger than source, "
             f"{sizes['H']}x{sizes['W']}"
         )
-    implementation = OP.implementation(backend, source)
-    with no_autocast(source.device.type):
-        result = implementation(source, depth, K, T_src_ref, motion, return_coords=return_coords)
-    if return_coords:
-        return BackwardWarpResult(*result)
-    warped: Tensor = result
-    return warped
+    return [depth, K, T_src_ref, motion]

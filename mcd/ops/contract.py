@@ -13,6 +13,20 @@ HALF = (torch.bfloat16, torch.float16)
 IMAGE = (*REAL, *HALF)
 
 
+_known: set[Any] = set()
+_MOST_KNOWN = 4096
+
+
+def _signature(operator: str, tensors: tuple[Any, ...]) -> Any:
+    """What checks look at; None where that can't be compared."""
+    try:
+        signature = (operator, *[None if t is None else (type(t), t.shape, t.dtype, t.device) for t in tensors])
+        hash(signature)  # sizes may be symbols
+    except (AttributeError, TypeError):
+        return None
+    return signature
+
+
 class Shapes:
     """Checks the arguments of one call and remembers the named sizes.
 
@@ -24,12 +38,18 @@ class Shapes:
     A shape is a row of names, numbers and, at its start only, `...` for any leading dimensions. A name stands for the
     same size wherever it appears. Float tensors that are no images share one dtype, float32 or float64; images share
     one dtype too, which is that same dtype or, beside float32, bfloat16 or float16. All tensors lie on one device.
+
+    Tensors of the same shapes, dtypes and devices need no second check, which would take longer than all else that
+    happens around a small operator: `known` says that the given ones have passed all of it as they are. It is false in
+    compiled code, where checks cost nothing.
     """
 
-    __slots__ = ("_device", "_image", "_real", "operator", "sizes")
+    __slots__ = ("_device", "_image", "_real", "_signature", "known", "operator", "sizes")
 
-    def __init__(self, operator: str):
+    def __init__(self, operator: str, *tensors: Any):
         self.operator = operator
+        self._signature = _signature(operator, tensors) if tensors and not torch.compiler.is_compiling() else None
+        self.known = self._signature in _known
         self.sizes: dict[str, int] = {}
         self._device: tuple[str, torch.device] | None = None
         self._real: tuple[str, torch.dtype] | None = None
@@ -37,6 +57,13 @@ class Shapes:
 
     def __getitem__(self, name: str) -> int:
         return self.sizes[name]
+
+    def remember(self, *tensors: Any) -> None:
+        """The tensors have passed. If they are still as they were given, the next such ones are `known`."""
+        if self._signature is not None and _signature(self.operator, tensors) == self._signature:
+            if len(_known) >= _MOST_KNOWN:
+                _known.clear()
+            _known.add(self._signature)
 
     def at_least(self, **smallest: int) -> None:
         """Raise ValueError where a named size is smaller than it may be: `sizes.at_least(H=4, W=4)`."""
@@ -97,7 +124,7 @@ class Shapes:
         axes = shape.split()
         found = actual
         if axes[0] == "...":
-            del axes[0]
+            axes = axes[1:]
             found = actual[max(len(actual) - len(axes), 0) :]
         sizes = self.sizes
         right = len(found) == len(axes)

@@ -301,16 +301,18 @@ def forward_warp(
     Mended from the forward warp of Nguyen et al., CVPR 2024.
     """
     name = "forward_warp"
-    sizes = Shapes(name)
-    sizes.tensor("attribute", attribute, "B C H W", image=True)
-    depth, K, T_dst_ref, motion = computed(depth, K, T_dst_ref, motion, beside=attribute)
-    K, T_dst_ref = for_each(K, sizes["B"]), for_each(T_dst_ref, sizes["B"])
-    sizes.tensor("depth", depth, "B 1 H W")
-    sizes.tensor("K", K, "B 3 3")
-    sizes.tensor("T_dst_ref", T_dst_ref, "B 4 4")
-    if motion is not None:
-        sizes.tensor("motion", motion, "B 3 H W")
-    sizes.at_least(H=1, W=1)
+    sizes = Shapes(name, attribute, depth, K, T_dst_ref, motion)
+    if not sizes.known:
+        sizes.tensor("attribute", attribute, "B C H W", image=True)
+        depth, K, T_dst_ref, motion = computed(depth, K, T_dst_ref, motion, beside=attribute)
+        K, T_dst_ref = for_each(K, sizes["B"]), for_each(T_dst_ref, sizes["B"])
+        sizes.tensor("depth", depth, "B 1 H W")
+        sizes.tensor("K", K, "B 3 3")
+        sizes.tensor("T_dst_ref", T_dst_ref, "B 4 4")
+        if motion is not None:
+            sizes.tensor("motion", motion, "B 3 H W")
+        sizes.at_least(H=1, W=1)
+        sizes.remember(attribute, depth, K, T_dst_ref, motion)
     if not isinstance(upscale, int) or not 1 <= upscale <= 181:
         raise ValueError(f"{name}: upscale is {upscale!r}, it should be a whole number from 1 to 181")
     implementation = OP.implementation(backend, depth)

@@ -140,11 +140,13 @@ def fuse_depth(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    background, object_depth = computed(background, object_depth)
-    sizes = Shapes("fuse_depth")
-    check_instances(sizes, instances)
-    sizes.tensor("background", background, "B 1 H W")
-    sizes.tensor("object_depth", object_depth, "P")
+    sizes = Shapes("fuse_depth", background, object_depth, instances)
+    if not sizes.known:
+        background, object_depth = computed(background, object_depth)
+        check_instances(sizes, instances)
+        sizes.tensor("background", background, "B 1 H W")
+        sizes.tensor("object_depth", object_depth, "P")
+        sizes.remember(background, object_depth, instances)
     implementation = OP.implementation(backend, background)
     with no_autocast(background.device.type):
         return FuseDepthResult(*implementation(background, object_depth, instances))

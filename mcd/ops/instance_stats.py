@@ -197,10 +197,12 @@ def instance_stats(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    (values,) = computed(values)
-    sizes = Shapes("instance_stats")
-    check_instances(sizes, instances)
-    sizes.tensor("values", values, "B 1 H W" if isinstance(values, Tensor) and values.dim() == 4 else "P")
+    sizes = Shapes("instance_stats", values, instances)
+    if not sizes.known:
+        (values,) = computed(values)
+        check_instances(sizes, instances)
+        sizes.tensor("values", values, "B 1 H W" if isinstance(values, Tensor) and values.dim() == 4 else "P")
+        sizes.remember(values, instances)
     quantiles = tuple(float(quantile) for quantile in quantiles)
     if not all(0 <= quantile <= 1 for quantile in quantiles):
         raise ValueError(f"instance_stats: quantiles are {quantiles}, they should lie in [0, 1]")

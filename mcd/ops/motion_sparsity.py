@@ -89,8 +89,11 @@ def motion_sparsity(motion: Tensor, *, backend: str | None = None) -> Tensor:
 
     Li et al., "Unsupervised Monocular Depth Learning in Dynamic Scenes", CoRL 2020.
     """
-    (motion,) = computed(motion)
-    Shapes("motion_sparsity").tensor("motion", motion, "... C H W")
+    sizes = Shapes("motion_sparsity", motion)
+    if not sizes.known:
+        (motion,) = computed(motion)
+        sizes.tensor("motion", motion, "... C H W")
+        sizes.remember(motion)
     implementation = OP.implementation(backend, motion)
     with no_autocast(motion.device.type):
         loss: Tensor = implementation(motion)

@@ -131,6 +131,11 @@ def define_in_torch(schema: str, allocate: Callable[..., Any], launch: Callable[
     return _register(name, schema[len(name) :], allocate, False, None, {"cpu": launch, "cuda": launch})
 
 
+def defined(name: str) -> tuple[str, Callable[..., Any]]:
+    """The schema of a native operator after its name, and the function that allocates its outputs."""
+    return _defined[name][:2]
+
+
 _defined: dict[str, tuple[str, Callable[..., Any], bool]] = {}
 
 

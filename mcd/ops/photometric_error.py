@@ -279,13 +279,15 @@ def photometric_error(
     minimum and auto-mask are those of Godard et al., "Digging into Self-Supervised Monocular Depth Estimation", ICCV
     2019.
     """
-    sizes = Shapes("photometric_error")
-    sizes.tensor("reference", reference, "B 3 H W", image=True)
-    sizes.tensor("warped", warped, "B S 3 H W", image=True)
-    sizes.tensor("sources", sources, "B S 3 H W", image=True)
-    if valid is not None:
-        sizes.tensor("valid", valid, "B S H W", dtype=torch.bool)
-    check_image_size("photometric_error", sizes)
+    sizes = Shapes("photometric_error", reference, warped, sources, valid)
+    if not sizes.known:
+        sizes.tensor("reference", reference, "B 3 H W", image=True)
+        sizes.tensor("warped", warped, "B S 3 H W", image=True)
+        sizes.tensor("sources", sources, "B S 3 H W", image=True)
+        if valid is not None:
+            sizes.tensor("valid", valid, "B S H W", dtype=torch.bool)
+        check_image_size("photometric_error", sizes)
+        sizes.remember(reference, warped, sources, valid)
     check_photometric_weights("photometric_error", ssim_weight, l1_weight, c1, c2)
     implementation = OP.implementation(backend, warped)
     with no_autocast(warped.device.type):

@@ -163,11 +163,13 @@ def scale_invariant_loss(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    prediction, target = computed(prediction, target)
-    sizes = Shapes("scale_invariant_loss")
-    sizes.tensor("prediction", prediction, "B 1 H W")
-    sizes.tensor("target", target, "B 1 H W")
-    sizes.tensor("mask", mask, "B 1 H W", dtype=torch.bool)
+    sizes = Shapes("scale_invariant_loss", prediction, target, mask)
+    if not sizes.known:
+        prediction, target = computed(prediction, target)
+        sizes.tensor("prediction", prediction, "B 1 H W")
+        sizes.tensor("target", target, "B 1 H W")
+        sizes.tensor("mask", mask, "B 1 H W", dtype=torch.bool)
+        sizes.remember(prediction, target, mask)
     implementation = OP.implementation(backend, prediction)
     with no_autocast(prediction.device.type):
         return ScaleInvariantLossResult(*implementation(prediction, target, mask))

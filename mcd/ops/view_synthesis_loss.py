@@ -304,25 +304,27 @@ def view_synthesis_loss(
         raise TypeError(f"{name}: depths is a {type(depths).__name__}, it should be a list of tensors, one per scale")
     if not depths:
         raise ValueError(f"{name}: depths is empty, it should hold one tensor per scale")
-    sizes = Shapes(name)
-    sizes.tensor("reference", reference, "B 3 H W", image=True)
-    sizes.tensor("sources", sources, "B S 3 H W", image=True)
-    K, T_src_ref, motion, *depths = computed(K, T_src_ref, motion, *depths, beside=reference)
-    K, T_src_ref = for_each(K, sizes["B"]), for_each(T_src_ref, sizes["B"], sizes["S"])
-    for scale, depth in enumerate(depths):
-        sizes.tensor(f"depths[{scale}]", depth, f"B 1 h{scale} w{scale}")
-        if not (1 <= sizes[f"h{scale}"] <= sizes["H"] and 1 <= sizes[f"w{scale}"] <= sizes["W"]):
-            raise ValueError(
-                f"{name}: depths[{scale}] is {tuple(depth.shape[-2:])}, it should be between 1x1 and "
-                f"the images' {sizes['H']}x{sizes['W']}"
-            )
-    sizes.tensor("K", K, "B 3 3")
-    sizes.tensor("T_src_ref", T_src_ref, "B S 4 4")
-    if motion is not None:
-        sizes.tensor("motion", motion, "B S 2 H W")
+    sizes = Shapes(name, reference, sources, K, T_src_ref, motion, *depths)
+    if not sizes.known:
+        sizes.tensor("reference", reference, "B 3 H W", image=True)
+        sizes.tensor("sources", sources, "B S 3 H W", image=True)
+        K, T_src_ref, motion, *depths = computed(K, T_src_ref, motion, *depths, beside=reference)
+        K, T_src_ref = for_each(K, sizes["B"]), for_each(T_src_ref, sizes["B"], sizes["S"])
+        for scale, depth in enumerate(depths):
+            sizes.tensor(f"depths[{scale}]", depth, f"B 1 h{scale} w{scale}")
+            if not (1 <= sizes[f"h{scale}"] <= sizes["H"] and 1 <= sizes[f"w{scale}"] <= sizes["W"]):
+                raise ValueError(
+                    f"{name}: depths[{scale}] is {tuple(depth.shape[-2:])}, it should be between 1x1 and "
+                    f"the images' {sizes['H']}x{sizes['W']}"
+                )
+        sizes.tensor("K", K, "B 3 3")
+        sizes.tensor("T_src_ref", T_src_ref, "B S 4 4")
+        if motion is not None:
+            sizes.tensor("motion", motion, "B S 2 H W")
+        check_image_size(name, sizes)
+        sizes.remember(reference, sources, K, T_src_ref, motion, *depths)
     if scale_weights is not None and len(scale_weights) != len(depths):
         raise ValueError(f"{name}: scale_weights has {len(scale_weights)} entries for {len(depths)} depths")
-    check_image_size(name, sizes)
     check_photometric_weights(name, ssim_weight, l1_weight, c1, c2)
     implementation = OP.implementation(backend, depths[0])
     with no_autocast(reference.device.type):

@@ -112,9 +112,8 @@ def test_a_ball_is_as_deep_as_its_near_side() -> None:
     b.at(50.0, 50.0).box((1, 1, 1), (0, 0, 0))
     b.at(0.3, 10.0).ball((0, 1.5, 0), (1.0, 0.5, 2.0), (0.2, 0.4, 0.1))
     buffer = rasterize(b.scene(), camera(), noise()[1])
-    row, column = 20, 47
-    assert 1 / buffer.inverse[row, column] == pytest.approx(8.0, rel=2e-3)
     found = buffer.surface == len(b.quads)
+    assert 1 / buffer.inverse[found].max() == pytest.approx(8.0, rel=5e-3)  # no pixel looks at that point itself
     assert found.any(0).sum() / K[0, 0] * 10 == pytest.approx(2.0, abs=0.4)
     assert found.any(1).sum() / K[1, 1] * 10 == pytest.approx(1.0, abs=0.4)
 
@@ -177,7 +176,7 @@ def test_poses_explain_what_stands_still_and_not_what_moves() -> None:
         rng = np.random.default_rng(seed)
         (clip,) = make_views(rng, noise(), (64, 128), cameras=1, frames=2)
         z, seen, counts = reprojected(*clip)
-        errors.append(np.median(np.abs(np.log(z / seen))[counts]))
+        errors.append(np.median(np.abs(np.log(z[counts] / seen[counts]))))
         moving += clip[0].moving.sum()
     # Half a pixel of rounding near the road's far end.
     assert max(errors) < 0.03

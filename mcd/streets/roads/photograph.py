@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from PIL import Image
 
 from mcd.streets.ray_caster import NoiseTexture
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32, which NumPy's stubs lose in arithmetic
 
 
 def photograph(rng: np.random.Generator, image: NDArray[np.uint8], texture: NoiseTexture) -> NDArray[np.uint8]:
@@ -58,7 +59,7 @@ def _blur(x: Floats, sigma: float) -> Floats:
     for axis in (0, 1):
         padded = np.pad(x, [(2, 2) if i == axis else (0, 0) for i in range(x.ndim)], mode="edge")
         length = x.shape[axis]
-        x = sum(w * padded.take(range(i, i + length), axis=axis) for i, w in enumerate(weights))  # type: ignore[assignment]
+        x = sum(w * padded.take(range(i, i + length), axis=axis) for i, w in enumerate(weights))
     return x
 
 

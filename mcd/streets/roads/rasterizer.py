@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from mcd.streets.ray_caster import NoiseTexture
 from mcd.streets.roads.scene import Array, Cut, Scene, Terrain
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32, which NumPy's stubs lose in arithmetic
 
 NEAR = 0.25  # m
 GROUND_REACH = 400.0  # m
@@ -134,7 +135,7 @@ def _draw_quads(
         nearest = inverse[rows, columns]
         wins = inside & (value > nearest)
         if scene.cut[k] != Cut.NONE:
-            wins &= _kept(scene, camera, texture, k, value, ray_x[columns], ray_y[rows])
+            wins &= _kept(scene, camera, texture, int(k), value, ray_x[columns], ray_y[rows])
         np.copyto(nearest, value, where=wins)
         np.copyto(surface[rows, columns], k, where=wins)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from mcd.streets.ray_caster import NoiseTexture
 from mcd.streets.roads.rasterizer import GROUND, SKY, Buffer, Camera, cover, project_corners
 from mcd.streets.roads.scene import Array, Material, Scene
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32, which NumPy's stubs lose in arithmetic
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,11 @@ def shade(
     index = surface[on_ball] - len(scene.vertices)
     found[on_ball] = _balls(scene, light, textures, index, _take(points, on_ball), footprint[on_ball])
     colour[hit] = found
-    colour = colour.reshape(height, width, 3)
-    _decals(scene, camera, buffer, colour, light)
+    image = colour.reshape(height, width, 3)
+    _decals(scene, camera, buffer, image, light)
     haze = np.exp(-1 / (np.maximum(buffer.inverse, 1e-6) * np.float32(light.visibility)))[..., None]
     haze[buffer.surface == SKY] = 1
-    return colour * haze + np.array(light.sky_low, np.float32) * (1 - haze)
+    return image * haze + np.array(light.sky_low, np.float32) * (1 - haze)
 
 
 def _take(points: list[Floats], index: NDArray[np.intp]) -> list[Floats]:
@@ -124,10 +125,8 @@ def _lit(light: Light, normal: Floats) -> Floats:
     return ambient[:, None] + direct[:, None] * np.array(light.sun_colour, np.float32)
 
 
-def _noise(
-    texture: NoiseTexture, u: Floats, v: Floats, footprint: Floats, scale: float | Floats, shift: float | Floats = 0.0
-) -> Floats:
-    scale = np.float32(scale) if np.isscalar(scale) else scale
+def _noise(texture: NoiseTexture, u: Floats, v: Floats, footprint: Floats, scale: Any, shift: Any = 0.0) -> Floats:
+    scale = scale if isinstance(scale, np.ndarray) else np.float32(scale)
     return texture.lookup(u * scale + shift, v * scale + shift, footprint * scale)
 
 
@@ -204,7 +203,7 @@ def _quads(
     origin = scene.vertices[:, 0].astype(np.float32)
     local = [points[i] - origin[:, i].take(index) for i in range(3)]
     axes = scene.u_axis.astype(np.float32), scene.v_axis.astype(np.float32)
-    u, v = (sum(local[i] * axis[:, i].take(index) for i in range(3)) for axis in axes)
+    u, v = (np.sum([local[i] * axis[:, i].take(index) for i in range(3)], axis=0) for axis in axes)
     look = scene.look
     anchor = (index * np.float32(1.37)) % np.float32(14)
     contrast = look[:, 0].take(index)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ def write_shard(out: Path, seed: int, number: int) -> Path:
     path = out / f"{number:04d}.npz"
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
-        arrays = make_shard(seed, number)
+        arrays: dict[str, Any] = {**make_shard(seed, number)}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     return path

@@ -88,7 +88,7 @@ def town(b: Builder, surface: Surface, lanes: Lanes, light: Light) -> None:
                 sun_shadow(b, light, 0.8, 0.8, 7)
             else:
                 things.bush(b.at(x + side, z))
-        _people(b, side, edge, rng.integers(0, 9))
+        _people(b, side, edge, int(rng.integers(0, 9)))
         if lanes.right - lanes.own[-1] > 3.4:
             _parked(b, side * (edge - 1.1), light)
 
@@ -167,7 +167,7 @@ def suburb(b: Builder, surface: Surface, lanes: Lanes, light: Light) -> None:
                 things.pole(b.at(side * (edge + 0.6), z), rng.uniform(5, 9), -side * rng.uniform(0, 2))
             else:
                 things.sign(b.at(side * (edge + 0.6), z))
-        _people(b, side, edge, rng.integers(0, 4))
+        _people(b, side, edge, int(rng.integers(0, 4)))
         if lanes.right - lanes.own[-1] > 3.4:
             _parked(b, side * (edge - 1.1), light)
 
@@ -239,9 +239,9 @@ def _rail(b: Builder, lateral: float) -> None:
             look=(rng.uniform(2, 4), 0.12, 0.0),
         )
     elif kind < 0.85:
-        grey, top = things.stone(rng, 0.4, 0.8), rng.uniform(0.7, 1.1)
+        stone, top = things.stone(rng, 0.4, 0.8), rng.uniform(0.7, 1.1)
         for s in (-1, 1):
-            b.wall((lateral + 0.3 * s, lateral + 0.1 * s), (-5, stop), (0, top), grey, contrast=0.12)
+            b.wall((lateral + 0.3 * s, lateral + 0.1 * s), (-5, stop), (0, top), stone, contrast=0.12)
     else:
         tall = rng.uniform(2, 5)
         colour = things.stone(rng, 0.25, 0.7) * (1 if rng.random() < 0.6 else np.array([0.7, 1.0, 0.75]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def vehicle(b: Builder, kind: str) -> tuple[float, float]:
     cabin = b.hexa(
         (belt, boot, hood + 0.15), *top, (0.93 * width, (0.88 if van else rng.uniform(0.72, 0.82)) * width), colour
     )
-    panes = {"look": (rng.uniform(0.1, 0.7), 0.0, 0.0), "material": Material.GLASS, "contrast": 0.05}
+    panes: dict[str, Any] = {"look": (rng.uniform(0.1, 0.7), 0.0, 0.0), "material": Material.GLASS, "contrast": 0.05}
     b.inlay(cabin["f"], (0.06, 0.94), (0.06, 0.9), GLASS, **panes)
     if not van or rng.random() < 0.5:
         b.inlay(cabin["b"], (0.08, 0.92), (0.1, 0.85), GLASS, **panes)
@@ -128,7 +129,7 @@ def _large(b: Builder, kind: str) -> tuple[float, float]:
     clear = 0.3 if kind != "lorry" else rng.uniform(0.7, 1.1)
     if kind != "tram":
         _wheels(b, length, width, rng.uniform(0.42, 0.52), (-0.36, -0.25, 0.36) if length > 9 else (-0.3, 0.33))
-    panes = {"look": (rng.uniform(0.1, 0.6), 0.0, 0.0), "material": Material.GLASS, "contrast": 0.05}
+    panes: dict[str, Any] = {"look": (rng.uniform(0.1, 0.6), 0.0, 0.0), "material": Material.GLASS, "contrast": 0.05}
     if kind == "lorry":
         cab = rng.uniform(1.6, 2.3)
         box = b.hexa(
@@ -147,9 +148,9 @@ def _large(b: Builder, kind: str) -> tuple[float, float]:
             b.inlay(cabin[side], place, (0.45, 0.78), GLASS, **panes)
         if rng.random() < 0.5:
             for side in "lrb":
-                place = sorted(rng.uniform(0.1, 0.9, 2))
+                left, right = sorted(rng.uniform(0.1, 0.9, 2))
                 look = (rng.uniform(0.3, 0.9), 0.0, 0.0)
-                b.inlay(box[side], (place[0], place[1]), (0.3, 0.75), paint(rng), material=Material.SIGN, look=look)
+                b.inlay(box[side], (left, right), (0.3, 0.75), paint(rng), material=Material.SIGN, look=look)
         _ends(
             b,
             b.hexa((clear - 0.3, rear - 0.02, rear), (rear - 0.02, clear), (rear, clear), (width,) * 2, (0.1,) * 3)[
