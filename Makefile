@@ -36,6 +36,7 @@ format: .venv/required  ## mend what can be mended of the style
 check: $(BUILT) sanitize  ## the slower gates: sanitizers, slow tests, what the compilers made of csrc/ and kernels/
 	$(BIN)/python tests/gates/native_code.py
 	$(BIN)/python tests/gates/triton_code.py
+	$(BIN)/python -m benchmarks.model --check
 	$(BIN)/pytest -m slow $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds 60
 

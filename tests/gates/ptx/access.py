@@ -253,11 +253,13 @@ class Access:
         return np.packbits(here.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32)[:, 0][lanes >> 5]
 
     def _converged(self, mask: np.ndarray, lanes: np.ndarray, number: int) -> None:
+        """All lanes of the mask are there; what they did before comes before what they do after."""
         missing = mask & ~self.active(lanes)
         if missing.any():
             fault = KernelError(DIVERGED, "a lane of the mask is not there", int(lanes[missing.nonzero()[0][0]]))
             fault.number = number
             raise fault
+        self._warp_barriers[lanes] += 1
 
     def shuffle(
         self,
@@ -305,4 +307,3 @@ class Access:
 
     def warp_barrier(self, mask: np.ndarray, lanes: np.ndarray, number: int) -> None:
         self._converged(mask, lanes, number)
-        self._warp_barriers[lanes] += 1

@@ -95,24 +95,65 @@ def link(objects: list[Path], to: Path) -> None:
     subprocess.run(command, check=True)
 
 
-class Device:
-    """Runs what the compiled module launches. `before(kernel, launch)` says which blocks: all (None), or numbers."""
+class Memory:
+    """The allocations that tensors are, and the launches on them. `before(kernel, launch)` says which blocks of one
+    run: all (None), or those of these numbers."""
 
     def __init__(self, check: bool = True, count: bool = False):
+        self.memory = GlobalMemory()
+        self.machine = Machine(self.memory, check, count)
+        self.launches: list[Counts] = []
+        self.before: Callable[[Kernel, Launch], np.ndarray | None] = lambda kernel, launch: None
+        self._kept: list[Any] = []
+
+    def run(self, kernel: Kernel, launch: Launch) -> None:
+        self.launches.append(self.machine.run(kernel, launch, self.before(kernel, launch)))
+
+    def prepare(self, arguments: Any) -> None:
+        """Makes the arguments' tensors known."""
+        for tensor in _tensors(arguments):
+            size = tensor.numel() * tensor.element_size()
+            if size:
+                octets = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(tensor.data_ptr()))
+                self.memory.add(tensor.data_ptr(), size, not (octets == PATTERN).all(), str(list(tensor.shape)))
+
+    @contextmanager
+    def marked(self) -> Iterator[pytest.MonkeyPatch]:
+        """New memory counts as never written."""
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+                patch.setattr(owner, name, self._marking(getattr(owner, name)))
+            yield patch
+        self.memory.clear()
+        self._kept.clear()
+
+    def _marking(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def allocate(*arguments: Any, **options: Any) -> Tensor:
+            tensor = function(*arguments, **options)
+            if tensor.device.type == "cpu" and tensor.numel() and tensor.is_contiguous():
+                ctypes.memset(tensor.data_ptr(), PATTERN, tensor.numel() * tensor.element_size())
+                self._kept.append(tensor)  # its address is not given to another
+            return tensor
+
+        return allocate
+
+
+class Device(Memory):
+    """Runs what the compiled module launches."""
+
+    def __init__(self, check: bool = True, count: bool = False):
+        super().__init__(check, count)
         folder = build_folder()
         path = ROOT / "build" / "ptx" / "_C.so"
         link(sorted(folder.rglob("*.o")), path)
         specification = importlib.util.spec_from_file_location("_C", path)
         self._module = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(self._module)
-        self.memory = GlobalMemory()
-        self.machine = Machine(self.memory, check, count)
-        self.launches: list[Counts] = []
-        self.before: Callable[[Kernel, Launch], np.ndarray | None] = lambda kernel, launch: None
+        self.fills = 0
+        """Calls of cudaMemsetAsync."""
         self._texts = {path.parent.name: path for path in folder.glob("*/*.cu.cuda.o")}
         self._modules: dict[str, Module] = {}
         self._fault: BaseException | None = None
-        self._kept: list[Any] = []
         self._functions = _LAUNCH(self._launched), _FILL(self._filled)
         self._library = ctypes.CDLL(str(path))
 
@@ -134,9 +175,6 @@ class Device:
             self._modules.setdefault(stem, Module(self.text(stem)))
         return next(module for module in self._modules.values() if name in module)[name]
 
-    def run(self, kernel: Kernel, launch: Launch) -> None:
-        self.launches.append(self.machine.run(kernel, launch, self.before(kernel, launch)))
-
     def _launched(self, name: bytes, grid: Any, block: Any, shared: int, arguments: Any) -> None:
         if self._fault is not None:
             return
@@ -151,6 +189,7 @@ class Device:
 
     def _filled(self, to: int, value: int, size: int) -> None:
         ctypes.memset(to, value, size)
+        self.fills += 1
         region = next((r for r in self.memory.regions() if r.start <= to and to + size <= r.end), None)
         if region is not None and region.written is not None:
             region.written[to - region.start : to - region.start + size] = True
@@ -161,20 +200,13 @@ class Device:
         function = getattr(self._module.cuda, name)
 
         def call(*arguments: Any) -> None:
+            self._fault = None
             self.prepare(arguments)
             self._library.set_functions(*self._functions)
             function(*arguments)
             self.finish(f"mcd::{name}", arguments)
 
         return call
-
-    def prepare(self, arguments: Any) -> None:
-        self._fault = None
-        for tensor in _tensors(arguments):
-            size = tensor.numel() * tensor.element_size()
-            if size:
-                octets = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(tensor.data_ptr()))
-                self.memory.add(tensor.data_ptr(), size, not (octets == PATTERN).all(), str(list(tensor.shape)))
 
     def finish(self, name: str, arguments: Any) -> None:
         if self._fault is not None:
@@ -192,24 +224,10 @@ class Device:
     @contextmanager
     def in_place(self) -> Iterator[Device]:
         """Operators on CPU tensors run here, with new memory marked as never written."""
-        with pytest.MonkeyPatch.context() as patch:
+        with self.marked() as patch:
             patch.setattr(native, "_cpu", self)
             patch.setattr(Tensor, "is_cuda", True)  # scratch memory is then what the kernels need
-            for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
-                patch.setattr(owner, name, self._marking(getattr(owner, name)))
             yield self
-        self.memory.clear()
-        self._kept.clear()
-
-    def _marking(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def allocate(*arguments: Any, **options: Any) -> Tensor:
-            tensor = function(*arguments, **options)
-            if tensor.device.type == "cpu" and tensor.numel() and tensor.is_contiguous():
-                ctypes.memset(tensor.data_ptr(), PATTERN, tensor.numel() * tensor.element_size())
-                self._kept.append(tensor)  # its address is not given to another
-            return tensor
-
-        return allocate
 
 
 def _tensors(arguments: Any) -> Iterator[Tensor]:

@@ -129,9 +129,9 @@ class Writer(MemoryWriter):
 
     def set(self, register: str, expression: str, kind: str, known: bool = False) -> None:
         """The register's new value, an expression of this type; `known`: a variable that another register may share."""
-        dtype, own = dtype_of(kind), self._unsigned(register)
         if register == "_":
             return
+        dtype, own = dtype_of(kind), self._unsigned(register)
         variable = expression if known else self.new(expression)
         if own != "?" and int(dtype[1:]) < int(own[1:]):
             dtype, known = ("i" if dtype[0] == "i" else "u") + own[1:], False
@@ -255,7 +255,7 @@ class Writer(MemoryWriter):
         target, source = operands
         kind = instruction.kind
         if target.startswith("{"):
-            parts = registers(target)
+            parts = target[1:-1].split(",")
             size = 8 * width_of(kind) // len(parts)
             whole = self.use(source, f"b{8 * width_of(kind)}")
             for i, part in enumerate(parts):

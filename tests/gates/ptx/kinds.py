@@ -24,6 +24,8 @@ def class_of(instruction: Instruction) -> str:
         return "branch"
     if name in ("bar", "barrier"):
         return "barrier"
+    if name in ("div", "rem") and kind in ("s64", "u64"):
+        return "division"
     if name in ("shfl", "vote", "redux"):
         return "warp"
     if name in arithmetic.APPROXIMATE or (name == "div" and kind[0] == "f"):

@@ -72,7 +72,7 @@ class Machine(Access):
         before = self.memory.state() if self.check else []
         self.fill = 0xFF
         counts = self._run(kernel, launch, blocks)
-        if self._undefined:
+        if self._undefined and self.check:
             first, found = self._undefined[0], self.memory.state()
             self.memory.restore(before)
             self.fill = 0x41

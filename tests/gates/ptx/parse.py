@@ -108,14 +108,16 @@ _VARIABLE = re.compile(
     r"\.(\w+) ([\w$]+)(?:\[(\d*)\])?(?:\s*=\s*([^;]*))?;"
 )
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)(.*?)\{", re.S)
-_PARAMETER = re.compile(r"\.param (?:\.align (\d+) )?\.(\w+)(?: \.ptr[^,\n]*?)? ([\w$]+)(?:\[(\d+)\])?(?=[,\s]|$)")
+_PARAMETER = re.compile(
+    r"\.param (?:\.align (\d+) )?\.(\w+)(?: \.ptr[^,\n]*?)? ([A-Za-z_$][\w$]*)(?:\[(\d+)\])?(?=[,\s]|$)"
+)
 
 
 class Module(Mapping[str, Kernel]):
     """The entries of a text of PTX, each parsed when it is asked for."""
 
     def __init__(self, text: str):
-        text = re.sub(r"/\*.*?\*/", "", re.sub(r"//[^\n]*", "", text), flags=re.S)
+        text = re.sub(r"^\s*\.loc\s[^\n]*|//[^\n]*", "", text, flags=re.M)  # no semicolon ends them
         self._entries, self._kernels, between, end = {}, {}, [], 0
         for entry in _ENTRY.finditer(text):
             between.append(text[end : entry.start()])
@@ -233,7 +235,10 @@ def _split(operands: str) -> list[str]:
 
 def _blocks(code: list[Instruction | str]) -> list[Block]:
     blocks, labels, open_block = [Block(0)], {}, True
+    goals = {item.operands[0] for item in code if isinstance(item, Instruction) and item.name == "bra"}
     for item in code:
+        if isinstance(item, str) and item not in goals:
+            continue
         if isinstance(item, str):
             if blocks[-1].instructions or not open_block:
                 blocks.append(Block(len(blocks)))
