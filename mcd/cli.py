@@ -38,6 +38,9 @@ COMMANDS = {
     "evaluate": Command("mcd.evaluation.command", "depth against ground truth, of runs and checkpoints", "train"),
     "report": Command("mcd.report.page", "draw the report of a run again", "report"),
     "convert": Command("mcd.convert", "use the released checkpoints of the paper's authors", "train"),
+    "pretrain": Command(
+        "mcd.training.pretrain.command", "make the start again: nets trained on rendered roads", "train"
+    ),
     "prepare": Command("mcd.data.prepare", "bring a published data set into the layout that is read", "train"),
     "backend": Command("mcd.backend", "which backend serves which operator on this machine", ""),
 }

@@ -217,6 +217,6 @@ def test_numbers_that_nothing_can_be_done_with_are_refused(document, key):
 
 def test_nets_of_stages_to_come_and_what_they_need_are_checked_at_once():
     with pytest.raises(ConfigError, match="'nets.scale': no scale net 'foo'"):
-        check_nets(parse_config({"nets": {"scale": "foo"}, "stages": ["scene"]}))
+        check_nets(parse_config({"nets": {"scale": "foo"}, "stages": ["scene", "scale"]}))
     with pytest.raises(ConfigError, match=r"'scene.motion_from' is not set, and stage 'instances' reads"):
         check_motion(parse_config({"stages": ["scene", "instances"]}))

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Params, 3>) fwd_rows(Backwar
 }
 
 template <typename Params>
-__global__ void __launch_bounds__(kThreads, kBlocks<Params, Params::kMotionChannels == 3 ? 2 : 3>)
+__global__ void __launch_bounds__(kThreads, kBlocks<Params, Params::kMotionChannels == 0 ? 3 : 2>)
     bwd_rows(BackwardWarpBwd<Params> bwd) {
   using scalar_t = typename Params::scalar;
   constexpr int kUsed = Params::kMotionChannels == 3 ? kSums : kSumMotion;

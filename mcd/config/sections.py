@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from mcd.config.base import Count, Fraction, Moment, Pixels, Positive, Section, Seed, Side, Weight, Whole
 from mcd.config.data import Augment, Data
 from mcd.ops.backend import BackendUnavailable
-from mcd.ops.photometric_error import check_photometric_weights
+from mcd.ops.photometric_error import C1, C2, L1_WEIGHT, SSIM_WEIGHT, check_photometric_weights
 from mcd.ops.registry import check_choice
 
 StageName = Literal[
@@ -43,10 +43,10 @@ class Nets(Section):
 class Photometric(Section):
     """Weights of the self-supervised losses."""
 
-    ssim: float = 3.0
-    l1: float = 2.0
-    c1: Annotated[float, Field(allow_inf_nan=True)] = float("inf")
-    c2: float = 9e-6
+    ssim: float = SSIM_WEIGHT
+    l1: float = L1_WEIGHT
+    c1: Annotated[float, Field(allow_inf_nan=True)] = C1
+    c2: float = C2
     scales: Annotated[int, Field(ge=1, le=4)] = 4
     smoothness: Weight = 0.002
     sparsity: Weight = 0.02

@@ -1,4 +1,7 @@
-"""Depth of images and videos: ``python -m mcd.predict CHECKPOINT INPUT… -o OUT``.
+"""Depth of images and videos: ``mcd predict [CHECKPOINT] INPUT… [-o OUT]``.
+
+Without a checkpoint, or with the word start, the nets that come with mcd are used: trained on rendered roads alone,
+they know streets and motorways. OUT is the folder depth unless another is named.
 
 An input is an image, a folder of images and videos, a quoted glob, or a video. Every image gives
 
@@ -296,9 +299,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mcd predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder, stage folder or weights file")
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder, glob or video")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="run folder, stage folder or weights file (default: start)"
+    )
+    parser.add_argument("inputs", metavar="INPUT", nargs="*", help="image, folder, glob or video")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("depth"),
+        metavar="OUT",
+        help="folder for the results (default: depth)",
+    )
     parser.add_argument(
         "--format", choices=FORMATS, nargs="+", default=["png"], metavar="FORMAT", help="any of png, npy, 16bit"
     )
@@ -318,7 +330,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--with-image", action="store_true", help="show the image above its coloured depth")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--force", action="store_true", help="overwrite results that exist")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    if not given.inputs and given.checkpoint == "start":
+        parser.error("no INPUT is named: an image, folder, glob or video")
+    if not given.inputs or Path(given.checkpoint).suffix.lower() in IMAGES | VIDEOS:
+        given.checkpoint, given.inputs = "start", [given.checkpoint, *given.inputs]
+    return given
 
 
 def metric(predictor: DepthPredictor, given: argparse.Namespace) -> Callable[[], AnyPredictor]:

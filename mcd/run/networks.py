@@ -58,11 +58,7 @@ def check_nets(config: Config) -> None:
     fresh = {"scale"} & set(config.stages)
     fresh |= {"detector"} if config.detector.init is None else set()
     fresh |= {"depth", "pose"} if "scene" in config.stages and config.init is None else set()
-    # Names are checked of nets that no stage wants, too; at a size that suits all.
-    anywhere = config.model_copy(update={"data": config.data.model_copy(update={"size": (192, 512)})})
     with torch.device("meta"):
-        for role in sorted({"scale", "ground", "slots", "detector"} - wanted):
-            make_net(anywhere, role)
         for role in sorted(wanted):
             # Only light nets are refused ImageNet weights; those of others are not fetched for this.
             light = getattr(config.nets, role) == "light"

@@ -24,8 +24,8 @@ def test_a_call_takes_little_more_than_a_plain_operator(name: str, threads: None
     for _ in range(5):
         with torch.no_grad():
             tried.append(measure(name, smallest_arguments()[name]))
-        # The bar is for a quiet machine and judged by the benchmark; what this must notice, a search for the backend or a
-        # file at every call, takes a hundred microseconds. Where plain operators crawl, this does so as well.
+        # The bar is for a quiet machine and judged by the benchmark; what this must notice, a search for the backend or
+        # a file at every call, takes a hundred microseconds. Where plain operators crawl, this does so as well.
         if tried[-1].seconds <= 4 * max(ALLOWED, tried[-1].plain):
             return
     pytest.fail(f"{tried}")
