@@ -134,8 +134,10 @@ def write_metrics(
     seconds: dict[str, float] = before.get("seconds", {})
     discovery: dict[str, dict[str, float]] = before.get("discovery", {})
     per_frame: dict[str, float] = before.get("milliseconds_per_frame", {})
+    camera: dict[str, float] = before.get("camera", {})
     for stage in STAGES:
         facts = read_facts(run_folder / stage / "done.json")
+        camera = facts.get("camera", camera)
         if facts.get("metrics"):
             stages[stage] = facts["metrics"]
         if facts.get("discovery"):
@@ -154,6 +156,7 @@ def write_metrics(
     document = {
         "stages": stages,
         **objects,
+        **({"camera": camera} if camera else {}),
         **({"contact": contact} if contact else {}),
         **({"discovery": discovery} if discovery else {}),
         "seconds": {stage: seconds[stage] for stage in STAGES if stage in seconds},

@@ -27,6 +27,7 @@ from mcd.evaluation.tables import DISCOVERY, WHOLE
 from mcd.files import read_json, reading, write_text
 from mcd.report.charts import COLOURS, line_chart
 from mcd.report.gallery import Gallery, picture_source
+from mcd.report.own_vehicle import own_vehicle_gallery
 from mcd.report.pictures import depth_gallery, depth_panel, detection_gallery, motion_gallery, slots_gallery
 from mcd.training.profiling import PHASES
 
@@ -61,6 +62,11 @@ def write_report(run_folder: Path | str) -> Path:
         environment.get("gpu") or environment.get("processor"),
         f"commit {environment['commit'][:10]}" if environment.get("commit") else None,
     ]
+    if camera := metrics.get("camera"):
+        facts.append(
+            f"camera learned: fx {camera['fx']:.3f} ± {camera['fx'] * camera['fx_spread']:.3f} of the width, fy "
+            f"{camera['fy']:.3f} ± {camera['fy'] * camera['fy_spread']:.3f} of the height"
+        )
     templates = Environment(
         loader=PackageLoader("mcd.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -71,6 +77,7 @@ def write_report(run_folder: Path | str) -> Path:
         warnings=metrics.get("warnings", ()),
         depth=_depth_figures(metrics),
         contact=metrics.get("contact", {}),
+        own_vehicle=_drawn(own_vehicle_gallery, config, run_folder),
         depth_pictures=_drawn(depth_gallery, config, run_folder),
         motion_pictures=_drawn(motion_gallery, config, run_folder),
         discovery=_discovery(run_folder, metrics.get("discovery", {})),

@@ -69,7 +69,9 @@ class SceneStage(TrainingStage):
         if "camera" in self.nets:
             # Of the weights that are kept, which may be older than the last step.
             kept = load_weights(self.folder / WEIGHTS).metadata
-            facts |= {"camera": dict(zip(SHARES, kept["camera"], strict=True)), "camera_spread": kept["camera_spread"]}
+            spread = {f"{name}_spread": value for name, value in zip(SHARES, kept["camera_spread"], strict=True)}
+            # As shares of the picture; spreads of focal lengths are relative, those of the centre in focal lengths.
+            facts["camera"] = dict(zip(SHARES, kept["camera"], strict=True)) | spread
         return facts
 
     def phase(self, step: int) -> int:
