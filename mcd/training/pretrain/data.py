@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -100,7 +100,9 @@ class Views:
         the second, its translation in camera heights."""
         rng = np.random.default_rng([self.settings.seed, 11, step])
         chosen = self._shards(rng, step)
-        firsts, seconds, motions = [], [], []
+        firsts: list[Any] = []
+        seconds: list[Any] = []
+        motions: list[Any] = []
         while len(firsts) < self.settings.batch:
             shard = self.shard(chosen[len(firsts) % len(chosen)])
             distance = int(rng.choice((0, 1, 2), p=(0.05, 0.65, 0.3)))

@@ -31,12 +31,12 @@ def depth_task(views: Path, settings: Settings, init: Path | None = None) -> Tas
         for head in net.decoder.heads:  # type: ignore[union-attr]
             # About seven camera heights: a start in the middle of what there is to see.
             nn.init.constant_(head.conv.bias, -4.5)
-    net = net.to(memory_format=torch.channels_last)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     groups = freeze(net, settings)
 
     def loss(batch: Batch) -> tuple[Tensor, Parts]:
         net.train()
-        net.encoder.eval()  # type: ignore[union-attr]
+        net.encoder.eval()
         depths = net(batch["image"].contiguous(memory_format=torch.channels_last))
         total = batch["image"].new_zeros(())
         found: Parts = {}
@@ -86,7 +86,7 @@ def freeze(net: nn.Module, settings: Settings) -> list[dict[str, Any]]:
     if settings.net == "lite0" and settings.frozen_blocks:
         early = [encoder.conv_stem, encoder.bn1, *list(encoder.blocks)[: settings.frozen_blocks]]  # type: ignore[arg-type]
         for module in early:
-            for parameter in module.parameters():  # type: ignore[union-attr]
+            for parameter in module.parameters():
                 parameter.requires_grad_(False)
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     return [

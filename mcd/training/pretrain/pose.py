@@ -23,7 +23,7 @@ def pose_task(views: Path, settings: Settings, init: Path | None = None) -> Task
     net = build_pose_net(settings.net)
     if init is not None:
         load_weights(init).load_into("pose", net, settings.net)
-    net = net.to(memory_format=torch.channels_last)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(batch: Batch) -> tuple[Tensor, Parts]:
         net.train()
