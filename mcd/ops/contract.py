@@ -124,7 +124,7 @@ class Shapes:
         axes = shape.split()
         found = actual
         if axes[0] == "...":
-            del axes[0]
+            axes = axes[1:]
             found = actual[max(len(actual) - len(axes), 0) :]
         sizes = self.sizes
         right = len(found) == len(axes)
