@@ -54,7 +54,8 @@ def test_every_public_name_has_a_docstring() -> None:
 
 
 @pytest.mark.slow
-def test_the_site_builds_strictly(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_the_site_builds_strictly_and_executes_the_tutorial(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -62,17 +63,4 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     for name in ops.OPERATORS:
         assert f'id="mcd.ops.{name}.{name}"' in reference
     assert "data.root" in (tmp_path / "configuration.html").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_tutorial_runs(tmp_path: Path) -> None:
-    import nbformat
-    from nbclient import NotebookClient
-
-    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    images = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
-    assert len(images) == 3
+    assert len(re.findall(r"<img[^>]*data:image/png", (tmp_path / "tutorial.html").read_text())) == 3
