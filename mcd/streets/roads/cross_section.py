@@ -63,6 +63,8 @@ def make_road(rng: np.random.Generator, kind: str) -> tuple[Surface, Lanes]:
         if kind == "town" and rng.random() < 0.15:
             # Tram rails.
             lines += [Line(s * (0.5 * width) + r, 0.04, (0.3, 0.3, 0.32)) for s in (-1, 1) for r in (-0.72, 0.72)]
+    if kind in ("town", "suburb") and rng.random() < 0.15:
+        bands = _tracks(rng, bands, lines, lanes.right)
     surface = Surface(
         bands,
         lines,
@@ -113,3 +115,22 @@ def _bands(rng: np.random.Generator, kind: str, roads: list[tuple[float, float]]
         bands.append(Band(position, position + width, colour, contrast, scale))
         position += width
     return bands
+
+
+def _tracks(rng: np.random.Generator, bands: list[Band], lines: list[Line], edge: float) -> list[Band]:
+    """Ballast with sleepers and rails of trams right of the road, in place of the bands there."""
+    grey = rng.uniform(0.25, 0.5) * np.array([1.05, 1.0, 0.95])
+    count, start = int(rng.integers(1, 3)), edge + rng.uniform(0.3, 1.5)
+    stop = start + 3.2 * count
+    rust = tuple(rng.uniform(0.15, 0.4) * np.array([1.15, 1.0, 0.9]))
+    for track in range(count):
+        middle = start + 1.6 + 3.2 * track
+        lines.append(Line(middle, 1.25, tuple(0.6 * grey), rng.uniform(0.6, 0.75), 0.4))
+        lines += [Line(middle + side * 0.72, 0.045, rust) for side in (-1, 1)]
+    left = [band for band in bands if band.stop <= edge + 1e-6]
+    beyond = [
+        Band(max(band.start, stop), band.stop, band.colour, band.contrast, band.scale)
+        for band in bands
+        if band.stop > stop
+    ]
+    return [*left, Band(edge, start, left[-1].colour, 0.1, 1.0), Band(start, stop, tuple(grey), 0.45, 1.5), *beyond]

@@ -102,6 +102,17 @@ def _people(b: Builder, side: int, edge: float, count: int) -> None:
         things.person(b.at(x, z, rng.uniform(0, 6.28), owner))
 
 
+def _avenue(b: Builder, lateral: float, light: Light) -> None:
+    """A row of old trees whose crowns meet: most of what is above many streets."""
+    rng = b.rng
+    tall, gap, green = rng.uniform(7, 15), rng.uniform(5, 10), things.leaf(rng) * rng.uniform(0.5, 1.1)
+    crown = rng.uniform(0.28, 0.4) * tall
+    for z in _along(b, rng.uniform(-4, 20), rng.uniform(50, 160), (0.8 * gap, 1.2 * gap)):
+        b.at(lateral + rng.normal(0, 0.3), z)
+        things.old_tree(b, tall * rng.uniform(0.85, 1.1), crown, green)
+        sun_shadow(b, light, crown, crown, tall)
+
+
 def _parked(b: Builder, lateral: float, light: Light) -> None:
     rng = b.rng
     z = rng.uniform(-4, 14)
@@ -178,6 +189,8 @@ def country(b: Builder, surface: Surface, lanes: Lanes, light: Light) -> None:
         _slope(b, side, edge + rng.uniform(1, 6))
         if rng.random() < 0.35:
             _rail(b, side * (edge + rng.uniform(0.4, 1.5)))
+        if rng.random() < 0.3:
+            _avenue(b, side * (edge + rng.uniform(1.5, 5)), light)
         dense = rng.random()
         for z in _along(b, 3, 160, (3, 12) if dense < 0.35 else (12, 60)):
             x = side * (edge + 1.5 + rng.exponential(7))

@@ -132,6 +132,8 @@ def _large(b: Builder, kind: str) -> tuple[float, float]:
     panes: dict[str, Any] = {"look": (rng.uniform(0.1, 0.6), 0.0, 0.0), "material": Material.GLASS, "contrast": 0.05}
     if kind == "lorry":
         cab = rng.uniform(1.6, 2.3)
+        if rng.random() < 0.15:
+            return _tanker(b, length, width, height, cab, clear)
         box = b.hexa(
             (clear, rear, front - cab - 0.4),
             (rear, height),
@@ -168,6 +170,24 @@ def _large(b: Builder, kind: str) -> tuple[float, float]:
         b.inlay(body["b"], (0.1, 0.9), (0.45, 0.8), GLASS, **panes)
         b.inlay(body["b"], (0.03, 0.14), (0.08, 0.3), (0.6, 0.06, 0.05))
         b.inlay(body["b"], (0.86, 0.97), (0.08, 0.3), (0.6, 0.06, 0.05))
+    _ground_shadow(b, length, width, height)
+    return length, width
+
+
+def _tanker(b: Builder, length: float, width: float, height: float, cab: float, clear: float) -> tuple[float, float]:
+    """A round tank behind a cab."""
+    rng = b.rng
+    rear, front, colour = -length / 2, length / 2, paint(rng)
+    tank, radius = stone(rng, 0.4, 0.9), (height - clear) / 2
+    half = (length - cab) / 2
+    for z in np.linspace(rear + radius, front - cab - radius, 5):
+        b.ball((0, clear + radius, z), (width / 2, radius, max(half / 3, radius)), tank)
+    b.hexa((0.5, rear, front - cab), (rear, clear + 0.3), (front - cab, clear + 0.3), (1.0, 1.0), (0.08, 0.08, 0.08))
+    top = rng.uniform(0.75, 0.95) * height
+    cabin = b.hexa((0.4, front - cab, front), (front - cab, top), (front - 0.2, top), (width, 0.96 * width), colour)
+    b.inlay(cabin["f"], (0.06, 0.94), (0.42, 0.8), GLASS, material=Material.GLASS, look=(0.4, 0.0, 0.0))
+    bumper = b.hexa((0.5, rear - 0.05, rear), (rear - 0.05, 0.9), (rear, 0.9), (width,) * 2, (0.12, 0.12, 0.12))
+    _ends(b, bumper["b"], cabin["f"])
     _ground_shadow(b, length, width, height)
     return length, width
 
@@ -228,6 +248,21 @@ def tree(b: Builder) -> None:
             )
     r = 0.25 * tall
     b.decal([(r * math.cos(a), r * math.sin(a)) for a in np.linspace(0, 6.28, 9)[:-1]], None, rng.uniform(0, 0.3))
+
+
+def old_tree(b: Builder, tall: float, crown: float, green: Array) -> None:
+    """A thick trunk under a wide crown."""
+    rng = b.rng
+    trunk, clear = rng.uniform(0.18, 0.4), rng.uniform(0.2, 0.35) * tall
+    bark = rng.uniform(0.08, 0.25) * np.array([1.1, 1.0, 0.85])
+    b.hexa(
+        (0, -trunk, trunk), (-0.8 * trunk, 0.6 * tall), (0.8 * trunk, 0.6 * tall), (2 * trunk, 1.5 * trunk), bark, 0.25
+    )
+    for _ in range(rng.integers(4, 8)):
+        x, z = rng.uniform(-0.55, 0.55, 2) * crown
+        radius = crown * rng.uniform(0.55, 0.8)
+        middle = clear + radius + rng.uniform(0, 1) * max(tall - clear - 2 * radius, 0.1)
+        b.ball((x, middle, z), (radius, 0.85 * radius, radius), green * rng.uniform(0.8, 1.2), 0.7, True)
 
 
 def bush(b: Builder) -> None:
