@@ -26,6 +26,7 @@ from PIL import Image
 
 from mcd.data.evaluation import CROPS
 from mcd.data.video import VideoReader
+from mcd.inference.command import parse_size
 from mcd.inference.predictor import DepthPredictor
 from mcd.visualize import colour_depth, to_bytes
 
@@ -89,7 +90,7 @@ def kitti(folder: Path, name: str, predict: Predict) -> dict[str, float]:
         standing = valid & (height_above > 0.3) & (height_above < 2.5)
         for source, values in (("", depth), ("row median ", rows)):
             ratio = np.median(truth[valid]) / np.median(values[valid])
-            error = np.abs(np.clip(values * ratio, 1e-3, 80) - truth) / truth
+            error = np.abs(np.clip(values * ratio, 1e-3, 80) - truth) / np.maximum(truth, 1e-3)
             found.setdefault(source + "abs_rel", []).append(error[valid].mean())
             found.setdefault(source + "standing", []).append(error[standing].mean())
             if not source:
@@ -196,12 +197,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_clips", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("checkpoint", help="run folder, stage folder or weights file")
     parser.add_argument("--clips", type=Path, required=True, help="folder of the clips")
-    parser.add_argument("--wide", default="128x416", help="size for the net on the KITTI clips (default: %(default)s)")
-    parser.add_argument("--size", default="160x288", help="size for the net on others (default: %(default)s)")
+    parser.add_argument("--wide", type=parse_size, help="size for the net on the KITTI clips (default: its own choice)")
+    parser.add_argument("--size", type=parse_size, help="size for the net on others (default: its own choice)")
     parser.add_argument("--pictures", type=Path, help="folder for pictures of the depth")
     given = parser.parse_args(arguments)
-    wide, size = (tuple(int(side) for side in text.split("x")) for text in (given.wide, given.size))
-    wide_net, net = predictor(given.checkpoint, wide), predictor(given.checkpoint, size)  # type: ignore[arg-type]
+    wide_net, net = predictor(given.checkpoint, given.wide), predictor(given.checkpoint, given.size)
     found = measure({"": net, "kitti_0001": wide_net, "kitti_0926": wide_net}, given.clips)
     for clip, figures in found.items():
         print(clip, json.dumps({key: round(value, 3) for key, value in figures.items()}))

@@ -164,7 +164,7 @@ def test_one_command_makes_a_start_that_predicts(tmp_path: Path, views: Path) ->
     shapes = [(90, 160, 3), (100, 330, 3), (120, 90, 3)]
     depths = predictor.predict([np.zeros(shape, np.uint8) for shape in shapes])
     assert [tuple(depth.shape) for depth in depths] == [shape[:2] for shape in shapes]
-    assert [predictor.size_for(shape) for shape in shapes] == [(160, 288), (128, 416), (256, 192)]
+    assert [predictor.size_for(shape) for shape in shapes] == [(192, 352), (128, 416), (288, 224)]
 
 
 def test_frozen_blocks_stay_and_the_rest_is_trained() -> None:

@@ -24,6 +24,8 @@ from mcd.training.pretrain.pose import pose_task
 
 POSE = Settings(net="light", steps=1500, batch=16, decay=0.4, encoder_lr=1.0)
 DOCUMENT = "start.safetensors"
+SIZE = (192, 320)
+"""About as many pixels as this has go into the net: far vehicles need them."""
 
 
 def draw(folder: Path, settings: Settings, workers: int) -> None:
@@ -46,9 +48,7 @@ def pack(out: Path, *parts: Weights) -> Path:
         for part in parts
         for role in part.nets
     }
-    save_tensors(
-        out, tensors, names, {"size": parts[0].size, "any_shape": True, "unit": "camera height", "trained": about}
-    )
+    save_tensors(out, tensors, names, {"size": SIZE, "any_shape": True, "unit": "camera height", "trained": about})
     return out
 
 
