@@ -330,7 +330,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--with-image", action="store_true", help="show the image above its coloured depth")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--force", action="store_true", help="overwrite results that exist")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     if not given.inputs and given.checkpoint == "start":
         parser.error("no INPUT is named: an image, folder, glob or video")
     if not given.inputs or Path(given.checkpoint).suffix.lower() in IMAGES | VIDEOS:
