@@ -92,7 +92,7 @@ class SceneStage(TrainingStage):
         depths = [widen(depth) for depth in depths[: self.config.loss.scales]]
         reference, sources = without_own_vehicle(batch)
         T_src_ref = predict_poses(self.context, self.nets["pose"], reference, sources)
-        outputs: Outputs = {"depths": depths, "T_src_ref": T_src_ref, "K": batch["K"]}
+        outputs: Outputs = {"depths": depths, "T_src_ref": T_src_ref}
         if "camera" in self.nets:
             outputs["K"] = self.nets["camera"](batch["K"], batch["flipped"])
         if self.phase(step) > 0:
@@ -102,7 +102,7 @@ class SceneStage(TrainingStage):
                 reference,
                 sources,
                 depths[0],
-                outputs["K"],
+                outputs.get("K", batch["K"]),
                 T_src_ref,
                 filtered=self.phase(step) > 1,
                 floor=self.schedule.motion_floor,
