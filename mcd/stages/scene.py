@@ -113,7 +113,7 @@ class SceneStage(TrainingStage):
         weights = self.config.loss
         depths, motion = outputs["depths"], outputs.get("motion")
         reference, sources = without_own_vehicle(batch)
-        K = outputs.get("K", batch["K"])
+        K: Tensor = outputs["K"] if "K" in outputs else batch["K"]
         photometric, _, _ = self.view_synthesis(reference, sources, depths, K, outputs["T_src_ref"], motion)
         terms = {"photometric": photometric}
         if "depth" in self.active(step):
