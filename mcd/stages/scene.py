@@ -93,8 +93,9 @@ class SceneStage(TrainingStage):
         reference, sources = without_own_vehicle(batch)
         T_src_ref = predict_poses(self.context, self.nets["pose"], reference, sources)
         outputs: Outputs = {"depths": depths, "T_src_ref": T_src_ref}
+        K: Tensor = batch["K"]
         if "camera" in self.nets:
-            outputs["K"] = self.nets["camera"](batch["K"], batch["flipped"])
+            K = outputs["K"] = self.nets["camera"](batch["K"], batch["flipped"])
         if self.phase(step) > 0:
             outputs["motion"] = residual_motion(
                 self.context,
@@ -102,7 +103,7 @@ class SceneStage(TrainingStage):
                 reference,
                 sources,
                 depths[0],
-                outputs.get("K", batch["K"]),
+                K,
                 T_src_ref,
                 filtered=self.phase(step) > 1,
                 floor=self.schedule.motion_floor,
