@@ -8,7 +8,8 @@ export MCD_CUDA ?= auto
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 BUILT := .venv/built-$(MCD_CUDA)
 
-.PHONY: help train test lint format check sanitize e2e bench bench-full peers wheels demo-study clean
+.PHONY: help train test lint format check fuzz sanitize e2e bench bench-full peers wheels wheels-dist docs demo-study \
+	clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +38,11 @@ check: $(BUILT) sanitize  ## the slower gates: sanitizers, slow tests, what the 
 	$(BIN)/python tests/gates/triton_code.py
 	$(BIN)/python -m benchmarks.model --check
 	$(BIN)/pytest -m slow $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds 60
+
+# ARGS='--seconds 1800 --first 100000': longer, with other seeds. What goes wrong is kept in build/fuzz/.
+fuzz: $(BUILT)  ## damaged files and odd words through every door
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds 300 $(ARGS)
 
 # Both libraries are loaded first: without libstdc++ the sanitizer does not see C++ exceptions, and aborts at the first.
 # How exact float32 is belongs to the optimised build: this one rounds elsewhere.
@@ -54,7 +60,7 @@ e2e: $(BUILT)  ## every stage of the published system, few steps each, on a smal
 TUNED := glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736
 BENCH := $(BIN)/python -m pytest benchmarks
 
-bench: $(BUILT)  ## operators, training step, data: into benchmarks/results/ and the README
+bench: $(BUILT)  ## operators, training step, data: into benchmarks/results/ and docs/benchmarks.md
 	mkdir -p build
 	GLIBC_TUNABLES=$(TUNED) $(BENCH) --benchmark-json=build/bench-tuned.json $(ARGS)
 	$(BENCH) --backends-only --seconds=1 -k 'operator and 12x192x512' --benchmark-json=build/bench-default.json $(ARGS)
@@ -73,6 +79,14 @@ wheels: .venv/bin/python  ## what benchmarks/gpu.sh wants on a machine without a
 	$(BIN)/pip download --quiet --dest wheels --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 		$(foreach tag,2_28 2_27 2_24 2_17 2_12 2_5,--platform manylinux_$(tag)_x86_64) --platform manylinux2014_x86_64 \
 		--platform manylinux1_x86_64 --requirement benchmarks/wheels.txt
+
+# MCD_CUDA=0 leaves the CUDA wheels out; ARGS='--no-try' builds only, ARGS='--torch 2.10.0 2.11.0' tries with both.
+wheels-dist: .venv/required  ## wheels for every CPython here, each tried beside torch alone, and the sdist, into dist/
+	$(BIN)/python tests/gates/wheels.py $(ARGS)
+	$(BIN)/python setup.py --quiet sdist
+
+docs: $(BUILT)  ## the documentation site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 demo-study: $(BUILT)  ## the synthetic demonstration with three seeds and its control, into docs/results.md
 	$(BIN)/python -m benchmarks.demo_study $(ARGS)

@@ -6,7 +6,8 @@ Environment:
     CUDA_HOME             the toolkit to use; else /usr/local/cuda, that of nvcc on PATH, PyPI's.
     TORCH_CUDA_ARCH_LIST  GPU architectures, default "8.0;9.0+PTX" (newer ones run the PTX).
     MCD_SANITIZE          1: address and undefined-behaviour sanitizers, for this processor alone (`make sanitize`).
-    CXX                   the C++ compiler.
+    MCD_LABEL             1: the version says what the build is for, +cpu or +cu13 (`make wheels-dist`).
+    CXX                   the C++ compiler. Without one, and none named, the package has the reference operators alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 SOURCES = ROOT / "csrc"
+VERSION = re.findall(r'^__version__ = "(.+)"$', (ROOT / "mcd/__init__.py").read_text(), re.MULTILINE)[0]
 ARCHITECTURES = "8.0;9.0+PTX"
 # bindings.cpp asks the processor for these features before it offers a target.
 X86_TARGETS = {
@@ -56,6 +58,28 @@ def cuda_home() -> Path | None:
     return None
 
 
+def compiler() -> str | None:
+    """The C++ compiler, or None where there is none and nobody asked for one."""
+    name = os.environ.get("CXX") or "c++"
+    if shutil.which(name) is not None:
+        return name
+    if os.environ.get("CXX") or os.environ.get("MCD_CUDA") in ("1", "pypi") or os.environ.get("MCD_SANITIZE") == "1":
+        raise SystemExit(f"no C++ compiler: {name} is not on PATH; install g++, or name one in CXX")
+    return None
+
+
+def version() -> str:
+    """The package's version, with a label for what is built if MCD_LABEL asks for it."""
+    if os.environ.get("MCD_LABEL") != "1":
+        return VERSION
+    cuda = cuda_home()
+    if cuda is None:
+        return f"{VERSION}+cpu"
+    said = subprocess.run([cuda / "bin" / "nvcc", "--version"], check=True, capture_output=True, text=True).stdout
+    # The runtime that is linked in wants a driver of this major release.
+    return f"{VERSION}+cu{re.findall(r'release ([0-9]+)', said)[0]}"
+
+
 def gencode() -> str:
     """nvcc's flags for TORCH_CUDA_ARCH_LIST."""
     flags = []
@@ -70,13 +94,13 @@ def gencode() -> str:
     return " ".join(flags)
 
 
-def ninja_file(cuda: Path | None) -> str:
-    """What ninja is to do: compile csrc/ for each target, link _C.so."""
+def ninja_file(compiler: str, cuda: Path | None, module: str) -> str:
+    """What ninja is to do: compile csrc/ for each target, link the file `module`.
+
+    The operators know nothing of Python: their objects serve every version of it, and builds with and without CUDA.
+    """
     import pybind11
 
-    compiler = os.environ.get("CXX") or "c++"
-    if shutil.which(compiler) is None:
-        raise SystemExit(f"no C++ compiler: {compiler} is not on PATH; install g++, or name one in CXX")
     machine = subprocess.run([compiler, "-dumpmachine"], check=True, capture_output=True, text=True).stdout
     targets = X86_TARGETS if machine.startswith("x86_64") else {"baseline": ""}
     optimize = "-O3"
@@ -87,6 +111,7 @@ def ninja_file(cuda: Path | None) -> str:
     cxxflags = f"-std=c++17 -fPIC -fvisibility=hidden -fopenmp {optimize} -fno-math-errno -fno-trapping-math"
     nvccflags = f"-std=c++17 -O3 --expt-relaxed-constexpr -Xptxas=-v -Xcompiler -fPIC,-fvisibility=hidden {gencode()}"
     python = f"-isystem{pybind11.get_include()} -isystem{sysconfig.get_path('include')}"
+    python += f" -DMCD_VERSION='\"{VERSION}\"'"
     python += " -DMCD_WITH_X86" * ("avx2" in targets) + " -DMCD_WITH_CUDA" * (cuda is not None)
     ldflags = f"-shared -fopenmp {optimize} -Wl,--exclude-libs,ALL"
     if cuda:
@@ -113,27 +138,34 @@ def ninja_file(cuda: Path | None) -> str:
         objects.append(f"{source.relative_to(SOURCES)}.{target}.o")
         lines.extend([f"build {objects[-1]}: {rule} {source}", f"  flags = {flags}"])
 
-    compile_file(SOURCES / "bindings.cpp", "cxx", "python", python)
+    compile_file(SOURCES / "bindings.cpp", "cxx", module, python)
     for source in sorted(SOURCES.glob("*/*.cpp")):
         for target, flags in targets.items():
             compile_file(source, "cxx", target, f"-DMCD_TARGET={target} {flags}")
     for source in sorted(SOURCES.glob("*/*.cu") if cuda else ()):
         compile_file(source, "nvcc", "cuda")
-    lines += [f"build _C.so: link {' '.join(objects)}", "default _C.so"]
+    lines += [f"build {module}: link {' '.join(objects)}", f"default {module}"]
     return "\n".join(lines) + "\n"
 
 
 class NinjaBuild(build_ext):
-    """Incremental: the build folder stays between runs, one for each kind of build."""
+    """Incremental: the build folder stays between runs."""
 
     def build_extension(self, extension: Extension) -> None:
-        cuda = cuda_home()
+        cuda, cxx = cuda_home(), compiler()
+        if cxx is None:
+            print(
+                "mcd: no C++ compiler (c++ is not on PATH): without native operators, the slower reference serves;"
+                " install g++ and build again for them",
+                file=sys.stderr,
+            )
+            return
         devices = f"CPU and CUDA, with {cuda}" if cuda else "CPU only, without a CUDA toolkit"
         print(f"mcd: building for {devices}", file=sys.stderr)
-        kind = "sanitize" if os.environ.get("MCD_SANITIZE") == "1" else "cuda" if cuda else "cpu"
-        folder = ROOT / "build" / f"{sysconfig.get_config_var('SOABI')}-{kind}"
+        folder = ROOT / "build" / ("native-sanitize" if os.environ.get("MCD_SANITIZE") == "1" else "native")
+        module = f"_C.{sysconfig.get_config_var('SOABI')}-{'cuda' if cuda else 'cpu'}.so"
         script = folder / "build.ninja"
-        text = ninja_file(cuda)
+        text = ninja_file(cxx, cuda, module)
         if self.dry_run:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,13 +176,16 @@ class NinjaBuild(build_ext):
         target = Path(self.get_ext_fullpath(extension.name))
         self.force = True  # a module of another kind is replaced though it may be newer
         self.mkpath(str(target.parent))
-        self.copy_file(str(folder / "_C.so"), str(target))
+        self.copy_file(str(folder / module), str(target))
 
 
 setup(
-    packages=[*find_packages(include=["mcd*"]), "mcd.kernels"],
-    # The kernels stand beside the package and are installed inside it: `kernels` is another project's name.
-    package_dir={"mcd.kernels": "kernels"},
-    ext_modules=[Extension("mcd._C", sources=[])],
+    version=version(),
+    packages=[*find_packages(include=["mcd*"]), "mcd.kernels", "mcd.configs"],
+    # These stand beside the package and are installed inside it: `kernels` is another project's name.
+    package_dir={"mcd.kernels": "kernels", "mcd.configs": "configs"},
+    package_data={"mcd": ["py.typed", "weights/*"], "mcd.configs": ["*.yaml"], "mcd.report": ["*.html"]},
+    # optional: without a compiler there is no file to copy.
+    ext_modules=[Extension("mcd._C", sources=[], optional=True)],
     cmdclass={"build_ext": NinjaBuild},
 )

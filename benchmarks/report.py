@@ -1,8 +1,8 @@
-"""From measurements to the README: ``python -m benchmarks.report JSON…``.
+"""From measurements to docs/benchmarks.md: ``python -m benchmarks.report JSON…``.
 
 Takes what pytest-benchmark wrote (several files of one machine: one for each allocator setting) or results in their
 reduced form, and writes ``benchmarks/results/<machine>.json`` (the reduced form), the plot ``docs/speed-<machine>.png``
-and, between its markers in README.md, the tables of all machines. `--show` prints the table and writes nothing.
+and, between its markers in docs/benchmarks.md, the tables of all machines. `--show` prints the table alone.
 """
 
 from __future__ import annotations
@@ -224,10 +224,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def section(every: Sequence[dict[str, Any]]) -> str:
-    """What the README shows between its markers: a block for each machine."""
+    """What the page shows between its markers: a block for each machine."""
     blocks = []
     for results in every:
-        picture = f"![Time against bytes](docs/speed-{slug(results['machine'])}.png)"
+        picture = f"![Time against bytes](speed-{slug(results['machine'])}.png)"
         blocks.append(f"{table(results)}\n\n{picture}")
     if not blocks:
         blocks.append("Not measured yet.")
@@ -236,15 +236,15 @@ def section(every: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join([BEGIN, *blocks, END])
 
 
-def into_readme(text: str, every: Sequence[dict[str, Any]]) -> str:
-    """The README with the figures of these machines, and of no others.
+def into_page(text: str, every: Sequence[dict[str, Any]]) -> str:
+    """The page with the figures of these machines, and of no others.
 
     Raises:
-        ValueError: the README has no place for them.
+        ValueError: the page has no place for them.
     """
     pattern = f"{re.escape(BEGIN)}.*?{re.escape(END)}"
     if not re.search(pattern, text, flags=re.DOTALL):
-        raise ValueError(f"README.md has no lines {BEGIN} and {END}")
+        raise ValueError(f"docs/benchmarks.md has no lines {BEGIN} and {END}")
     return re.sub(pattern, lambda _: section(every), text, count=1, flags=re.DOTALL)
 
 
@@ -278,12 +278,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Only here: the table is printed on machines that have neither.
     from mcd.files import write_text
 
-    name, readme = slug(results["machine"]), options.root / "README.md"
+    name, page = slug(results["machine"]), options.root / "docs" / "benchmarks.md"
     folder = options.root / "benchmarks" / "results"
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / f"{name}.json", json.dumps(results, indent=1) + "\n")
     plot(results, options.root / "docs" / f"speed-{name}.png")
-    write_text(readme, into_readme(readme.read_text(), committed(options.root)))
+    write_text(page, into_page(page.read_text(), committed(options.root)))
     return 0
 
 

@@ -94,6 +94,7 @@ template <> struct type_caster<mcd::Where> {
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled operators: a submodule for each target that this machine may have. mcd.ops.native calls them.";
+  module.attr("version") = MCD_VERSION;  // of the package that it was built with: operators change between versions
   MCD_DEFINE_ALL(baseline);
 #ifdef MCD_WITH_X86
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) MCD_DEFINE_ALL(avx2);

@@ -1,6 +1,10 @@
-"""`python -m mcd.backend`: which backend can serve which operator on which device, and why one cannot."""
+"""``mcd backend``: which backend can serve which operator on which device, and why one cannot."""
 
 from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
 
 from mcd.ops.backend import BACKENDS, available_backends
 from mcd.ops.registry import OPERATORS
@@ -23,6 +27,12 @@ def table(device: str) -> list[str]:
     return lines
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(prog="mcd backend", description=__doc__).parse_args(arguments)
     for device in DEVICES:
         print("\n".join(table(device)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

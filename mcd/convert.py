@@ -16,6 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+if __name__ == "__main__":  # before imports of packages that may be missing, which `mcd` names
+    from mcd.cli import main as command
+
+    sys.exit(command(["convert", *sys.argv[1:]]))
+
 import torch
 from torch import Tensor, nn
 
@@ -225,7 +230,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 2 where nothing was written."""
-    parser = argparse.ArgumentParser(prog="python -m mcd.convert", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="mcd convert", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="published checkpoint folder with *.pth files")
     parser.add_argument("-o", "--out", type=Path, required=True, help=f"folder to write {WEIGHTS} to")
     given = parser.parse_args(arguments)
@@ -243,7 +248,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"not converted: {', '.join(others)}")
     print(f"wrote {given.out / WEIGHTS}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from mcd.evaluation.command import main
+from mcd.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""Camera geometry in plain PyTorch: rigid motion, Euler angles, intrinsics, depth and its inverse.
+"""Camera geometry in plain PyTorch: points and pixels, rigid motion, Euler angles, intrinsics, depth from a sigmoid.
 
 Camera axes: x right, y down, z forward. Pixel centres lie at integer coordinates. `K` [...,3,3] is in pixels of the
 image at hand. A rigid motion `T_a_b` [...,4,4] maps points of frame b into frame a: X_a = T_a_b X_b. Everything is
@@ -10,23 +10,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mcd.ops.camera import pixel_grid, points_of
+
 MIN_DEPTH, MAX_DEPTH = 0.1, 100.0
 """What depth nets can say, in their own unit."""
+
+
+def backproject(depth: Tensor, K: Tensor) -> Tensor:
+    """The point that each pixel sees: depth · K⁻¹ · (x, y, 1)ᵀ.
+
+    Args:
+        depth: [B,1,H,W] along the z axis, in any unit of length.
+        K: [B,3,3] intrinsics in pixels of H×W, any invertible matrix; [1,3,3] or [3,3] is that of all samples.
+
+    Returns:
+        [B,3,H,W] in the camera's axes, in the unit of `depth`.
+
+    Hartley and Zisserman, "Multiple View Geometry in Computer Vision", 2nd edition, section 6.1.
+    """
+    height, width = depth.shape[-2:]
+    return points_of(depth.flatten(2), K, pixel_grid(height, width, like=depth)).unflatten(2, (height, width))
+
+
+def project(points: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the camera sees points: (x, y) = q_xy / q_z with q = K · points, and q_z, which is their depth.
+
+    Args:
+        points: [B,3,H,W] in the camera's axes, in any unit of length.
+        K: [B,3,3] intrinsics in pixels, whose last row is (0, 0, 1); [1,3,3] or [3,3] is that of all samples.
+
+    Returns:
+        Pixel coordinates [B,2,H,W] and depth [B,1,H,W] in the unit of `points`. Coordinates of points with depth <= 0,
+        which no camera sees, are what the division gives.
+
+    The inverse of `backproject`; section 6.1 of the same book.
+    """
+    q = (K @ points.flatten(2)).unflatten(2, points.shape[-2:])
+    return q[:, :2] / q[:, 2:], q[:, 2:]
 
 
 def sigmoid_to_depth(sigmoid: Tensor, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH) -> Tensor:
     """Depth in [min_depth, max_depth] whose inverse is linear in `sigmoid`, which lies in [0, 1]."""
     return 1 / (1 / max_depth + (1 / min_depth - 1 / max_depth) * sigmoid)
-
-
-def disp_to_depth(disp: Tensor) -> Tensor:
-    """1 / disp; the unit is that of the inverse."""
-    return disp.reciprocal()
-
-
-def depth_to_disp(depth: Tensor) -> Tensor:
-    """1 / depth; the unit is that of the inverse."""
-    return depth.reciprocal()
 
 
 def euler_to_matrix(angles: Tensor) -> Tensor:
@@ -38,14 +63,6 @@ def euler_to_matrix(angles: Tensor) -> Tensor:
         (s1 * s3 - c1 * s2 * c3, s1 * c3 + c1 * s2 * s3, c1 * c2),
     )
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
-
-
-def matrix_to_euler(rotation: Tensor) -> Tensor:
-    """The angles [...,3] of `euler_to_matrix`, a₂ in [-π/2, π/2]; at |a₂| = π/2 only a₁ ± a₃ is defined."""
-    a1 = torch.atan2(-rotation[..., 1, 2], rotation[..., 2, 2])
-    a2 = torch.asin(rotation[..., 0, 2].clamp(-1, 1))
-    a3 = torch.atan2(-rotation[..., 0, 1], rotation[..., 0, 0])
-    return torch.stack((a1, a2, a3), dim=-1)
 
 
 def rigid(rotation: Tensor, translation: Tensor) -> Tensor:
@@ -75,11 +92,6 @@ def scale_intrinsics(K: Tensor, sx: float, sy: float, *, half_pixel: bool = True
     shift = 0.5 if half_pixel else 0.0
     resize = K.new_tensor([[sx, 0, shift * sx - shift], [0, sy, shift * sy - shift], [0, 0, 1]])
     return resize @ K
-
-
-def crop_intrinsics(K: Tensor, left: float, top: float) -> Tensor:
-    """`K` for the image without its first `left` columns and `top` rows."""
-    return K.new_tensor([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ K
 
 
 def flip_intrinsics(K: Tensor, width: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import sys
 
-from mcd.inference.command import main
+from mcd.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["predict", *sys.argv[1:]]))

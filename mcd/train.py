@@ -15,24 +15,29 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # before imports of packages that may be missing, which `mcd` names
+    from mcd.cli import main as command
+
+    sys.exit(command(["train", *sys.argv[1:]]))
+
 import torch
 
 import mcd
 from mcd import ops
-from mcd.config import Config, ConfigError, known_keys, load_config
+from mcd.config import PACKAGED, Config, ConfigError, known_keys, load_config
 from mcd.data import open_reader
 from mcd.errors import McdError, NothingToLearnError, out_of_memory
 from mcd.evaluation.discovery import evaluate_discovery
 from mcd.evaluation.protocol import NothingCountsError, Regions
 from mcd.evaluation.stages import evaluate_stage, run_contact, write_metrics
+from mcd.extras import MissingPackage, extra
 from mcd.files import atomic_path
 from mcd.inference.predictor import choose_device
-from mcd.report.page import write_report
 from mcd.run.checkpoint import WEIGHTS
 from mcd.run.context import Context
 from mcd.run.folder import Run, run_folder
 from mcd.run.lock import lock_run
-from mcd.run.networks import check_nets
+from mcd.run.networks import check_motion, check_nets
 from mcd.run.warned import DATA, warn
 from mcd.stages import STAGES, Preparation, Stage, TrainingStage
 from mcd.streets.synthetic import generate
@@ -46,7 +51,8 @@ from mcd.training.stop import InterruptedRun, StopSignal
 STAGES_OF_OBJECTS = ("slots", "detector", "instances", "object", "scale", "pseudo", "final")
 """What needs objects, to the end."""
 
-DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
+DEFAULT_CONFIG = PACKAGED / "synthetic.yaml"
+CONFIG_HELP = "YAML file, or the name of a config that comes with the program (default: synthetic)"
 
 
 # FileExistsError: another's folder stands where data should.
@@ -76,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None = None) -> Path:
     """Train, evaluate and report every stage of ``config``; returns the run folder."""
     check_nets(config)
+    check_motion(config)
     device = set_up(config)
     with lock_run(run_folder(config)):
         run = Run(config)
@@ -103,8 +110,19 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
                 run.finish(name, **facts)
                 write_metrics(run.path)
         write_metrics(run.path, contact=run_contact(config, run.path, device), show=True)
-        print(f"report: {write_report(run.path)}")
+        report(run.path)
     return run.path
+
+
+def report(run: Path) -> None:
+    """Draw the report; where its packages are missing, say so: a run is worth more than its report."""
+    try:
+        with extra("report", "the report"):
+            from mcd.report.page import write_report
+    except MissingPackage as error:
+        print(f"no report: {error}", file=sys.stderr)
+    else:
+        print(f"report: {write_report(run)}")
 
 
 def why_left_out(run: Run, name: str) -> str | None:
@@ -212,20 +230,24 @@ def make_data(config: Config) -> None:
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     lines = [f"  {name:34} {default!s:24} {text}" for name, default, text in known_keys()]
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.train",
+        prog="mcd train",
         description="Train every stage of a config, evaluate, report.",
         epilog="keys, defaults:\n" + "\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="?", default=DEFAULT_CONFIG, help="YAML file (default: configs/synthetic.yaml)")
+    parser.add_argument("config", nargs="?", default=DEFAULT_CONFIG, help=CONFIG_HELP)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay a value over the config")
     parser.add_argument("--backend", help="reference, native, triton or auto; short for --set backend=")
+    parser.add_argument(
+        "--camera-height",
+        type=float,
+        metavar="METRES",
+        help="of the camera above the road; short for --set data.camera_height=",
+    )
     parser.add_argument("--profile", type=step_window, metavar="START:STOP", help="profile these training steps")
     options = parser.parse_args(arguments)
+    if options.camera_height is not None:
+        options.set.append(f"data.camera_height={options.camera_height}")
     if options.backend:
         options.set.append(f"backend={options.backend}")
     return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())

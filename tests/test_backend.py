@@ -179,6 +179,17 @@ def test_triton_runs_on_cpu_in_its_interpreter_only(monkeypatch: pytest.MonkeyPa
     assert mcd.available_backends("cpu")["triton"] is None
 
 
+def test_auto_passes_over_a_gpu_that_is_older_than_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, serves in (((7, 5), "reference"), ((8, 0), "native")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert operator().backend(None, "cuda") == serves
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "compute capability 7.5, and there is no kernel image" in (mcd.available_backends("cuda")["native"] or "")
+    with pytest.raises(mcd.BackendUnavailable, match=r"toy: .*capability 7\.5.*available: reference"):
+        operator().backend("native", "cuda:0")
+
+
 def test_the_summary_lists_each_operator_once() -> None:
     summary = mcd.ops.backend_summary("cpu")
     assert [summary.count(f" {name}") for name in OPERATORS] == [

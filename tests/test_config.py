@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcd.config import ConfigError, known_keys, load_config, parse_config
+from mcd.run.networks import check_motion, check_nets
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -13,6 +14,24 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid(path):
     assert load_config(path).run == path.stem
+
+
+@pytest.mark.parametrize("name", ["kitti", "kitti.yaml", "configs/kitti.yaml"])
+def test_a_config_that_comes_with_the_program_is_found_from_anywhere_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name) == load_config(Path(__file__).parents[1] / "configs" / "kitti.yaml")
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text("seed: 321")
+    assert load_config(name).seed == 321
+
+
+@pytest.mark.parametrize("name", ["kity", "other/kitti.yaml", "kitti.txt"])
+def test_a_config_that_is_not_there_is_answered_with_those_that_are(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"config {name} does not exist; .* are cityscapes, .*, synthetic_unsup.*, video$"
+    ):
+        load_config(name)
 
 
 def test_the_cityscapes_config_has_the_published_schedule():
@@ -167,3 +186,37 @@ def test_epochs_become_steps():
     assert schedule.length(100) == 200
     assert schedule.in_steps(0.5, 100) == 50
     assert parse_config({"scene": {"epochs": 0.001}}).scene.length(100) == 1
+
+
+@pytest.mark.parametrize(
+    ("document", "key"),
+    [
+        ({"seed": 2**64}, "'seed'"),
+        ({"seed": -(2**63) - 1}, "'seed'"),
+        ({"threads": 10**6}, "'threads'"),
+        ({"data": {"size": [10**6, 64]}}, "'data.size.0'"),
+        ({"scene": {"steps": 10**30}}, "'scene.steps'"),
+        ({"scene": {"epochs": float("inf")}}, "'scene.epochs'"),
+        ({"scene": {"steps": 1, "lr": float("nan")}}, "'scene.lr'"),
+        ({"scene": {"steps": 9, "drops": [[3, -1]]}}, "'scene.drops.0.1'"),
+        ({"scene": {"steps": 9, "motion_from": 9}}, "'motion_from', 9, must lie before the end of the stage, 9"),
+        ({"scene": {"steps": 9, "motion_from": 1, "joint_from": 20}}, "'joint_from', 20, must lie before the end"),
+        ({"augment": {"brightness": [1.2, 0.8]}}, "'augment.brightness'"),
+        ({"augment": {"brightness": [-1, 1]}}, "'augment.brightness.0'"),
+        ({"augment": {"hue": [-0.6, 0.1]}}, "'augment.hue.0'"),
+        ({"evaluation": {"min_depth": 9, "max_depth": 3}}, "'min_depth', 9, must lie below 'max_depth', 3"),
+        ({"evaluation": {"crop": [0.5, 0.5, 0, 1]}}, "'crop' is top, bottom, left, right"),
+        ({"evaluation": {"keep_rows": 0}}, "'keep_rows' must not be 0"),
+        ({"final": {"steps": 1, "pseudo_weight": -1}}, "'final.pseudo_weight'"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with_are_refused(document, key):
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        parse_config(document)
+
+
+def test_nets_of_stages_to_come_and_what_they_need_are_checked_at_once():
+    with pytest.raises(ConfigError, match="'nets.scale': no scale net 'foo'"):
+        check_nets(parse_config({"nets": {"scale": "foo"}, "stages": ["scene", "scale"]}))
+    with pytest.raises(ConfigError, match=r"'scene.motion_from' is not set, and stage 'instances' reads"):
+        check_motion(parse_config({"stages": ["scene", "instances"]}))

@@ -22,12 +22,10 @@ __device__ scalar_t closed_form(const AlignScaleParams<scalar_t>& p, int64_t n, 
   const int64_t size = p.instances.size(n);
   Summary<scalar_t> part;
   int own = 0;
-  for (int64_t i = threadIdx.x; i < size; i += kThreads) {
-    bool taken;
-    const scalar_t ratio = read(i, &taken);
+  for_each_value<kThreads>(read, size, [&](scalar_t ratio, bool taken) {
     part.add(ratio, taken);
     own += taken;
-  }
+  });
   const int64_t count = block_sum_all<kThreads>(own);
   const BlockSummary<kThreads, scalar_t> summary(part);
   if (count == 0 || summary.poisoned) return nan<scalar_t>();

@@ -7,37 +7,71 @@
 namespace mcd::MCD_TARGET {
 namespace {
 
-constexpr int kThreads = 128;  // a block walks a row, neighbouring threads on neighbouring pixels
-// Blocks that a multiprocessor is to hold, which bounds registers: to 128 in float, whose gathers 512 threads can hide.
-template <typename Params> constexpr int kBlocks = sizeof(typename Params::scalar) == 4 ? 4 : 2;
+// A block takes neighbouring rows of an image, two warps each, with one camera: as a dozen numbers of double precision it takes
+// as long to find as hundreds of pixels.
+constexpr int kThreads = 256, kRows = 4, kRowThreads = kThreads / kRows, kRowWarps = kRowThreads / 32;
+// Blocks that a multiprocessor is to hold, which bounds registers.
+template <typename Params, int of_floats> constexpr int kBlocks = sizeof(typename Params::scalar) == 4 ? of_floats : 1;
+
+template <typename Params> int blocks_of(const Params& p) { return int(p.batch) * ((p.height + kRows - 1) / kRows); }
+struct RowsOfBlock {
+  int64_t b;
+  int first, last;
+
+  __device__ explicit RowsOfBlock(int height) {
+    const int blocks = (height + kRows - 1) / kRows;
+    b = blockIdx.x / blocks;
+    first = int(blockIdx.x % blocks) * kRows;
+    last = min(first + kRows, height);
+  }
+  // Calls f(y, x) for the pixels of the thread's row.
+  template <typename F> __device__ void for_each_pixel(int width, const F& f) const {
+    const int y = first + int(threadIdx.x) / kRowThreads;
+    for (int x = threadIdx.x % kRowThreads; y < last && x < width; x += kRowThreads) f(y, x);
+  }
+};
 
 template <typename Params>
-__global__ void __launch_bounds__(kThreads, kBlocks<Params>) fwd_rows(BackwardWarpFwd<Params> fwd) {
+__global__ void __launch_bounds__(kThreads, kBlocks<Params, 3>) fwd_rows(BackwardWarpFwd<Params> fwd) {
   using scalar_t = typename Params::scalar;
   const auto& p = fwd.params;
-  const int64_t b = blockIdx.x / p.height;
-  const int y = int(blockIdx.x % p.height);
+  const RowsOfBlock rows(p.height);
   __shared__ Camera<scalar_t> camera;
-  if (threadIdx.x == 0) camera = p.camera(b);
+  if (threadIdx.x == 0) camera = p.camera(rows.b);
   __syncthreads();
-  for (int x = threadIdx.x; x < p.width; x += kThreads) fwd.template pixels<scalar_t>(camera, b, y, x, 1);
+  rows.for_each_pixel(p.width, [&](int y, int x) { fwd.template pixels<scalar_t>(camera, rows.b, y, x, 1); });
 }
 
 template <typename Params>
-__global__ void __launch_bounds__(kThreads, kBlocks<Params>) bwd_rows(BackwardWarpBwd<Params> bwd) {
+__global__ void __launch_bounds__(kThreads, kBlocks<Params, Params::kMotionChannels == 0 ? 3 : 2>)
+    bwd_rows(BackwardWarpBwd<Params> bwd) {
   using scalar_t = typename Params::scalar;
   constexpr int kUsed = Params::kMotionChannels == 3 ? kSums : kSumMotion;
+  static_assert(kSums <= 2 * kSumsOfWarp && kRows * kSums <= kThreads, "two sums over a warp, a thread for each of the rows'");
   const auto& p = bwd.params;
-  const int64_t b = blockIdx.x / p.height;
-  const int y = int(blockIdx.x % p.height);
+  const RowsOfBlock rows(p.height);
   __shared__ Camera<scalar_t> camera;
-  if (threadIdx.x == 0) camera = p.camera(b);
+  __shared__ scalar_t of_warps[kRows][kRowWarps][2 * kSumsOfWarp];
+  if (threadIdx.x == 0) camera = p.camera(rows.b);
   __syncthreads();
   scalar_t sums[kUsed] = {};
-  for (int x = threadIdx.x; x < p.width; x += kThreads) bwd.template pixels<scalar_t>(camera, b, y, x, 1, sums);
-  block_sum<kThreads>(sums);
-  if (threadIdx.x == 0)
-    for (int k = 0; k < kSums; ++k) bwd.sums[int64_t(blockIdx.x) * kSums + k] = k < kUsed ? sums[k] : scalar_t(0);
+  rows.for_each_pixel(
+      p.width, [&](int y, int x) { bwd.template pixels<scalar_t>(camera, rows.b, y, x, 1, sums); });
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+  for (int first = 0; first < kUsed; first += kSumsOfWarp) {
+    scalar_t some[kSumsOfWarp];
+#pragma unroll
+    for (int k = 0; k < kSumsOfWarp; ++k) some[k] = first + k < kUsed ? sums[first + k < kUsed ? first + k : 0] : scalar_t(0);
+    const scalar_t total = sum_of_warp(some);
+    if (lane % 2 == 0) of_warps[warp / kRowWarps][warp % kRowWarps][first + lane / 2] = total;
+  }
+  __syncthreads();
+  const int row = threadIdx.x / kSums, k = threadIdx.x % kSums;
+  if (row >= rows.last - rows.first) return;
+  scalar_t total = 0;
+  for (int w = 0; w < kRowWarps && k < kUsed; ++w) total += of_warps[row][w][k];
+  bwd.sums[(rows.b * p.height + rows.first + row) * kSums + k] = total;
 }
 
 template <typename scalar_t>
@@ -61,22 +95,22 @@ template <typename scalar_t> struct SmallDepthGrad {
   }
 };
 
-template <typename Params> struct SourceGradPixel {
+template <typename Params>
+__global__ void __launch_bounds__(kThreads, kBlocks<Params, 3>) source_grad_rows(BackwardWarpBwd<Params> bwd, FixedPoint sum) {
   using scalar_t = typename Params::scalar;
-  BackwardWarpBwd<Params> bwd;
-  FixedPoint sum;  // [B, C, H, W]
-
-  __device__ void operator()(int64_t i) const {
-    const auto& p = bwd.params;
-    const int64_t b = i / p.pixels();
-    const int y = int(i % p.pixels() / p.width), x = int(i % p.width);
-    const auto seen = look<scalar_t>(p, p.camera(b), b, y, x, 1);
+  const auto& p = bwd.params;
+  const RowsOfBlock rows(p.height);
+  __shared__ Camera<scalar_t> camera;
+  if (threadIdx.x == 0) camera = p.camera(rows.b);
+  __syncthreads();
+  const double scale = sum.scale();
+  rows.for_each_pixel(p.width, [&](int y, int x) {
+    const auto seen = look<scalar_t>(p, camera, rows.b, y, x, 1);
     if (!seen.usable) return;
     const auto at = corner(seen.at.u_x, seen.at.u_y, p.height, p.width);
     const int right = at.column < p.width - 1 ? 1 : 0, down = at.row < p.height - 1 ? p.width : 0;
-    const double scale = sum.scale();
     for (int c = 0; c < p.channels; ++c) {
-      const int64_t plane = (b * p.channels + c) * p.pixels();
+      const int64_t plane = (rows.b * p.channels + c) * p.pixels();
       const int64_t upper = plane + int64_t(at.row) * p.width + at.column;
       const scalar_t upstream = load<scalar_t>(bwd.grad_warped + plane + int64_t(y) * p.width + x, 1);
       const scalar_t bottom = at.w_y * upstream, top = upstream - bottom;
@@ -85,8 +119,8 @@ template <typename Params> struct SourceGradPixel {
       sum.add(upper + down, (1 - at.w_x) * bottom, scale);
       sum.add(upper + down + right, at.w_x * bottom, scale);
     }
-  }
-};
+  });
+}
 
 }  // namespace
 
@@ -99,7 +133,7 @@ void backward_warp_fwd(
         params, warped.as<typename Params::image>(), return_coords ? coords.as<typename Params::scalar>() : nullptr,
         return_coords ? valid.as<bool>() : nullptr};
     if (params.rows() == 0) return;
-    fwd_rows<<<unsigned(params.rows()), kThreads, 0, cudaStream_t(where.stream)>>>(fwd);
+    fwd_rows<<<unsigned(blocks_of(params)), kThreads, 0, cudaStream_t(where.stream)>>>(fwd);
     check_launch("backward_warp_fwd");
   });
 }
@@ -119,7 +153,7 @@ void backward_warp_bwd(
                                       grad_motion.as<scalar_t>(), sums.as<scalar_t>()};
     if (params.rows() == 0) return;
     if (need_geometry) {
-      bwd_rows<<<unsigned(params.rows()), kThreads, 0, stream>>>(bwd);
+      bwd_rows<<<unsigned(blocks_of(params)), kThreads, 0, stream>>>(bwd);
       check_launch("backward_warp_bwd");
       const BackwardWarpCameraGrad<scalar_t> camera{params.K,           params.T_src_ref,      bwd.sums,
                                                     grad_K.as<scalar_t>(), grad_T.as<scalar_t>(), params.height};
@@ -136,8 +170,8 @@ void backward_warp_bwd(
       const FixedPoint sum{fixed_point.as<unsigned long long>(), fixed_point.as<unsigned long long>() + count,
                            params.pixels()};
       clear_fixed_point(sum, count, bwd.grad_warped, count, where.stream, "backward_warp_bwd");
-      for_each_cuda(
-          params.batch * params.pixels(), where.stream, "backward_warp_bwd", SourceGradPixel<Params>{bwd, sum});
+      source_grad_rows<<<unsigned(blocks_of(params)), kThreads, 0, stream>>>(bwd, sum);
+      check_launch("backward_warp_bwd");
       read_fixed_point(sum, count, grad_source.as<image_t>(), where.stream, "backward_warp_bwd");
     }
   });

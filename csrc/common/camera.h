@@ -73,7 +73,7 @@ MCD_HD Projection<V> project(const Camera<Scalar<V>>& camera, V x, Scalar<V> y, 
   Projection<V> p;
   for (int i = 0; i < 3; ++i) p.ray[i] = camera.A[3 * i] * x + (camera.A[3 * i + 1] * y + camera.A[3 * i + 2]);
   p.q_z = depth * p.ray[2] + (camera.b[2] + shift[2]);
-  p.scale = 1 / (p.q_z + Scalar<V>(kEpsilon));
+  p.scale = reciprocal<V>(p.q_z + Scalar<V>(kEpsilon));
   p.u_x = (depth * p.ray[0] + (camera.b[0] + shift[0])) * p.scale;
   p.u_y = (depth * p.ray[1] + (camera.b[1] + shift[1])) * p.scale;
   return p;

@@ -32,6 +32,31 @@ inline void check_launch(const char* operator_name) {
     throw std::runtime_error(std::string(operator_name) + ": CUDA launch failed: " + cudaGetErrorString(error));
 }
 
+// i / by and i % by. Of 64 bits a division takes a hundred instructions, and few images have so many pixels.
+struct Quotient {
+  int64_t whole, rest;
+};
+__device__ __forceinline__ Quotient divide(int64_t i, int64_t by) {
+  if ((i | by) >> 32 != 0) return {i / by, i % by};
+  const uint32_t whole = uint32_t(i) / uint32_t(by);
+  return {whole, uint32_t(i) - whole * uint32_t(by)};
+}
+
+// Calls f(y, x) for all of [first_row, last_row) × [first_column, last_column), shared among a block's threads: with additions
+// in place of a division for every pixel.
+template <int kThreads, typename F>
+__device__ __forceinline__ void for_each_place(int first_row, int last_row, int first_column, int last_column, const F& f) {
+  const int columns = last_column - first_column;
+  if (columns <= 0) return;
+  const int down = kThreads / columns, across = kThreads % columns;
+  int y = first_row + int(threadIdx.x) / columns, x = first_column + int(threadIdx.x) % columns;
+  while (y < last_row) {
+    f(y, x);
+    y += down, x += across;
+    if (x >= last_column) x -= columns, ++y;
+  }
+}
+
 constexpr int kLoopThreads = 256;
 // One block at least: else ptxas spills registers where it need not.
 template <typename Body> __global__ void __launch_bounds__(kLoopThreads, 1) loop_cuda(Body body, int64_t count) {
@@ -45,6 +70,23 @@ template <typename Body> void for_each_cuda(int64_t count, void* stream, const c
   const auto blocks = unsigned((count + kLoopThreads - 1) / kLoopThreads);
   loop_cuda<<<blocks, kLoopThreads, 0, cudaStream_t(stream)>>>(body, count);
   check_launch(operator_name);
+}
+
+// Sums sixteen values over a warp; lane i gets the sum of values[i / 2]. Each exchange halves what is left to add, so that it
+// takes 16 of them and not 80.
+constexpr int kSumsOfWarp = 16;
+template <int kHalf = kSumsOfWarp / 2, typename T> __device__ __forceinline__ T sum_of_warp(T (&values)[kSumsOfWarp]) {
+  if constexpr (kHalf == 0) {
+    return values[0] + __shfl_xor_sync(0xffffffffu, values[0], 1);
+  } else {
+    const bool upper = threadIdx.x & (2 * kHalf);
+#pragma unroll
+    for (int k = 0; k < kHalf; ++k) {
+      const T low = values[k], high = values[k + kHalf];
+      values[k] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, 2 * kHalf);
+    }
+    return sum_of_warp<kHalf / 2>(values);
+  }
 }
 
 // Sums `values[0..n)` over a block of `kThreads`; the result is valid in thread 0. A fixed tree: deterministic.

@@ -74,6 +74,17 @@ template <typename V> MCD_HD V abs(V a) {
     return bit_cast<V>(bit_cast<Bits>(a) & ~(Scalar<Bits>(1) << (8 * sizeof(Scalar<V>) - 1)));
   }
 }
+// On CUDA within a unit of the last place; there a division takes ten instructions.
+template <typename V> MCD_HD V reciprocal(V a) {
+#ifdef __CUDA_ARCH__
+  if constexpr (std::is_same_v<V, float>) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
+    return result;
+  }
+#endif
+  return 1 / a;
+}
 template <typename V> MCD_HD Mask<V> is_nan(V a) { return a != a; }
 template <typename V> MCD_HD Mask<V> is_finite(V a) { return a - a == 0; }
 template <typename V> MCD_HD V nan() { return splat<V>(Scalar<V>(__builtin_nanf(""))); }
@@ -137,6 +148,9 @@ template <typename U, typename V> MCD_HD U to_float16(V value) {
 // ---- memory. `count` < kLanes at the end of a row: further lanes are 0 on reading and dropped on writing.
 
 template <typename T> MCD_HD T read_lanes(const void* from, int count) {
+#ifdef __CUDACC__
+  return *static_cast<const T*>(from);  // by its type: nvcc makes single bytes of a copy
+#else
   T value;
   if (count >= kLanes<T>) {
     __builtin_memcpy(&value, from, sizeof(T));
@@ -146,14 +160,19 @@ template <typename T> MCD_HD T read_lanes(const void* from, int count) {
     value = in_memory;
   }
   return value;
+#endif
 }
 template <typename T> MCD_HD void write_lanes(void* to, T value, int count) {
+#ifdef __CUDACC__
+  *static_cast<T*>(to) = value;
+#else
   if (count >= kLanes<T>) {
     __builtin_memcpy(to, &value, sizeof(T));
   } else {
     const T in_memory = value;  // a copy, so that `value` itself may stay in a register
     __builtin_memcpy(to, &in_memory, count * sizeof(Scalar<T>));
   }
+#endif
 }
 
 template <typename V, typename Stored> MCD_HD V load(const Stored* from, int count) {

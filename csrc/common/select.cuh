@@ -21,6 +21,25 @@ template <int kThreads, typename T> __device__ T block_sum_all(T value) {
   return block_reduce<kThreads>(value, [](T a, T b) { return a + b; });
 }
 
+// f(value, taken) for what `read(i, &taken)` gives at every i in [0, size), shared among the block's threads. Several are on
+// their way while one is worked on: atomics in f would keep the compiler from reading ahead.
+template <int kThreads, typename Read, typename F>
+__device__ __forceinline__ void for_each_value(const Read& read, int64_t size, const F& f) {
+  constexpr int kAhead = 4;
+  bool taken[kAhead];
+  decltype(read(size, taken)) values[kAhead];
+  for (int64_t first = threadIdx.x; first < size; first += kAhead * kThreads) {
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int64_t i = first + k * kThreads;
+      values[k] = {}, taken[k] = false;
+      if (i < size) values[k] = read(i, &taken[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) f(values[k], taken[k]);
+  }
+}
+
 // What `kThreads` summaries of parts of a set say of the whole.
 template <int kThreads, typename T> struct BlockSummary {
   double sum;
@@ -89,11 +108,9 @@ template <int kThreads, typename T, typename Read> class BlockSelection {
 
  private:
   template <typename F> __device__ void each(F f) const {
-    for (int64_t i = threadIdx.x; i < size_; i += kThreads) {
-      bool taken;
-      const T value = read_(i, &taken);
+    for_each_value<kThreads>(read_, size_, [&](T value, bool taken) {
       if (taken) f(key_of(value));
-    }
+    });
   }
 
   __device__ void count(K low, K width, int shift) {

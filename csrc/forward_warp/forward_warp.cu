@@ -1,5 +1,7 @@
 #include "forward_warp.h"
 
+#include <type_traits>
+
 #include "../common/fixed_point.cuh"
 #include "../common/for_each.h"
 #include "../operators.h"
@@ -19,35 +21,51 @@ template <typename T, typename image_t> struct FindCameras {
 };
 
 // The z-buffer: the atomic minimum of (depth, ray) as one number of 64 bits, of which positive floats are ordered like
-// integers; in float64 that of the depths first, then that of the rays which reach it.
-template <typename T, typename image_t, bool kFindRay> struct Splat {
+// integers; in float64 that of the depths first, then that of the rays which reach it. kUpscale: that of the parameters, or 0
+// for any.
+template <typename T, typename image_t, int kUpscale, bool kFindRay> struct Splat {
   ForwardWarpParams<T, image_t> p;
   const WarpCameras<T>* cameras;
   unsigned long long *keys, *rays;  // [B, H, W]
 
   __device__ void operator()(int64_t i) const {
-    const int64_t b = i / p.pixels(), pixel = i % p.pixels();
-    const int x = int(pixel % p.width), y = int(pixel / p.width), count = p.upscale * p.upscale;
-    const Camera<T>& there = cameras[b].there;
+    const auto [b, pixel] = divide(i, p.pixels());
+    const int upscale = kUpscale ? kUpscale : p.upscale, count = upscale * upscale;
+    const int y = int(unsigned(pixel) / unsigned(p.width)), x = int(pixel) - y * p.width;
+    const Camera<T> there = cameras[b].there;  // a copy: an atomic might change what is read again
     const T depth = p.depth[i];
+    const int64_t image = b * p.pixels();
     T shift[3];
     p.template load_shift<T>(there, b, pixel, 1, shift);
-    for (int k = 0; k < count; ++k) {
-      const auto landing = land<T>(
-          there, T(x) + p.offset(k % p.upscale), T(y) + p.offset(k / p.upscale), depth, shift, p.height, p.width);
-      if (!is_finite(landing.z)) continue;
-      const unsigned long long ray = pixel * count + k;
-      const int64_t cell = b * p.pixels() + landing.cell;
-      if constexpr (sizeof(T) == 4) {
-        atomicMin(keys + cell, static_cast<unsigned long long>(__float_as_uint(landing.z)) << 32 | ray);
-      } else {
-        const unsigned long long bits = __double_as_longlong(landing.z);
-        if constexpr (!kFindRay)
-          atomicMin(keys + cell, bits);
-        else if (keys[cell] == bits)
-          atomicMin(rays + cell, ray);
+    // Most rays of a pixel land in its last ray's cell: the nearest of them is all that the atomic has to see.
+    int32_t cell = -1;
+    unsigned long long nearest = 0;
+#pragma unroll
+    for (int row = 0; row < upscale; ++row)
+#pragma unroll
+      for (int step = 0; step < upscale; ++step) {
+        const int column = row % 2 ? upscale - 1 - step : step;  // to and fro, so that the next ray is a neighbour
+        const auto landing =
+            land<T>(there, T(x) + p.offset(column, upscale), T(y) + p.offset(row, upscale), depth, shift, p.height, p.width);
+        if (!is_finite(landing.z)) continue;
+        const unsigned long long ray = static_cast<unsigned long long>(pixel) * count + row * upscale + column;
+        if constexpr (sizeof(T) == 4) {
+          const auto key = static_cast<unsigned long long>(__float_as_uint(landing.z)) << 32 | ray;
+          if (landing.cell == cell) {
+            nearest = min(nearest, key);
+            continue;
+          }
+          if (cell >= 0) atomicMin(keys + image + cell, nearest);
+          cell = landing.cell, nearest = key;
+        } else {
+          const unsigned long long bits = __double_as_longlong(landing.z);
+          if constexpr (!kFindRay)
+            atomicMin(keys + image + landing.cell, bits);
+          else if (keys[image + landing.cell] == bits)
+            atomicMin(rays + image + landing.cell, ray);
+        }
       }
-    }
+    if (cell >= 0) atomicMin(keys + image + cell, nearest);
   }
 };
 
@@ -61,19 +79,20 @@ template <typename T, typename image_t> struct Resample {
   int16_t* ray;
 
   __device__ void operator()(int64_t i) const {
-    const int64_t b = i / p.pixels();
-    const int y = int(i % p.pixels() / p.width), x = int(i % p.width), count = p.upscale * p.upscale;
-    const bool hit = keys[i] != ~0ull;
-    const unsigned long long won = sizeof(T) == 4 ? keys[i] & 0xffffffffull : rays[i];
-    z[i] = !hit ? T(0) : sizeof(T) == 4 ? T(__uint_as_float(unsigned(keys[i] >> 32))) : T(__longlong_as_double(keys[i]));
-    winner[i] = hit ? int32_t(won / count) : -1;
-    ray[i] = hit ? int16_t(won % count) : 0;
+    const auto [b, pixel] = divide(i, p.pixels());
+    const int y = int(unsigned(pixel) / unsigned(p.width)), x = int(pixel) - y * p.width, count = p.upscale * p.upscale;
+    const unsigned long long key = keys[i];
+    const bool hit = key != ~0ull;
+    const auto won = divide(sizeof(T) == 4 ? key & 0xffffffffull : rays[i], count);
+    z[i] = !hit ? T(0) : sizeof(T) == 4 ? T(__uint_as_float(unsigned(key >> 32))) : T(__longlong_as_double(key));
+    winner[i] = hit ? int32_t(won.whole) : -1;
+    ray[i] = hit ? int16_t(won.rest) : 0;
     const auto cells = look_at_cells<T>(p, cameras[b], z, winner, b, y, x, 1);
     const Footprint<T> around = cells.around(p.height, p.width);
     for (int c = 0; c < p.channels; ++c) {
       const int64_t plane = (b * p.channels + c) * p.pixels();
       const auto patch = load_patch<T>(p.attribute + plane, around);
-      store(warped + plane + i % p.pixels(), hit ? bilinear(patch, cells.corner.w_x, cells.corner.w_y) : T(0), 1);
+      store(warped + plane + pixel, hit ? bilinear(patch, cells.corner.w_x, cells.corner.w_y) : T(0), 1);
     }
   }
 };
@@ -98,14 +117,15 @@ __global__ void __launch_bounds__(kThreads) cell_gradients_of(CellGradients<T, i
   const WarpCameras<T>& cameras = grad.cameras[b];
   T sums[kWarpSums] = {};
   for (int64_t i = first + threadIdx.x; i < min<int64_t>(first + kBlockCells, p.pixels()); i += kThreads) {
-    const int y = int(i / p.width), x = int(i % p.width), k = grad.ray[b * p.pixels() + i];
+    const int y = int(unsigned(i) / unsigned(p.width)), x = int(i) - y * p.width, k = grad.ray[b * p.pixels() + i];
     const auto cells = look_at_cells<T>(p, cameras, grad.z, grad.winner, b, y, x, 1);
     const T x_ray = T(cells.winner % p.width) + p.offset(k % p.upscale);
     const T y_ray = T(cells.winner / p.width) + p.offset(k / p.upscale);
     T to_motion[3];
     grad.to_z[b * p.pixels() + i] = cell_gradients<T>(
         p, cameras, cells, grad.grad_warped, grad.grad_z, b, y, x, 1, x_ray, y_ray, sums, to_motion);
-    for (int j = 0; j < 3 && p.motion; ++j) grad.to_motion[(b * 3 + j) * p.pixels() + i] = to_motion[j];
+    if (p.motion)
+      for (int j = 0; j < 3; ++j) grad.to_motion[(b * 3 + j) * p.pixels() + i] = to_motion[j];
   }
   double totals[kWarpSums];
   for (int j = 0; j < kWarpSums; ++j) totals[j] = sums[j];
@@ -131,27 +151,31 @@ __global__ void __launch_bounds__(32) finish_cameras(
 }
 
 // What a source pixel gets from the cells that its rays have won: gathered, so that the order of the sum is fixed.
-template <typename T, typename image_t> struct GatherGradients {
+template <typename T, typename image_t, int kUpscale> struct GatherGradients {
   CellGradients<T, image_t> from;
   T *grad_depth, *grad_motion;
 
-  MCD_HD void operator()(int64_t i) const {
+  __device__ void operator()(int64_t i) const {
     const auto& p = from.p;
-    const int64_t b = i / p.pixels(), pixel = i % p.pixels();
-    const int x = int(pixel % p.width), y = int(pixel / p.width);
+    const auto [b, pixel] = divide(i, p.pixels());
+    const int upscale = kUpscale ? kUpscale : p.upscale;
+    const int y = int(unsigned(pixel) / unsigned(p.width)), x = int(pixel) - y * p.width;
     const Camera<T>& there = from.cameras[b].there;
     T shift[3], depth = 0, motion[3] = {};
     p.template load_shift<T>(there, b, pixel, 1, shift);
-    for (int k = 0; k < p.upscale * p.upscale; ++k) {
-      const T x_ray = T(x) + p.offset(k % p.upscale), y_ray = T(y) + p.offset(k / p.upscale);
+#pragma unroll
+    for (int k = 0; k < upscale * upscale; ++k) {
+      const T x_ray = T(x) + p.offset(k % upscale, upscale), y_ray = T(y) + p.offset(k / upscale, upscale);
       const auto landing = land<T>(there, x_ray, y_ray, p.depth[i], shift, p.height, p.width);
       const int64_t cell = b * p.pixels() + landing.cell;
       if (!is_finite(landing.z) || from.winner[cell] != pixel || from.ray[cell] != k) continue;
       depth += from.to_z[cell] * (there.A[6] * x_ray + (there.A[7] * y_ray + there.A[8]));
-      for (int j = 0; j < 3 && p.motion; ++j) motion[j] += from.to_motion[(b * 3 + j) * p.pixels() + landing.cell];
+      if (p.motion)
+        for (int j = 0; j < 3; ++j) motion[j] += from.to_motion[(b * 3 + j) * p.pixels() + landing.cell];
     }
     grad_depth[i] = depth;
-    for (int j = 0; j < 3 && p.motion; ++j) grad_motion[(b * 3 + j) * p.pixels() + pixel] = motion[j];
+    if (p.motion)
+      for (int j = 0; j < 3; ++j) grad_motion[(b * 3 + j) * p.pixels() + pixel] = motion[j];
   }
 };
 
@@ -162,8 +186,8 @@ template <typename T, typename image_t> struct ScatterAttribute {
   __device__ void operator()(int64_t i) const {
     const auto& p = from.p;
     if (from.winner[i] < 0) return;
-    const int64_t b = i / p.pixels(), pixel = i % p.pixels();
-    const int y = int(pixel / p.width), x = int(pixel % p.width);
+    const auto [b, pixel] = divide(i, p.pixels());
+    const int y = int(unsigned(pixel) / unsigned(p.width)), x = int(pixel) - y * p.width;
     const auto at = look_at_cells<T>(p, from.cameras[b], from.z, from.winner, b, y, x, 1).corner;
     const int right = at.column < p.width - 1 ? 1 : 0, down = at.row < p.height - 1 ? p.width : 0;
     const double scale = sum.scale();
@@ -179,6 +203,14 @@ template <typename T, typename image_t> struct ScatterAttribute {
     }
   }
 };
+
+// Calls f with the upscale as a constant where it is the usual one, else with 0.
+template <typename F> void with_upscale(int upscale, const F& f) {
+  if (upscale == 3)
+    f(std::integral_constant<int, 3>{});
+  else
+    f(std::integral_constant<int, 0>{});
+}
 
 }  // namespace
 
@@ -199,9 +231,12 @@ void forward_warp_fwd(
     auto *best = keys.as<unsigned long long>(), *rays = sizeof(T) == 4 ? best : best + size;
     for_each_cuda(p.batch, where.stream, name, FindCameras<T, image_t>{p, found});
     cudaMemsetAsync(best, 0xff, size * sizeof(T) / 4 * sizeof(*best), cudaStream_t(where.stream));
-    for_each_cuda(size, where.stream, name, Splat<T, image_t, false>{p, found, best, rays});
-    if constexpr (sizeof(T) == 8)
-      for_each_cuda(size, where.stream, name, Splat<T, image_t, true>{p, found, best, rays});
+    with_upscale(p.upscale, [&](auto upscale) {
+      constexpr int kUpscale = upscale;
+      for_each_cuda(size, where.stream, name, Splat<T, image_t, kUpscale, false>{p, found, best, rays});
+      if constexpr (sizeof(T) == 8)
+        for_each_cuda(size, where.stream, name, Splat<T, image_t, kUpscale, true>{p, found, best, rays});
+    });
     for_each_cuda(
         size, where.stream, name,
         Resample<T, image_t>{p, found, best, rays, warped.as<image_t>(), depth_dst.as<T>(), winner.as<int32_t>(),
@@ -233,8 +268,12 @@ void forward_warp_bwd(
       finish_cameras<T><<<unsigned(p.batch), 32, 0, cudaStream_t(where.stream)>>>(
           p.K, p.T_dst_ref, from.sums, from.blocks(), grad_T.as<T>());
       check_launch(name);
-      for_each_cuda(
-          size, where.stream, name, GatherGradients<T, image_t>{from, grad_depth.as<T>(), grad_motion.as<T>()});
+      with_upscale(p.upscale, [&](auto upscale) {
+        constexpr int kUpscale = upscale;
+        for_each_cuda(
+            size, where.stream, name,
+            GatherGradients<T, image_t, kUpscale>{from, grad_depth.as<T>(), grad_motion.as<T>()});
+      });
     }
     if (need_attribute) {
       const int64_t count = size * p.channels;

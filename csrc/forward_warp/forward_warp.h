@@ -50,11 +50,13 @@ template <typename T, typename image_t> struct ForwardWarpParams {
   MCD_HD int64_t pixels() const { return int64_t(height) * width; }
   MCD_HD WarpCameras<T> cameras(int64_t b) const { return make_warp_cameras(K + 9 * b, T_dst_ref + 16 * b); }
   // Offset of ray i of `upscale` along an axis.
-  MCD_HD T offset(int i) const { return (T(i) - T(upscale - 1) / 2) / T(upscale); }
+  MCD_HD T offset(int i) const { return offset(i, upscale); }
+  static MCD_HD T offset(int i, int upscale) { return (T(i) - T(upscale - 1) / 2) / T(upscale); }
   // b + K m of pixels from `at` on.
   template <typename V> MCD_HD void load_shift(const Camera<T>& there, int64_t b, int64_t at, int count, V* shift) const {
     for (int i = 0; i < 3; ++i) shift[i] = splat<V>(there.b[i]);
-    for (int j = 0; j < 3 && motion; ++j) {
+    if (motion)
+      for (int j = 0; j < 3; ++j) {
       const V m = load<V>(motion + (b * 3 + j) * pixels() + at, count);
       for (int i = 0; i < 3; ++i) shift[i] = fused<V>(splat<V>(there.K[3 * i + j]), m, shift[i]);
     }
@@ -83,7 +85,7 @@ MCD_HD Landing<V> land(const Camera<Scalar<V>>& there, V x, V y, V depth, const 
                            fused<V>(splat<V>(there.A[3 * i + 1]), y, splat<V>(there.A[3 * i + 2])));
     q[i] = fused<V>(depth, ray, shift[i]);
   }
-  const V over = 1 / q[2], half = splat<V>(T(0.5));
+  const V over = reciprocal<V>(q[2]), half = splat<V>(T(0.5));
   const V column = fused<V>(q[0], over, half), row = fused<V>(q[1], over, half);
   // Comparisons with NaN are false.
   const Mask<V> lands = (depth > 0) & (q[2] > T(kNearest)) & (column >= 0) & (column < T(width)) & (row >= 0) &
@@ -98,16 +100,17 @@ template <typename V> struct LookBack {
   V z, ray[3], u_x, u_y, scale;  // scale: 1 / p_z
 };
 template <typename V>
-MCD_HD LookBack<V> look_back(const WarpCameras<Scalar<V>>& cameras, V x, Scalar<V> y, V z, const V* motion) {
+MCD_HD LookBack<V> look_back(
+    const WarpCameras<Scalar<V>>& cameras, V x, Scalar<V> y, V z, bool moves, const V* motion) {
   LookBack<V> at;
   V p[3], undone[3] = {};
-  if (motion) apply(cameras.undo, motion, undone);
+  if (moves) apply(cameras.undo, motion, undone);
   for (int i = 0; i < 3; ++i) {
     at.ray[i] = cameras.back.A[3 * i] * x + (cameras.back.A[3 * i + 1] * y + cameras.back.A[3 * i + 2]);
     p[i] = z * at.ray[i] + (cameras.back.b[i] - undone[i]);
   }
   at.z = z;
-  at.scale = 1 / p[2];
+  at.scale = reciprocal<V>(p[2]);
   at.u_x = p[0] * at.scale, at.u_y = p[1] * at.scale;
   return at;
 }
@@ -144,10 +147,12 @@ MCD_HD Cells<V> look_at_cells(
   const V depth = load<V>(z + at, count);
   cells.hit = depth > 0;
   cells.winner = max<Int<V>>(read_lanes<Int<V>>(winner + at, count), Int<V>{});
-  for (int i = 0; i < 3 && p.motion; ++i)
+  if (p.motion)
+    for (int i = 0; i < 3; ++i)
     cells.motion[i] = select<V>(cells.hit, gather<V>(p.motion + (b * 3 + i) * p.pixels(), cells.winner), V{});
   cells.at = look_back<V>(
-      cameras, T(x) + iota<V>(), T(y), select<V>(cells.hit, depth, splat<V>(1)), p.motion ? cells.motion : nullptr);
+      cameras, T(x) + iota<V>(), T(y), select<V>(cells.hit, depth, splat<V>(1)), p.motion != nullptr,
+      cells.motion);
   cells.corner = corner<V>(cells.at.u_x, cells.at.u_y, p.height, p.width);
   return cells;
 }

@@ -7,51 +7,35 @@
 namespace mcd::MCD_TARGET {
 namespace {
 
-// Positive floats are in the order of their bits.
-template <typename T> struct Bits;
-template <> struct Bits<float> {
-  using type = unsigned;
-};
-template <> struct Bits<double> {
-  using type = unsigned long long;
-};
-
 // Neighbours that are read and written as one: images pass through whole, and are most of what this operator moves.
 template <typename T> struct alignas(4 * sizeof(T)) Quad {
   T lanes[4];
 };
-template <typename T> bool in_quads(const FuseDepthFwd<T>& p) {
-  return p.image_size % 4 == 0 && reinterpret_cast<uintptr_t>(p.background) % sizeof(Quad<T>) == 0;
+template <typename T> bool in_quads(int64_t image_size, const T* first) {
+  return image_size % 4 == 0 && reinterpret_cast<uintptr_t>(first) % sizeof(Quad<T>) == 0;
 }
 
-// The nearest depth of every pixel first, then the smallest instance that has it: integer minima, in whatever order.
+// The nearest depth of every pixel, one instance after another: of equal ones the first.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kTileThreads) fuse_tiles(FuseDepthFwd<scalar_t> p, bool quads) {
-  using Word = typename Bits<scalar_t>::type;
-  static_assert(kTile * (sizeof(Word) + sizeof(int)) <= 48 * 1024, "a tile fits shared memory");
-  __shared__ Word nearest[kTile];
+  static_assert(kTile * (sizeof(scalar_t) + sizeof(int)) <= 40 * 1024, "a tile and its parts fit shared memory");
+  __shared__ scalar_t nearest[kTile];
   __shared__ int winner[kTile];
-  const Word none = ~Word(0);
+  const scalar_t infinity = scalar_t(__builtin_inff());
   const TileOfImage tile(blockIdx.x, p.image_size);
-  for (int x = threadIdx.x; x < kTile; x += kTileThreads) nearest[x] = none, winner[x] = INT32_MAX;
-  __syncthreads();
-  for_each_part(p.instances, tile, [&](int64_t, int64_t begin, int64_t end) {
-    for (int64_t at = begin + threadIdx.x; at < end; at += kTileThreads)
-      if (is_depth(p.object_depth[at]))
-        atomicMin(&nearest[p.instances.pixel[at] - tile.begin], bit_cast<Word>(p.object_depth[at]));
-  });
-  __syncthreads();
+  for (int x = threadIdx.x; x < kTile; x += kTileThreads) nearest[x] = infinity, winner[x] = -1;
   for_each_part(p.instances, tile, [&](int64_t n, int64_t begin, int64_t end) {
     for (int64_t at = begin + threadIdx.x; at < end; at += kTileThreads) {
+      const scalar_t depth = p.object_depth[at];
       const int64_t x = p.instances.pixel[at] - tile.begin;
-      if (bit_cast<Word>(p.object_depth[at]) == nearest[x]) atomicMin(&winner[x], int(n));
+      if (is_depth(depth) && depth < nearest[x]) nearest[x] = depth, winner[x] = int(n);
     }
+    __syncthreads();
   });
   __syncthreads();
   const auto fuse = [&](int64_t x, scalar_t& depth, int32_t& instance) {
-    const Word word = nearest[x - tile.begin];
-    depth = word == none ? depth : bit_cast<scalar_t>(word);
-    instance = word == none ? -1 : winner[x - tile.begin];
+    instance = winner[x - tile.begin];
+    if (instance >= 0) depth = nearest[x - tile.begin];
   };
   const int64_t image = tile.frame * p.image_size;
   if (quads) {
@@ -71,17 +55,27 @@ __global__ void __launch_bounds__(kTileThreads) fuse_tiles(FuseDepthFwd<scalar_t
   }
 }
 
-template <typename scalar_t> struct GradOfPixel {
-  FuseDepthBwd<scalar_t> bwd;
-  __device__ void operator()(int64_t i) const { bwd.template background<scalar_t>(i, 1); }
-};
-template <typename scalar_t> struct GradOfEntry {
-  FuseDepthBwd<scalar_t> bwd;
-  __device__ void operator()(int64_t i) const {
-    const int64_t n = bwd.instances.instance_of(i);
-    bwd.template objects<scalar_t>(n, i - bwd.instances.offset[n], 1);
+template <typename scalar_t>
+__global__ void __launch_bounds__(kTileThreads) grad_tiles(FuseDepthBwd<scalar_t> p, bool quads) {
+  const TileOfImage tile(blockIdx.x, p.image_size);
+  const int64_t image = tile.frame * p.image_size;
+  if (quads) {
+    for (int64_t x = image + tile.begin + 4 * threadIdx.x; x < image + tile.end; x += 4 * kTileThreads) {
+      auto grad = *reinterpret_cast<const Quad<scalar_t>*>(p.grad_fused + x);
+      const auto instance = *reinterpret_cast<const Quad<int32_t>*>(p.winner + x);
+      for (int k = 0; k < 4; ++k) grad.lanes[k] = instance.lanes[k] < 0 ? grad.lanes[k] : scalar_t(0);
+      *reinterpret_cast<Quad<scalar_t>*>(p.grad_background + x) = grad;
+    }
+  } else {
+    for (int64_t x = tile.begin + threadIdx.x; x < tile.end; x += kTileThreads)
+      p.template background<scalar_t>(image + x, 1);
   }
-};
+  for_each_part(p.instances, tile, [&](int64_t n, int64_t begin, int64_t end) {
+    const int64_t first = p.instances.offset[n];
+    for (int64_t at = begin + threadIdx.x; at < end; at += kTileThreads)
+      p.template objects<scalar_t>(n, at - first, 1);
+  });
+}
 
 }  // namespace
 
@@ -94,7 +88,7 @@ void fuse_depth_fwd(
     const int64_t tiles = fwd.batch * tiles_of(fwd.image_size);
     if (tiles == 0) return;
     fuse_tiles<decltype(scalar)><<<unsigned(tiles), kTileThreads, 0, cudaStream_t(where.stream)>>>(
-        fwd, in_quads(fwd));
+        fwd, in_quads(fwd.image_size, fwd.background));
     check_launch("fuse_depth_fwd");
   });
 }
@@ -105,9 +99,11 @@ void fuse_depth_bwd(
   dispatch(grad_fused.dtype, [&](auto scalar) {
     const auto bwd = fuse_depth_grad_of<decltype(scalar)>(
         grad_fused, winner, view_instances(pixel, offset, frame), grad_background, grad_object_depth);
-    for_each_cuda(
-        bwd.batch * bwd.image_size, where.stream, "fuse_depth_bwd", GradOfPixel<decltype(scalar)>{bwd});
-    for_each_cuda(pixel.size[0], where.stream, "fuse_depth_bwd", GradOfEntry<decltype(scalar)>{bwd});
+    const int64_t tiles = bwd.batch * tiles_of(bwd.image_size);
+    if (tiles == 0) return;
+    grad_tiles<decltype(scalar)><<<unsigned(tiles), kTileThreads, 0, cudaStream_t(where.stream)>>>(
+        bwd, in_quads(bwd.image_size, bwd.grad_fused));
+    check_launch("fuse_depth_bwd");
   });
 }
 

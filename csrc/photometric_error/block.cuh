@@ -3,6 +3,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "../common/for_each.h"
 #include "photometric_error.h"
@@ -10,6 +11,8 @@
 namespace mcd::MCD_TARGET {
 
 constexpr int kTileHeight = 16, kTileWidth = 32, kBlockThreads = 256;
+// Blocks that a multiprocessor is to hold, which bounds registers.
+template <typename T> constexpr int kBlocks = sizeof(T) == 4 ? 2 : 1;
 // Images reach two pixels beyond the tile, windows and the pixels that weigh them one.
 constexpr int kImageWidth = kTileWidth + 4, kImageSize = kImageWidth * (kTileHeight + 4);
 constexpr int kWindowWidth = kTileWidth + 2, kWindowSize = kWindowWidth * (kTileHeight + 2);
@@ -34,10 +37,14 @@ struct BlockTile {
 
   // Calls f(y, x) for every pixel of the image within `margin` of the tile, shared among the block's threads.
   template <typename F> __device__ void for_each(int margin, const F& f) const {
-    const int first_row = max(top - margin, 0), n_rows = min(bottom + margin, height) - first_row;
-    const int first_column = max(left - margin, 0), n_columns = min(right + margin, width) - first_column;
-    for (int i = threadIdx.x; i < n_rows * n_columns; i += kBlockThreads)
-      f(first_row + i / n_columns, first_column + i % n_columns);
+    for_each_place<kBlockThreads>(
+        max(top - margin, 0), min(bottom + margin, height), max(left - margin, 0), min(right + margin, width), f);
+  }
+  // Calls f(part, x) for every one of `parts` and every column of [first, last): threads that then walk down the column.
+  template <typename F> static __device__ void for_each_column(int parts, int first, int last, const F& f) {
+    const int n = last - first;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < parts * n; i += kBlockThreads) f(i / n, first + i % n);
   }
 };
 
@@ -55,64 +62,109 @@ template <typename Kernel> void allow_shared_memory(Kernel kernel, size_t bytes,
 // The row or column in which pixel i of `size` finds its window.
 MCD_HD int mirrored(int i, int size) { return i == 0 ? 2 : i == size - 1 ? size - 3 : i; }
 
-// Sums of a 3x3 window around image position `at`.
-template <bool kLuminance, typename T>
-__device__ SsimWindow<T> window_at(const T* x, const T* y, int at, const PhotometricWeights<T>& weights) {
-  T sum_x = 0, sum_xx = 0, sum_dd = 0, sum_y = 0, sum_yy = 0;
-#pragma unroll
-  for (int row = -1; row <= 1; ++row)
-#pragma unroll
-    for (int column = -1; column <= 1; ++column) {
-      const T here = x[at + row * kImageWidth + column], there = y[at + row * kImageWidth + column], d = here - there;
-      sum_x += here, sum_xx += here * here, sum_dd += d * d, sum_y += there, sum_yy += there * there;
-    }
-  const T mean_y = sum_y * (T(1) / 9);
-  return ssim_window<kLuminance, T>(sum_x, sum_xx, sum_dd, mean_y, variance<T>(mean_y, sum_yy), weights);
-}
+// What the three pixels of a row give to a window.
+template <typename T> struct WindowRow {
+  T mean_x, spread_x, mean_d, spread_d;
 
-// What a block keeps in shared memory, of type T: the reference, and for each source its image, its SSIM and with kGrad
-// its windows' planes (alpha, beta, gamma of each channel; with kBoth gamma_y, too), then the identity error.
-template <typename T, bool kGrad, bool kBoth = false> struct PhotometricBlock {
-  static constexpr int kPlanes = !kGrad ? 0 : kBoth ? 12 : 9;
+  WindowRow() = default;
+  __device__ WindowRow(const T* x, const T* y) {
+    const T d = x[0] - y[0];
+    const auto of_x = Steps<T>::of(x[-1], x[0], x[1]), of_d = Steps<T>::of(x[-1] - y[-1], d, x[1] - y[1]);
+    mean_x = x[0] + of_x.to_mean(), spread_x = of_x.spread(), mean_d = d + of_d.to_mean(), spread_d = of_d.spread();
+  }
+};
+
+// What a block keeps in shared memory, of type T: the reference and the spread of its windows, and for each source its
+// image, its SSIM by channel and with kGrad its windows' planes (alpha, beta, gamma of each channel; with kBoth gamma_y, too)
+// and weights. kLoss: a chosen pixel weighs 1, so that weights are small integers.
+template <typename T, bool kGrad, bool kBoth = false, bool kLoss = false> struct PhotometricBlock {
+  static constexpr int kPlanes = !kGrad ? 0 : kBoth ? 4 : 3;
+  static constexpr bool kIdentity = kLoss || !kGrad;  // the identity error is kept
+  using Weight = std::conditional_t<kLoss, uint8_t, T>;
 
   BlockTile tile;
   PhotometricWeights<T> weights;
   int sources;
-  T *reference, *images, *ssim, *windows, *identity;
+  T *reference, *spreads, *images, *ssim, *windows, *identity;
+  Weight* window_weights;  // [S, kWindowSize]
   uint8_t *usable, *chosen;  // [S, kImageSize], [kWindowSize]: the source whose error counts, plus 1
 
   static MCD_HD size_t bytes(int sources) {
-    return (3 * kImageSize + kWindowSize + sources * (3 * kImageSize + (1 + kPlanes) * kWindowSize)) * sizeof(T) +
+    const int shared = 3 * kImageSize + (kIdentity ? 4 : 3) * kWindowSize;
+    const int of_a_source = 3 * kImageSize + (3 + 3 * kPlanes) * kWindowSize;
+    return (shared + sources * of_a_source) * sizeof(T) + (kGrad ? sources * kWindowSize * sizeof(Weight) : 0) +
            sources * kImageSize + kWindowSize;
   }
   __device__ PhotometricBlock(const BlockTile& tile, const PhotometricWeights<T>& weights, int sources, T* shared)
-      : tile(tile), weights(weights), sources(sources), reference(shared), images(reference + 3 * kImageSize),
-        ssim(images + sources * 3 * kImageSize), windows(ssim + sources * kWindowSize),
-        identity(windows + sources * kPlanes * kWindowSize),
-        usable(reinterpret_cast<uint8_t*>(identity + kWindowSize)), chosen(usable + sources * kImageSize) {}
+      : tile(tile), weights(weights), sources(sources), reference(shared), spreads(reference + 3 * kImageSize),
+        images(spreads + 3 * kWindowSize), ssim(images + sources * 3 * kImageSize),
+        windows(ssim + sources * 3 * kWindowSize), identity(windows + sources * 3 * kPlanes * kWindowSize),
+        window_weights(reinterpret_cast<Weight*>(identity + (kIdentity ? kWindowSize : 0))),
+        usable(reinterpret_cast<uint8_t*>(window_weights + (kGrad ? sources * kWindowSize : 0))),
+        chosen(usable + sources * kImageSize) {}
 
   __device__ T* image(int i, int c) const { return images + (3 * i + c) * kImageSize; }
-  __device__ T* plane(int i, int k) const { return windows + (i * kPlanes + k) * kWindowSize; }
+  __device__ T* ssim_of(int i, int c) const { return ssim + (3 * i + c) * kWindowSize; }
+  // Plane k of a source's channel, `part` = 3 · source + channel.
+  __device__ T* plane(int part, int k) const { return windows + (part * kPlanes + k) * kWindowSize; }
+
+  __device__ int first_window() const { return max(tile.top - 1, 1); }
+  __device__ int last_window() const { return min(tile.bottom + 1, tile.height - 1); }
+
+  // Calls f(part, x) as for_each_column does, for the columns that have windows.
+  template <typename F> __device__ void for_each_window_column(int parts, const F& f) const {
+    BlockTile::for_each_column(parts, max(tile.left - 1, 1), min(tile.right + 1, tile.width - 1), f);
+  }
+
+  // What windows need of the reference, once for all images. The block has to agree before and after.
+  __device__ void find_spreads() const {
+    for_each_window_column(3, [&](int c, int x) {
+      const int first = first_window(), last = last_window();
+      const T* at = reference + c * kImageSize + tile.image_at(first - 1, x);
+      T* out = spreads + c * kWindowSize + tile.window_at(first, x);
+      T means[3], of_rows[3];
+      const auto read = [&](int k) {
+        const auto steps = Steps<T>::of(at[-1], at[0], at[1]);
+        means[k] = at[0] + steps.to_mean(), of_rows[k] = steps.spread();
+        at += kImageWidth;
+      };
+      read(0), read(1);
+#pragma unroll 3
+      for (int y = first; y < last; ++y, out += kWindowWidth) {
+        read(2);
+        *out = of_rows[0] + of_rows[1] + of_rows[2] + 3 * Steps<T>::of(means[0], means[1], means[2]).spread();
+        means[0] = means[1], means[1] = means[2], of_rows[0] = of_rows[1], of_rows[1] = of_rows[2];
+      }
+    });
+  }
 
   template <bool kLuminance, bool kKeep> __device__ void find_windows_as() const {
-#pragma unroll 1
-    for (int i = 0; i < sources; ++i)
-      tile.for_each(1, [&](int y, int x) {
-        if (!tile.has_window(y, x)) return;
-        const int at = tile.image_at(y, x), out = tile.window_at(y, x);
-        T error = 0;
-#pragma unroll
-        for (int c = 0; c < 3; ++c) {
-          const auto window = window_at<kLuminance>(image(i, c), reference + c * kImageSize, at, weights);
-          error += window.error;
-          if constexpr (kKeep) {
-            plane(i, 3 * c)[out] = window.alpha, plane(i, 3 * c + 1)[out] = window.beta;
-            plane(i, 3 * c + 2)[out] = window.gamma;
-            if constexpr (kBoth) plane(i, 9 + c)[out] = window.gamma_y;
-          }
+    for_each_window_column(3 * sources, [&](int part, int x) {
+      const int first = first_window(), last = last_window(), at = tile.image_at(first - 1, x);
+      const T *here = images + part * kImageSize + at, *there = reference + part % 3 * kImageSize + at;
+      int out = tile.window_at(first, x);
+      const T* spread_y = spreads + part % 3 * kWindowSize;
+      WindowRow<T> above(here, there), middle(here + kImageWidth, there + kImageWidth);
+      here += 2 * kImageWidth, there += 2 * kImageWidth;
+#pragma unroll 3
+      for (int y = first; y < last; ++y, out += kWindowWidth, here += kImageWidth, there += kImageWidth) {
+        const WindowRow<T> below(here, there);
+        const auto of_x = Steps<T>::of(above.mean_x, middle.mean_x, below.mean_x);
+        const auto of_d = Steps<T>::of(above.mean_d, middle.mean_d, below.mean_d);
+        const Moments<T> x_moments{
+            middle.mean_x + of_x.to_mean(), above.spread_x + middle.spread_x + below.spread_x + 3 * of_x.spread()};
+        const Moments<T> d_moments{
+            middle.mean_d + of_d.to_mean(), above.spread_d + middle.spread_d + below.spread_d + 3 * of_d.spread()};
+        const auto window = ssim_window<kLuminance, T>(
+            x_moments, {x_moments.mean - d_moments.mean, spread_y[out]}, d_moments, weights);
+        ssim[part * kWindowSize + out] = window.error;
+        if constexpr (kKeep) {
+          plane(part, 0)[out] = window.alpha, plane(part, 1)[out] = window.beta, plane(part, 2)[out] = window.gamma;
+          if constexpr (kBoth) plane(part, 3)[out] = window.gamma_y;
         }
-        ssim[i * kWindowSize + out] = error;
-      });
+        above = middle, middle = below;
+      }
+    });
   }
   // SSIM of every source, and with kKeep the windows' planes. The block has to agree before and after.
   template <bool kKeep> __device__ void find_windows() const {
@@ -128,59 +180,81 @@ template <typename T, bool kGrad, bool kBoth = false> struct PhotometricBlock {
   };
   __device__ Least find_least(int y, int x, bool all_usable) const {
     const int at = tile.image_at(y, x), window = tile.window_at(mirrored(y, tile.height), mirrored(x, tile.width));
+    const T there[3] = {reference[at], reference[kImageSize + at], reference[2 * kImageSize + at]};
     Least least{0, -1};
 #pragma unroll 1
     for (int i = 0; i < sources; ++i) {
       if (!all_usable && !usable[i * kImageSize + at]) continue;
-      T l1 = 0;
+      T l1 = 0, of_windows = 0;
 #pragma unroll
-      for (int c = 0; c < 3; ++c) l1 += abs<T>(image(i, c)[at] - reference[c * kImageSize + at]);
-      const T error = ssim[i * kWindowSize + window] + weights.l1 * l1;
+      for (int c = 0; c < 3; ++c) l1 += abs<T>(image(i, c)[at] - there[c]), of_windows += ssim_of(i, c)[window];
+      const T error = of_windows + weights.l1 * l1;
       if (least.source < 0 || error < least.error || is_nan(error)) least = {error, i};
     }
     return least;
   }
 
-  // Calls share(y, x) for the pixels that find their SSIM in the window of (y, x) and adds up.
-  template <typename Share> __device__ T weight_of_window(int y, int x, const Share& share) const {
-    const int rows[3] = {y, y == 2 ? 0 : -1, y == tile.height - 3 ? tile.height - 1 : -1};
-    const int columns[3] = {x, x == 2 ? 0 : -1, x == tile.width - 3 ? tile.width - 1 : -1};
-    T total = 0;
-    for (const int row : rows)
-      for (const int column : columns)
-        if (row >= 0 && column >= 0) total += share(row, column);
-    return total;
-  }
-  // Weighs the windows of source i by share(y, x), its part in the loss at a pixel.
-  template <typename Share> __device__ void weigh_windows(int i, const Share& share) const {
-    tile.for_each(1, [&](int y, int x) {
-      if (!tile.has_window(y, x)) return;
-      const T weight = weight_of_window(y, x, share);
+  // Weighs the windows by share(y, x), what the error at a pixel has for a part in the loss: that of the pixels that find
+  // their SSIM in them. Where there is no window the weight is 0.
+  template <typename Share> __device__ void weigh_windows(const Share& share) const {
+    for_each_place<kBlockThreads>(tile.top - 1, tile.bottom + 1, tile.left - 1, tile.right + 1, [&](int y, int x) {
       const int at = tile.window_at(y, x);
-      for (int k = 0; k < kPlanes; ++k) plane(i, k)[at] = weight != 0 ? plane(i, k)[at] * weight : T(0);
+      const bool mirrors = y == 2 || y == tile.height - 3 || x == 2 || x == tile.width - 3;
+      const bool exists = tile.has_window(y, x);
+      const int own = exists ? chosen[at] : 0;
+      const Weight value = own ? share(y, x) : Weight(0);
+#pragma unroll 1
+      for (int i = 0; i < sources; ++i) window_weights[i * kWindowSize + at] = own == i + 1 ? value : Weight(0);
+      if (!exists || !mirrors) return;
+      // The k-th line of pixels that find their SSIM in line i, or -1.
+      const auto line = [](int k, int i, int size) {
+        return k == 0 ? i : k == 1 ? (i == 2 ? 0 : -1) : i == size - 3 ? size - 1 : -1;
+      };
+#pragma unroll 1
+      for (int k = 1; k < 9; ++k) {
+        const int row = line(k / 3, y, tile.height), column = line(k % 3, x, tile.width);
+        const int other = row >= 0 && column >= 0 ? chosen[tile.window_at(row, column)] : 0;
+        if (other) window_weights[(other - 1) * kWindowSize + at] += share(row, column);
+      }
     });
   }
 
-  // The gradient of the loss to source i at a pixel; with kBoth then that to the reference.
-  __device__ void find_gradient(int i, int y, int x, T share, T* grad) const {
-    T sums[kPlanes > 0 ? kPlanes : 1] = {};
-    for (int row = y - 1; row <= y + 1; ++row)
-      for (int column = x - 1; column <= x + 1; ++column) {
-        if (!tile.has_window(row, column)) continue;
-        const int at = tile.window_at(row, column);
+  // Calls use(part, y, x, grad) with the gradient of the loss to a source's channel at every pixel of the tile, `part` =
+  // 3 · source + channel; with kBoth grad[1] is that to the reference.
+  template <typename Share, typename Use> __device__ void find_gradients(const Share& share, const Use& use) const {
+    BlockTile::for_each_column(3 * sources, tile.left, tile.right, [&](int part, int x) {
+      const int i = part / 3;
+      int at = tile.window_at(tile.top - 1, x);
+      T rows[3][kPlanes > 0 ? kPlanes : 1];
+      const auto read = [&](T* sums) {
 #pragma unroll
-        for (int k = 0; k < kPlanes; ++k) sums[k] += plane(i, k)[at];
+        for (int k = 0; k < kPlanes; ++k) sums[k] = 0;
+#pragma unroll
+        for (int column = -1; column <= 1; ++column) {
+          // Not a product: what is no window, or NaN, has the weight 0.
+          const Weight weight = window_weights[i * kWindowSize + at + column];
+          if (weight != 0)
+#pragma unroll
+            for (int k = 0; k < kPlanes; ++k) sums[k] += T(weight) * plane(part, k)[at + column];
+        }
+        at += kWindowWidth;
+      };
+      read(rows[0]), read(rows[1]);
+#pragma unroll 3
+      for (int y = tile.top; y < tile.bottom; ++y) {
+        read(rows[2]);
+        T sums[kPlanes > 0 ? kPlanes : 1], grad[2];
+#pragma unroll
+        for (int k = 0; k < kPlanes; ++k)
+          sums[k] = rows[0][k] + rows[1][k] + rows[2][k], rows[0][k] = rows[1][k], rows[1][k] = rows[2][k];
+        const int pixel = tile.image_at(y, x);
+        const T here = images[part * kImageSize + pixel], there = reference[part % 3 * kImageSize + pixel];
+        const T l1 = chosen[tile.window_at(y, x)] == i + 1 ? weights.l1 * T(share(y, x)) : T(0);
+        grad[0] = photometric_grad<T>(sums[0], sums[1], sums[2], l1, here, here - there);
+        if constexpr (kBoth) grad[1] = photometric_grad<T>(sums[0], sums[1], sums[3], l1, there, there - here);
+        use(part, y, x, grad);
       }
-    const int at = tile.image_at(y, x);
-#pragma unroll
-    for (int c = 0; c < 3; ++c) {
-      const T here = image(i, c)[at], there = reference[c * kImageSize + at];
-      grad[c] = photometric_grad<T>(
-          sums[3 * c], sums[3 * c + 1], sums[3 * c + 2], weights.l1 * share, here, here - there);
-      if constexpr (kBoth)
-        grad[3 + c] = photometric_grad<T>(
-            sums[3 * c], sums[3 * c + 1], sums[9 + c], weights.l1 * share, there, there - here);
-    }
+    });
   }
 };
 

@@ -42,13 +42,15 @@ template <typename T, typename image_t> struct Images {
 };
 
 template <typename T, typename image_t>
-__global__ void __launch_bounds__(kBlockThreads) fwd_tiles(Images<T, image_t> images, T* error, bool* auto_mask) {
+__global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) fwd_tiles(Images<T, image_t> images, T* error, bool* auto_mask) {
   extern __shared__ double shared[];
   const int64_t b = blockIdx.x / images.tiles();
   const BlockTile tile = BlockTile::of(images.height, images.width, int(blockIdx.x % images.tiles()));
   const PhotometricBlock<T, false> block(tile, images.weights, images.sources_count, reinterpret_cast<T*>(shared));
   images.load_reference(block, b);
   images.load_images(block, images.sources, b);
+  __syncthreads();
+  block.find_spreads();
   __syncthreads();
   block.template find_windows<false>();
   __syncthreads();
@@ -67,7 +69,7 @@ __global__ void __launch_bounds__(kBlockThreads) fwd_tiles(Images<T, image_t> im
 }
 
 template <typename T, typename image_t, bool kBoth>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocks<T>)
     bwd_tiles(Images<T, image_t> images, const T* grad_error, image_t* grad_warped, image_t* grad_reference) {
   extern __shared__ double shared[];
   const int64_t b = blockIdx.x / images.tiles();
@@ -77,6 +79,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   images.load_reference(block, b);
   images.load_warped(block, b);
   __syncthreads();
+  block.find_spreads();
+  __syncthreads();
   block.template find_windows<true>();
   __syncthreads();
   tile.for_each(1, [&](int y, int x) {
@@ -84,27 +88,27 @@ __global__ void __launch_bounds__(kBlockThreads)
     block.chosen[tile.window_at(y, x)] = is_nan(least.error) ? 0 : uint8_t(least.source + 1);
   });
   __syncthreads();
-  const auto share = [&](int i, int y, int x) {
-    const bool counts = block.chosen[tile.window_at(y, x)] == i + 1;
-    return counts ? grad_error[b * images.pixels() + int64_t(y) * images.width + x] : T(0);
-  };
-  for (int i = 0; i < images.sources_count; ++i)
-    block.weigh_windows(i, [&](int y, int x) { return share(i, y, x); });
+  const T* upstream = grad_error + b * images.pixels();
+  const auto share = [&](int y, int x) { return upstream[int64_t(y) * images.width + x]; };
+  block.weigh_windows(share);
   __syncthreads();
-  tile.for_each(0, [&](int y, int x) {
-    const int64_t at = int64_t(y) * images.width + x;
-    T to_reference[3] = {};
-    for (int64_t i = 0; i < images.sources_count; ++i) {
-      T grad[kBoth ? 6 : 3];
-      block.find_gradient(int(i), y, x, share(int(i), y, x), grad);
-      for (int c = 0; c < 3; ++c)
-        store(grad_warped + ((b * images.sources_count + i) * 3 + c) * images.pixels() + at, grad[c], 1);
-      if constexpr (kBoth)
-        for (int c = 0; c < 3; ++c) to_reference[c] += grad[3 + c];
-    }
-    if constexpr (kBoth)
-      for (int c = 0; c < 3; ++c) store(grad_reference + (b * 3 + c) * images.pixels() + at, to_reference[c], 1);
+  block.find_gradients(share, [&](int part, int y, int x, const T* grad) {
+    const int64_t plane = b * images.sources_count * 3 + part;
+    store(grad_warped + plane * images.pixels() + int64_t(y) * images.width + x, grad[0], 1);
+    // SSIM is not needed any more.
+    if constexpr (kBoth) block.ssim[part * kWindowSize + tile.window_at(y, x)] = grad[1];
   });
+  if constexpr (kBoth) {
+    __syncthreads();
+    tile.for_each(0, [&](int y, int x) {
+#pragma unroll
+      for (int c = 0; c < 3; ++c) {
+        T total = 0;
+        for (int i = 0; i < images.sources_count; ++i) total += block.ssim_of(i, c)[tile.window_at(y, x)];
+        store(grad_reference + (b * 3 + c) * images.pixels() + int64_t(y) * images.width + x, total, 1);
+      }
+    });
+  }
 }
 
 template <typename T, typename image_t>

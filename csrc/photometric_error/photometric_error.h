@@ -8,45 +8,58 @@ namespace mcd::MCD_TARGET {
 
 // x is an image that should look like the reference y; d = x - y. Both terms are means over three channels.
 template <typename T> struct PhotometricWeights {
-  T ssim;  // of a + b - a·b of one channel: ssim_weight / 6
-  T l1;    // of |d| of one channel: l1_weight / 3
-  T c1, c2;
+  T ssim;    // of a + b - a·b of one channel: ssim_weight / 6
+  T l1;      // of |d| of one channel: l1_weight / 3
+  T c1;
+  T nine_c2; // beside sums over windows of nine
   bool luminance;  // c1 is finite
 };
 template <typename T>
 MCD_HD PhotometricWeights<T> photometric_weights(double ssim_weight, double l1_weight, double c1, double c2) {
-  return {T(ssim_weight / 6), T(l1_weight / 3), T(c1), T(c2), is_finite(c1)};
+  return {T(ssim_weight / 6), T(l1_weight / 3), T(c1), T(9 * c2), is_finite(c1)};
 }
+
+// Means and variances of a window come from differences between neighbours alone: a mean of squares less the square of a
+// mean would lose, where an image is bright and flat, all that c2 lets matter. A window is three lines of three pixels,
+// rows or columns (Chan, Golub and LeVeque, 1983); a spread is the sum of squared differences from the mean.
+
+// Of three numbers in a line: by how much the outer ones are larger than the one between.
+template <typename V> struct Steps {
+  V before, after;
+
+  static MCD_HD Steps of(V before, V here, V after) { return {before - here, after - here}; }
+  MCD_HD Steps operator+(const Steps& other) const { return {before + other.before, after + other.after}; }
+  MCD_HD Steps operator-(const Steps& other) const { return {before - other.before, after - other.after}; }
+  // How much larger the mean is than the number between.
+  MCD_HD V to_mean() const { return (before + after) * (Scalar<V>(1) / 3); }
+  MCD_HD V spread() const { return before * before + after * after - (before + after) * to_mean(); }
+};
+// Mean and spread of a window of nine.
+template <typename V> struct Moments {
+  V mean, spread;
+};
 
 // One channel of a 3x3 window: its share of the error at its centre, and what its gradients at a pixel p inside need:
 // alpha · d(p) - beta · x(p) - gamma to x, and -alpha · d(p) - beta · y(p) - gamma_y to y.
 template <typename V> struct SsimWindow {
   V error, alpha, beta, gamma, gamma_y;
 };
-// From the window's sums of x, x², d², and the mean and variance of y.
 template <bool kLuminance, typename V>
 MCD_HD SsimWindow<V> ssim_window(
-    V sum_x, V sum_xx, V sum_dd, V mean_y, V var_y, const PhotometricWeights<Scalar<V>>& weights) {
+    const Moments<V>& x, const Moments<V>& y, const Moments<V>& d, const PhotometricWeights<Scalar<V>>& weights) {
   using T = Scalar<V>;
-  const T ninth = T(1) / 9, slope = weights.ssim * 2 * ninth;
-  const V mean_x = sum_x * ninth, mean_d = mean_x - mean_y;
-  const V var_x = max(sum_xx * ninth - mean_x * mean_x, V{});
-  const V var_d = max(sum_dd * ninth - mean_d * mean_d, V{});
-  const V over = 1 / (var_x + var_y + weights.c2), b = var_d * over;
+  const V over = reciprocal<V>(x.spread + y.spread + weights.nine_c2), b = d.spread * over;
   if constexpr (!kLuminance) {
-    const V alpha = slope * over, beta = alpha * b;
-    return {weights.ssim * b, alpha, beta, alpha * mean_d - beta * mean_x, -alpha * mean_d - beta * mean_y};
+    const V alpha = weights.ssim * 2 * over, beta = alpha * b;
+    return {weights.ssim * b, alpha, beta, alpha * d.mean - beta * x.mean, -alpha * d.mean - beta * y.mean};
   } else {
-    const V over_means = 1 / (mean_x * mean_x + mean_y * mean_y + weights.c1), a = mean_d * mean_d * over_means;
-    const V alpha = slope * (1 - a) * over, beta = alpha * b;
-    const V shared = slope * (1 - b) * over_means;
+    const V over_means = reciprocal<V>(x.mean * x.mean + y.mean * y.mean + weights.c1), a = d.mean * d.mean * over_means;
+    const V alpha = weights.ssim * 2 * (1 - a) * over, beta = alpha * b;
+    const V shared = weights.ssim * (T(2) / 9) * (1 - b) * over_means;
     return {weights.ssim * (a + b - a * b), alpha, beta,
-            alpha * mean_d - beta * mean_x - shared * (mean_d - a * mean_x),
-            -alpha * mean_d - beta * mean_y + shared * (mean_d + a * mean_y)};
+            alpha * d.mean - beta * x.mean - shared * (d.mean - a * x.mean),
+            -alpha * d.mean - beta * y.mean + shared * (d.mean + a * y.mean)};
   }
-}
-template <typename V> MCD_HD V variance(V mean, V sum_of_squares) {
-  return max(sum_of_squares * (Scalar<V>(1) / 9) - mean * mean, V{});
 }
 
 // Gradient to x at a pixel, of the windows around it (their weighted alpha, beta, gamma summed) and of the pixel's own

@@ -71,10 +71,13 @@ template <typename T> class Scratch {
 
 template <typename V> MCD_HD V get(const Scalar<V>* row) { return load<V>(row, kLanes<V>); }
 template <typename V> MCD_HD void put(Scalar<V>* row, V value) { store(row, value, kLanes<V>); }
-// The sum of every lane and its two neighbours.
-template <typename V> MCD_HD V sum3(V before, V here, V after) {
-  return lane_before(before, here) + here + lane_after(here, after);
-}
+// A row of packs where one of them lies: every lane, and its neighbours to the left and to the right.
+template <typename V> struct Neighbours {
+  V left, here, right;
+
+  MCD_HD V sum() const { return left + here + right; }
+  MCD_HD Steps<V> steps() const { return Steps<V>::of(left, here, right); }
+};
 
 // Loops run over `count` columns, which end after the tile's own: there they compute on rubbish that nobody reads.
 // kBoth: gradients to the reference, too.
@@ -91,12 +94,12 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
   T *reference, *statistics, *images, *usable, *share, *windows, *weights_of, *ssim, *least, *chosen, *any, *zeros, *ones;
 
   static MCD_HD int rows_needed(int sources) {
-    return 3 * kRing + 6 + sources * (kRing * 5 + kWindowRing * (3 * kPlanes + 1) + 1) + 3 + 2;
+    return 3 * kRing + 18 + sources * (kRing * 5 + kWindowRing * (3 * kPlanes + 1) + 1) + 3 + 2;
   }
   MCD_HD PhotometricTile(const Tile& tile, const PhotometricWeights<T>& weights, int sources, Scratch<T>& scratch)
       : tile(tile), weights(weights), sources(sources), count(scratch.count()), stride(scratch.stride()) {
     reference = scratch.take(3 * kRing);
-    statistics = scratch.take(6);
+    statistics = scratch.take(18);
     images = scratch.take(3 * kRing * sources);
     usable = scratch.take(kRing * sources);
     share = scratch.take(kRing * sources);
@@ -110,8 +113,9 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
 
   // Channel c of the reference.
   MCD_HD T* reference_row(int y, int c) const { return reference + (y % kRing * 3 + c) * stride; }
-  // Mean (k = 0) and variance (k = 1) of the reference in the windows of the row at hand.
-  MCD_HD T* statistics_row(int c, int k) const { return statistics + (2 * c + k) * stride; }
+  // Of the reference in the windows of the row at hand: mean (k = 0), spread (1), steps down their columns (2, 3) and
+  // across the columns' means (4, 5).
+  MCD_HD T* statistics_row(int c, int k) const { return statistics + (6 * c + k) * stride; }
   // Channel c of a source's image.
   MCD_HD T* image_row(int i, int y, int c) const { return images + ((i * kRing + y % kRing) * 3 + c) * stride; }
   // 1 where a source may be chosen, else 0.
@@ -126,33 +130,45 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
   MCD_HD T* weight_row(int i, int r) const { return weights_of + (i * kWindowRing + r % kWindowRing) * stride; }
   MCD_HD T* ssim_row(int i) const { return ssim + i * stride; }
 
-  // Calls use(j, sums) for every pack of a row with the sums over three neighbours of n quantities, which make(j, values)
-  // finds in the pack at j. They stay in registers.
+  // Calls use(j, around) for every pack of a row with n quantities and their neighbours, which make(j, values) finds in the
+  // pack at j. They stay in registers.
   template <int n, typename Make, typename Use> MCD_HD void slide(const Make& make, const Use& use) const {
-    V before[n] = {}, here[n], after[n], sums[n];
+    V before[n] = {}, here[n], after[n];
+    Neighbours<V> around[n];
     make(0, here);
     for (int j = 0; j < count; j += kStep) {
       for (int k = 0; k < n; ++k) after[k] = V{};
       if (j + kStep < count) make(j + kStep, after);
-      for (int k = 0; k < n; ++k) sums[k] = sum3(before[k], here[k], after[k]), before[k] = here[k], here[k] = after[k];
-      use(j, sums);
+      for (int k = 0; k < n; ++k) {
+        around[k] = {lane_before(before[k], here[k]), here[k], lane_after(here[k], after[k])};
+        before[k] = here[k], here[k] = after[k];
+      }
+      use(j, around);
     }
+  }
+
+  MCD_HD Steps<V> steps_at(const T* before, int j) const { return {get<V>(before + j), get<V>(before + stride + j)}; }
+  MCD_HD void keep_steps(T* before, int j, const Steps<V>& steps) const {
+    put<V>(before + j, steps.before), put<V>(before + stride + j, steps.after);
   }
 
   MCD_HD void find_statistics(int r) const {
     for (int c = 0; c < 3; ++c) {
       const T *y0 = reference_row(r - 1, c), *y1 = reference_row(r, c), *y2 = reference_row(r + 1, c);
-      T *means = statistics_row(c, 0), *variances = statistics_row(c, 1);
+      T *means = statistics_row(c, 0), *spreads = statistics_row(c, 1);
+      T *in_columns = statistics_row(c, 2), *across = statistics_row(c, 4);
       slide<2>(
           [&](int j, V* values) {
-            const V above = get<V>(y0 + j), here = get<V>(y1 + j), below = get<V>(y2 + j);
-            values[0] = above + here + below;
-            values[1] = above * above + here * here + below * below;
+            const V here = get<V>(y1 + j);
+            const auto steps = Steps<V>::of(get<V>(y0 + j), here, get<V>(y2 + j));
+            keep_steps(in_columns, j, steps);
+            values[0] = here + steps.to_mean(), values[1] = steps.spread();
           },
-          [&](int j, const V* sums) {
-            const V mean = sums[0] * (T(1) / 9);
-            put<V>(means + j, mean);
-            put<V>(variances + j, variance<V>(mean, sums[1]));
+          [&](int j, const Neighbours<V>* around) {
+            const auto steps = around[0].steps();
+            keep_steps(across, j, steps);
+            put<V>(means + j, around[0].here + steps.to_mean());
+            put<V>(spreads + j, around[1].sum() + 3 * steps.spread());
           });
     }
   }
@@ -162,20 +178,22 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
     T* error = ssim_row(i);
     for (int c = 0; c < 3; ++c) {
       const T *x0 = image_row(i, r - 1, c), *x1 = image_row(i, r, c), *x2 = image_row(i, r + 1, c);
-      const T *y0 = reference_row(r - 1, c), *y1 = reference_row(r, c), *y2 = reference_row(r + 1, c);
-      const T *mean_y = statistics_row(c, 0), *var_y = statistics_row(c, 1);
+      const T *y1 = reference_row(r, c), *mean_y = statistics_row(c, 0), *spread_y = statistics_row(c, 1);
+      const T *in_columns = statistics_row(c, 2), *across = statistics_row(c, 4);
       T *alpha = window_row(i, r, c, 0), *beta = alpha + stride, *gamma = beta + stride;
       slide<3>(
           [&](int j, V* values) {
-            const V above = get<V>(x0 + j), here = get<V>(x1 + j), below = get<V>(x2 + j);
-            const V d0 = above - get<V>(y0 + j), d1 = here - get<V>(y1 + j), d2 = below - get<V>(y2 + j);
-            values[0] = above + here + below;
-            values[1] = above * above + here * here + below * below;
-            values[2] = d0 * d0 + d1 * d1 + d2 * d2;
+            const V here = get<V>(x1 + j);
+            const auto of_x = Steps<V>::of(get<V>(x0 + j), here, get<V>(x2 + j)), of_d = of_x - steps_at(in_columns, j);
+            values[0] = of_x.spread();
+            values[1] = of_d.spread(), values[2] = here - get<V>(y1 + j) + of_d.to_mean();
           },
-          [&](int j, const V* sums) {
-            const SsimWindow<V> window =
-                ssim_window<kLuminance, V>(sums[0], sums[1], sums[2], get<V>(mean_y + j), get<V>(var_y + j), weights);
+          [&](int j, const Neighbours<V>* around) {
+            const auto of_d = around[2].steps(), of_x = steps_at(across, j) + of_d;
+            const Moments<V> y{get<V>(mean_y + j), get<V>(spread_y + j)};
+            const Moments<V> d{around[2].here + of_d.to_mean(), around[1].sum() + 3 * of_d.spread()};
+            const Moments<V> x{y.mean + d.mean, around[0].sum() + 3 * of_x.spread()};
+            const SsimWindow<V> window = ssim_window<kLuminance, V>(x, y, d, weights);
             put<V>(error + j, c == 0 ? window.error : get<V>(error + j) + window.error);
             if constexpr (kGrad) {
               // A window that is NaN will weigh nothing.
@@ -255,11 +273,12 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
               values[k] = above * get<V>(plane[0] + k * step[0] + j) + here * get<V>(plane[1] + k * step[1] + j) +
                           below * get<V>(plane[2] + k * step[2] + j);
           },
-          [&](int j, const V* sums) {
+          [&](int j, const Neighbours<V>* around) {
+            const V alpha = around[0].sum(), beta = around[1].sum(), gamma = around[2].sum();
             const V l1 = weights.l1 * get<V>(share + j), at_x = get<V>(x + j), at_y = get<V>(y + j), d = at_x - at_y;
             V grad[2];
-            grad[0] = photometric_grad<V>(sums[0], sums[1], sums[2], l1, at_x, d);
-            if constexpr (kBoth) grad[1] = photometric_grad<V>(sums[0], sums[1], sums[3], l1, at_y, -d);
+            grad[0] = photometric_grad<V>(alpha, beta, gamma, l1, at_x, d);
+            if constexpr (kBoth) grad[1] = photometric_grad<V>(alpha, beta, around[3].sum(), l1, at_y, -d);
             use(c, j, grad);
           });
     }

@@ -7,7 +7,7 @@
 namespace mcd::MCD_TARGET {
 namespace {
 
-constexpr int kThreads = 512;  // a block for each sample
+constexpr int kThreads = 1024;  // a block for each sample
 
 template <typename Values, typename scalar_t> struct ReadSet {
   Values values;
@@ -24,12 +24,10 @@ __device__ Order<scalar_t> order_of(
   const ReadSet<Values, scalar_t> read{values};
   Summary<scalar_t> part;
   int own = 0;
-  for (int64_t i = threadIdx.x; i < size; i += kThreads) {
-    bool taken;
-    const scalar_t value = read(i, &taken);
+  for_each_value<kThreads>(read, size, [&](scalar_t value, bool taken) {
     part.add(value, taken);
     own += taken;
-  }
+  });
   const int64_t count = block_sum_all<kThreads>(own);
   const BlockSummary<kThreads, scalar_t> summary(part);
   if (count == 0 || summary.poisoned) return {nan<scalar_t>(), nan<scalar_t>()};
@@ -68,7 +66,8 @@ template <typename scalar_t> struct Finish {
 template <typename scalar_t> struct GradOfPixel {
   ScaleInvariantBwd<scalar_t> bwd;
   __device__ void operator()(int64_t i) const {
-    bwd.template pixels<scalar_t>(i / bwd.params.pixels, i % bwd.params.pixels, 1);
+    const auto [b, pixel] = divide(i, bwd.params.pixels);
+    bwd.template pixels<scalar_t>(b, pixel, 1);
   }
 };
 

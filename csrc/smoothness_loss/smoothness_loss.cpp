@@ -89,7 +89,12 @@ template <typename T> T finish(const SmoothnessParams<T>& p, const T* sums, T* f
       const T* task = sums + (p.scales[s].first_task + i) * kSmoothSums;
       pairs_x += task[kPairsX], pairs_y += task[kPairsY];
     }
-    for (int64_t b = 0; b < p.batch; ++b) total += finish_smoothness_sample(p, sums, s, b, pairs_x, pairs_y, factors);
+    for (int64_t b = 0; b < p.batch; ++b) {
+      double sample[kSmoothSums] = {};
+      const T* tasks = sums + (p.scales[s].first_task + b * p.scales[s].blocks) * kSmoothSums;
+      for (int i = 0; i < p.scales[s].blocks * kSmoothSums; ++i) sample[i % kSmoothSums] += tasks[i];
+      total += finish_smoothness_sample(p, sample, s, b, pairs_x, pairs_y, factors);
+    }
   }
   return T(total);
 }

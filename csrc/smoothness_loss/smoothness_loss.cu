@@ -7,41 +7,64 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// Calls f(y, x) for every pixel of a task, shared among the block's threads.
+template <typename T, typename F> __device__ void for_each_pixel(const SmoothTask<T>& task, int width, const F& f) {
+  for_each_place<kThreads>(task.first_row, task.last_row, 0, width, f);
+}
+
 template <typename T, typename Guide>
 __global__ void __launch_bounds__(kThreads) sum_tasks(SmoothnessParams<T> p, T* sums) {
   const auto task = p.task(blockIdx.x);
   const SmoothScale<T>& scale = p.scales[task.scale];
   const Guide guide = p.template guide<Guide>(task.scale);
   T total[kSmoothSums] = {};
-  for (int i = threadIdx.x; i < (task.last_row - task.first_row) * scale.width; i += kThreads) {
-    const int y = task.first_row + i / scale.width, x = i % scale.width;
+  for_each_pixel(task, scale.width, [&](int y, int x) {
     add_smoothness_sums<T>(scale, guide, task.b, y, x, 1, x + 1 < scale.width ? 1 : 0, total);
-  }
+  });
   block_sum<kThreads>(total);
   if (threadIdx.x == 0)
     for (int k = 0; k < kSmoothSums; ++k) sums[int64_t(blockIdx.x) * kSmoothSums + k] = total[k];
 }
 
-// One block for all scales: a thread finishes each sample of each scale.
+constexpr int kFinishThreads = 1024, kFinishWarps = kFinishThreads / 32;
+
+template <int n> __device__ void sum_over_lanes(double (&values)[n]) {
+#pragma unroll
+  for (int k = 0; k < n; ++k)
+    for (int step = 16; step > 0; step /= 2) values[k] += __shfl_xor_sync(0xffffffffu, values[k], step);
+}
+
+// One block for all scales: a warp finishes each sample of each scale.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) finish(SmoothnessParams<T> p, const T* sums, T* loss, T* factors) {
-  double total[1] = {};
+__global__ void __launch_bounds__(kFinishThreads) finish(SmoothnessParams<T> p, const T* sums, T* loss, T* factors) {
+  static_assert(kFinishWarps == 32, "a lane for what each warp has summed");
+  __shared__ double pairs_of[kMaxSmoothScales][2][kFinishWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll 1
   for (int s = 0; s < p.count; ++s) {
     double pairs[2] = {};
-    for (int64_t i = threadIdx.x; i < p.batch * p.scales[s].blocks; i += kThreads) {
+    for (int64_t i = threadIdx.x; i < p.batch * p.scales[s].blocks; i += kFinishThreads) {
       const T* task = sums + (p.scales[s].first_task + i) * kSmoothSums;
       pairs[0] += task[kPairsX], pairs[1] += task[kPairsY];
     }
-    __shared__ double shared[2];
-    __syncthreads();
-    block_sum<kThreads>(pairs);
-    if (threadIdx.x == 0) shared[0] = pairs[0], shared[1] = pairs[1];
-    __syncthreads();
-    for (int64_t b = threadIdx.x; b < p.batch; b += kThreads)
-      total[0] += finish_smoothness_sample(p, sums, s, b, shared[0], shared[1], factors);
+    sum_over_lanes(pairs);
+    if (lane == 0) pairs_of[s][0][warp] = pairs[0], pairs_of[s][1][warp] = pairs[1];
   }
   __syncthreads();
-  block_sum<kThreads>(total);
+  double total[1] = {};
+#pragma unroll 1
+  for (int64_t item = warp; item < p.count * p.batch; item += kFinishWarps) {
+    const int s = int(item / p.batch);
+    const int64_t b = item % p.batch, blocks = p.scales[s].blocks;
+    double pairs[2] = {pairs_of[s][0][lane], pairs_of[s][1][lane]}, sample[kSmoothSums] = {};
+    const T* tasks = sums + (p.scales[s].first_task + b * blocks) * kSmoothSums;
+    for (int64_t block = lane; block < blocks; block += 32)
+      for (int k = 0; k < kSmoothSums; ++k) sample[k] += tasks[block * kSmoothSums + k];
+    sum_over_lanes(pairs);
+    sum_over_lanes(sample);
+    if (lane == 0) total[0] += finish_smoothness_sample(p, sample, s, b, pairs[0], pairs[1], factors);
+  }
+  block_sum<kFinishThreads>(total);
   if (threadIdx.x == 0) *loss = T(total[0]);
 }
 
@@ -73,9 +96,7 @@ template <typename T, typename Guide> struct GradPixel {
 template <typename T, typename Guide>
 __global__ void __launch_bounds__(kThreads, 1) grad_tasks(GradPixel<T, Guide> grad) {
   const auto task = grad.p.task(blockIdx.x);
-  const int width = grad.p.scales[task.scale].width;
-  for (int i = threadIdx.x; i < (task.last_row - task.first_row) * width; i += kThreads)
-    grad(task, task.first_row + i / width, i % width);
+  for_each_pixel(task, grad.p.scales[task.scale].width, [&](int y, int x) { grad(task, y, x); });
 }
 
 }  // namespace
@@ -90,7 +111,7 @@ void smoothness_loss_fwd(
       sum_tasks<T, decltype(guide)><<<unsigned(p.tasks), kThreads, 0, stream>>>(p, sums.as<T>());
       check_launch("smoothness_loss_fwd");
     }
-    finish<T><<<1, kThreads, 0, stream>>>(p, sums.as<const T>(), loss.as<T>(), factors.as<T>());
+    finish<T><<<1, kFinishThreads, 0, stream>>>(p, sums.as<const T>(), loss.as<T>(), factors.as<T>());
     check_launch("smoothness_loss_fwd");
   });
 }

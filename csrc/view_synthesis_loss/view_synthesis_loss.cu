@@ -16,13 +16,13 @@ template <typename T, typename image_t> struct LossKernel {
   MCD_HD int64_t sums_size() const { return 2 + int64_t(p.sources) * kCameraSums; }
   MCD_HD double* sums_of(int64_t block, int s) const { return sums + (block * p.scale_count + s) * sums_size(); }
 
-  MCD_HD T depth_at(int s, int64_t b, int y, int x) const {
+  __device__ T depth_at(int s, int64_t b, int y, int x) const {
     const DepthScale<T>& scale = p.scales[s];
     const T* plane = scale.depth + b * scale.height * scale.width;
-    if (p.full(s)) return plane[int64_t(y) * p.width + x];
-    const auto row = between<T>(T(y), T(scale.height) / p.height, scale.height);
-    const auto column = between<T>(T(x), T(scale.width) / p.width, scale.width);
-    const T *low = plane + int64_t(row.low) * scale.width, *high = plane + int64_t(row.high) * scale.width;
+    if (p.full(s)) return plane[y * p.width + x];
+    const auto row = between<T>(T(y), scale.ratio_y, scale.height);
+    const auto column = between<T>(T(x), scale.ratio_x, scale.width);
+    const T *low = plane + row.low * scale.width, *high = plane + row.high * scale.width;
     return mix(
         mix(low[column.low], high[column.low], row.weight), mix(low[column.high], high[column.high], row.weight),
         column.weight);
@@ -33,29 +33,28 @@ template <typename T, typename image_t> struct LossKernel {
   }
 };
 
-// Blocks that a multiprocessor is to hold, which bounds registers.
-template <typename T> constexpr int kBlocks = sizeof(T) == 4 ? 2 : 1;
-
 template <typename T, typename image_t, bool kGrad>
 __global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKernel<T, image_t> kernel) {
   extern __shared__ double shared[];
+  __shared__ T warp_sums[kBlockThreads / 32][kSumsOfWarp];
   const auto& p = kernel.p;
   const int64_t b = blockIdx.x / kernel.tiles();
   const BlockTile tile = BlockTile::of(p.height, p.width, int(blockIdx.x % kernel.tiles()));
   auto* cameras = reinterpret_cast<Camera<T>*>(shared);
-  const PhotometricBlock<T, kGrad> block(tile, p.weights, p.sources, reinterpret_cast<T*>(cameras + p.sources));
+  const PhotometricBlock<T, kGrad, false, true> block(tile, p.weights, p.sources, reinterpret_cast<T*>(cameras + p.sources));
+  const image_t *reference = kernel.reference + b * 3 * p.pixels(), *sources = kernel.sources + b * p.sources * 3 * p.pixels();
 
 #pragma unroll 1
   for (int i = threadIdx.x; i < p.sources; i += kBlockThreads) cameras[i] = p.camera(b, i);
   tile.for_each(2, [&](int y, int x) {
-    const int64_t at = int64_t(y) * p.width + x;
-    for (int c = 0; c < 3; ++c) {
-      block.reference[c * kImageSize + tile.image_at(y, x)] = load<T>(kernel.reference + (b * 3 + c) * p.pixels() + at, 1);
-      for (int i = 0; i < p.sources; ++i)
-        block.image(i, c)[tile.image_at(y, x)] =
-            load<T>(kernel.sources + ((b * p.sources + i) * 3 + c) * p.pixels() + at, 1);
-    }
+    const int at = y * p.width + x, to = tile.image_at(y, x);
+    for (int c = 0; c < 3; ++c) block.reference[c * kImageSize + to] = load<T>(reference + c * p.pixels() + at, 1);
+#pragma unroll 1
+    for (int part = 0; part < 3 * p.sources; ++part)
+      block.images[part * kImageSize + to] = load<T>(sources + part * p.pixels() + at, 1);
   });
+  __syncthreads();
+  block.find_spreads();
   __syncthreads();
   block.template find_windows<false>();
   __syncthreads();
@@ -71,10 +70,12 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKern
       for (int i = 0; i < p.sources; ++i) {
         const auto seen = kernel.look_at(cameras[i], b, i, y, x, depth);
         const auto to = corner<T>(seen.u_x, seen.u_y, p.height, p.width);
-        const auto around = footprint<T>(to, p.height, p.width);
-        for (int c = 0; c < 3; ++c) {
-          const image_t* plane = kernel.sources + ((b * p.sources + i) * 3 + c) * p.pixels();
-          const T value = bilinear(load_patch<T>(plane, around), to.w_x, to.w_y);
+        auto around = footprint<T>(to, p.height, p.width);
+        around.has_pairs = true;  // no image is narrower than four pixels
+        const image_t* image = sources + 3 * i * p.pixels();
+#pragma unroll
+        for (int c = 0; c < 3; ++c, image += p.pixels()) {
+          const T value = bilinear(load_patch<T>(image, around), to.w_x, to.w_y);
           block.image(i, c)[at] = is_nan(seen.u_x) ? seen.u_x : value;
         }
         block.usable[i * kImageSize + at] = is_valid<T>(seen, p.height, p.width);
@@ -98,42 +99,61 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKern
     if (threadIdx.x == 0) out[0] = totals[0], out[1] = totals[1];
     if constexpr (kGrad) {
       __syncthreads();
-      const auto share = [&](int i, int y, int x) { return T(block.chosen[tile.window_at(y, x)] == i + 1); };
-      for (int i = 0; i < p.sources; ++i) block.weigh_windows(i, [&](int y, int x) { return share(i, y, x); });
+      const auto share = [](int, int) { return uint8_t(1); };
+      block.weigh_windows(share);
       __syncthreads();
-      T* to_depth = p.full(s) ? p.scales[s].grad : kernel.large_grads[s];
+      // SSIM is not needed any more: there go the gradients to the images.
+      block.find_gradients(
+          share, [&](int part, int y, int x, const T* grad) { block.ssim[part * kWindowSize + tile.window_at(y, x)] = grad[0]; });
+      T* to_depth = (p.full(s) ? p.scales[s].grad : kernel.large_grads[s]) + b * p.pixels();
+#pragma unroll 1
       for (int i = 0; i < p.sources; ++i) {
-        T camera_sums[kCameraSums] = {};
+        __syncthreads();
+        T camera_sums[kSumsOfWarp] = {};
         tile.for_each(0, [&](int y, int x) {
           const int64_t at = int64_t(y) * p.width + x;
-          const T depth = kernel.depth_at(s, b, y, x);
-          const auto seen = kernel.look_at(cameras[i], b, i, y, x, depth);
-          const auto to = corner<T>(seen.u_x, seen.u_y, p.height, p.width);
-          const auto around = footprint<T>(to, p.height, p.width);
-          T grad[3], grad_q[3], by_x = 0, by_y = 0;
-          block.find_gradient(i, y, x, share(i, y, x), grad);
-          for (int c = 0; c < 3; ++c) {
-            const image_t* plane = kernel.sources + ((b * p.sources + i) * 3 + c) * p.pixels();
-            T slope_x, slope_y;
-            bilinear_grad(load_patch<T>(plane, around), to.w_x, to.w_y, &slope_x, &slope_y);
-            // A choice: where there is no gradient the slope may be NaN.
-            by_x += grad[c] != 0 ? grad[c] * slope_x : T(0);
-            by_y += grad[c] != 0 ? grad[c] * slope_y : T(0);
+          const T* grads = block.ssim_of(i, 0) + tile.window_at(y, x);
+          T grad_q[3] = {}, value = 0;
+          // Most pixels' errors are those of one source.
+          if (grads[0] != 0 || grads[kWindowSize] != 0 || grads[2 * kWindowSize] != 0) {
+            const T depth = kernel.depth_at(s, b, y, x);
+            const auto seen = kernel.look_at(cameras[i], b, i, y, x, depth);
+            const auto to = corner<T>(seen.u_x, seen.u_y, p.height, p.width);
+            auto around = footprint<T>(to, p.height, p.width);
+            around.has_pairs = true;
+            const image_t* image = sources + 3 * i * p.pixels();
+            T by_x = 0, by_y = 0;
+#pragma unroll 1
+            for (int c = 0; c < 3; ++c, image += p.pixels()) {
+              const T grad = grads[c * kWindowSize];
+              T slope_x, slope_y;
+              bilinear_grad(load_patch<T>(image, around), to.w_x, to.w_y, &slope_x, &slope_y);
+              // A choice: where there is no gradient the slope may be NaN.
+              by_x += grad != 0 ? grad * slope_x : T(0);
+              by_y += grad != 0 ? grad * slope_y : T(0);
+            }
+            look_grad<T>(seen, p.height, p.width, by_x, by_y, grad_q);
+            add_camera_sums<T>(grad_q, is_finite(depth) ? depth : T(0), T(x), T(y), camera_sums);
+            value = grad_q[0] * seen.ray[0] + grad_q[1] * seen.ray[1] + grad_q[2] * seen.ray[2];
           }
-          look_grad<T>(seen, p.height, p.width, by_x, by_y, grad_q);
-          add_camera_sums<T>(grad_q, is_finite(depth) ? depth : T(0), T(x), T(y), camera_sums);
           if (p.motion_grads) {
             T* to_motion = p.motion_grads + ((s * p.batch + b) * p.sources + i) * 2 * p.pixels() + at;
             to_motion[0] = grad_q[0], to_motion[p.pixels()] = grad_q[1];
           }
-          const T value = grad_q[0] * seen.ray[0] + grad_q[1] * seen.ray[1] + grad_q[2] * seen.ray[2];
-          T* total = to_depth + b * p.pixels() + at;
-          *total = i == 0 ? value : *total + value;
+          if (i == 0)
+            to_depth[at] = value;
+          else if (value != 0)
+            to_depth[at] += value;
         });
+        const T of_warp = sum_of_warp(camera_sums);
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        if (lane % 2 == 0) warp_sums[warp][lane / 2] = of_warp;
         __syncthreads();
-        block_sum<kBlockThreads>(camera_sums);
-        if (threadIdx.x == 0)
-          for (int k = 0; k < kCameraSums; ++k) out[2 + i * kCameraSums + k] = camera_sums[k];
+        if (threadIdx.x < kCameraSums) {
+          double total = 0;
+          for (int w = 0; w < kBlockThreads / 32; ++w) total += warp_sums[w][threadIdx.x];
+          out[2 + i * kCameraSums + threadIdx.x] = total;
+        }
       }
     }
   }
@@ -235,7 +255,7 @@ template <typename T, typename image_t, bool kGrad> void launch_tiles(const Loss
   const char* name = "view_synthesis_loss_fwd";
   const int64_t blocks = kernel.p.batch * kernel.tiles();
   if (blocks == 0) return;
-  const size_t bytes = PhotometricBlock<T, kGrad>::bytes(kernel.p.sources) + kernel.p.sources * sizeof(Camera<T>);
+  const size_t bytes = PhotometricBlock<T, kGrad, false, true>::bytes(kernel.p.sources) + kernel.p.sources * sizeof(Camera<T>);
   allow_shared_memory(loss_tiles<T, image_t, kGrad>, bytes, name);
   loss_tiles<T, image_t, kGrad><<<unsigned(blocks), kBlockThreads, bytes, cudaStream_t(where.stream)>>>(kernel);
   check_launch(name);

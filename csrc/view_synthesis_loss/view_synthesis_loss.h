@@ -20,6 +20,7 @@ template <typename T> struct DepthScale {
   const T* depth;  // [B, h, w]
   T* grad;         // [B, h, w], to be multiplied by the scale's coefficient
   int height, width;
+  T ratio_y, ratio_x;  // of its size to the images'
 };
 
 template <typename T> struct ViewSynthesisParams {
@@ -58,7 +59,7 @@ ViewSynthesisParams<T> view_synthesis_params(
   if (p.scale_count > kMaxScales) throw std::invalid_argument("view_synthesis_loss: more than 16 scales");
   for (int s = 0; s < p.scale_count; ++s)
     p.scales[s] = {depths[s].as<T>(), need_grad ? grad_depths[s].as<T>() : nullptr, int(depths[s].size[2]),
-                   int(depths[s].size[3])};
+                   int(depths[s].size[3]), T(depths[s].size[2]) / p.height, T(depths[s].size[3]) / p.width};
   return p;
 }
 

@@ -1,6 +1,6 @@
 """Typed configuration."""
 
-from mcd.config.reading import ConfigError, known_keys, load_config, parse_config
+from mcd.config.reading import PACKAGED, ConfigError, known_keys, load_config, parse_config
 from mcd.config.sections import (
     STAGES,
     Augment,
@@ -19,6 +19,7 @@ from mcd.config.sections import (
 )
 
 __all__ = [
+    "PACKAGED",
     "STAGES",
     "Augment",
     "Config",

@@ -14,23 +14,42 @@ from pydantic import BaseModel, ValidationError
 from mcd.config.sections import Config
 from mcd.errors import McdError
 
+PACKAGED = Path(__file__).parents[1] / "configs"
+"""The configs that come with the program: inside the installed package, beside it in a checkout."""
+if not PACKAGED.is_dir():
+    PACKAGED = Path(__file__).parents[2] / "configs"
+
 
 class ConfigError(McdError, ValueError):
     """A config that cannot be used; the message names the key."""
 
 
+def find_config(path: Path | str) -> Path:
+    """The file of this path, or the packaged config of this name: ``kitti``, ``kitti.yaml`` or ``configs/kitti.yaml``.
+
+    Raises:
+        ConfigError: there is neither; the message lists the packaged ones.
+    """
+    path = Path(path)
+    packaged = PACKAGED / f"{path.stem}.yaml"
+    if not path.is_file() and path in (Path(path.stem), Path(packaged.name), Path("configs", packaged.name)):
+        path = packaged if packaged.is_file() else path
+    if not path.exists():
+        names = ", ".join(sorted(file.stem for file in PACKAGED.glob("*.yaml")))
+        raise ConfigError(f"config {path} does not exist; those that come with mcd are {names}")
+    return path
+
+
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML config and lay ``a.b=c`` assignments over it.
+    """Read a YAML config, a file or one that comes with the program, and lay ``a.b=c`` assignments over it.
 
     Raises:
         ConfigError: the file is missing or no YAML mapping, a key is unknown (the nearest known one is named),
             a value has the wrong type, or an assignment is not of the form ``a.b=c``.
     """
-    path = Path(path)
+    path = find_config(path)
     try:
         document = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError:
-        raise ConfigError(f"config {path} does not exist") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
     if not isinstance(document, dict):

@@ -13,10 +13,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from mcd.config.base import Count, Fraction, Positive, Section, Weight
+from mcd.config.base import Count, Fraction, Moment, Pixels, Positive, Section, Seed, Side, Weight, Whole
 from mcd.config.data import Augment, Data
 from mcd.ops.backend import BackendUnavailable
-from mcd.ops.photometric_error import check_photometric_weights
+from mcd.ops.photometric_error import C1, C2, L1_WEIGHT, SSIM_WEIGHT, check_photometric_weights
 from mcd.ops.registry import check_choice
 
 StageName = Literal[
@@ -35,6 +35,7 @@ class Nets(Section):
     slots: str = Field("light", description="light or published")
     ground: str = Field("light", description="light, full, or published (one resolution only)")
     detector: str = Field("light", description="light or resnet18")
+    camera: Literal["pinhole"] = Field("pinhole", description="what data.intrinsics: learn learns")
     pretrained: bool = Field(False, description="start backbones from ImageNet weights")
     positive_scale: bool = Field(True, description="scale net cannot go negative; False: the published linear output")
 
@@ -42,14 +43,14 @@ class Nets(Section):
 class Photometric(Section):
     """Weights of the self-supervised losses."""
 
-    ssim: float = 3.0
-    l1: float = 2.0
-    c1: float = float("inf")
-    c2: float = 9e-6
+    ssim: float = SSIM_WEIGHT
+    l1: float = L1_WEIGHT
+    c1: Annotated[float, Field(allow_inf_nan=True)] = C1
+    c2: float = C2
     scales: Annotated[int, Field(ge=1, le=4)] = 4
     smoothness: Weight = 0.002
     sparsity: Weight = 0.02
-    road: Annotated[float, Field(ge=0)] = Field(
+    road: Weight = Field(
         0.0, description="weight of depth beyond the road plane, for cameras that look along a road; 0: published"
     )
     mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
@@ -63,14 +64,14 @@ class Photometric(Section):
 class Schedule(Section):
     """How long a stage trains, and how."""
 
-    steps: Annotated[int, Field(ge=0)] | None = Field(
+    steps: Whole | None = Field(
         None, description="0 (ground, slots, detector): with the weights of their 'init' as they are"
     )
     epochs: Positive | None = None
     batch: Count = 8
     lr: Positive = 1e-3
-    warmup: Annotated[int, Field(ge=0)] = Field(0, description="steps of linear warm-up")
-    drops: tuple[tuple[float, float], ...] = Field((), description="(when, factor): learning-rate drops")
+    warmup: Whole = Field(0, description="steps of linear warm-up")
+    drops: tuple[tuple[Moment, Positive], ...] = Field((), description="(when, factor): learning-rate drops")
     halve_every: Positive | None = Field(None, description="steady decay: the learning rate halves in this time")
     clip: Positive | None = Field(10.0, description="gradient norm per network")
     validate_every: Count = Field(100, description="steps between validations")
@@ -105,14 +106,19 @@ class Schedule(Section):
 class Scene(Schedule):
     """Depth, pose and residual motion, self-supervised."""
 
-    motion_from: float | None = Field(None, description="when the motion net starts, alone; None: no residual motion")
-    joint_from: float | None = Field(None, description="when all nets train together")
-    motion_floor: float = Field(1e-5, description="residual motion below this magnitude is dropped")
+    motion_from: Moment | None = Field(None, description="when the motion net starts, alone; None: no residual motion")
+    joint_from: Moment | None = Field(None, description="when all nets train together")
+    motion_floor: Weight = Field(1e-5, description="residual motion below this magnitude is dropped")
 
     @model_validator(mode="after")
     def _phases(self) -> Scene:
         if self.motion_from is not None and self.joint_from is not None and self.joint_from < self.motion_from:
             raise ValueError("'joint_from' must not lie before 'motion_from'")
+        length = self.steps if self.steps is not None else self.epochs
+        for key in ("motion_from", "joint_from"):
+            begin = getattr(self, key)
+            if begin is not None and length is not None and begin >= length:
+                raise ValueError(f"'{key}', {begin:g}, must lie before the end of the stage, {length:g}")
         return self
 
 
@@ -128,20 +134,24 @@ class Ground(Schedule):
 
     init: Path | None = Field(None, description="stage folder or weights file to start from, such as released ones")
     distance: Positive = Field(11.0, description="of the neighbours that span a normal, at a width of 512")
-    angle: Positive = Field(10.0, description="degrees by which a normal of the ground may lean")
+    angle: Annotated[float, Field(gt=0, le=90)] = Field(
+        10.0, description="degrees by which a normal of the ground may lean"
+    )
     below_camera: bool = Field(True, description="ceilings are no ground; False: the published form")
     hide_depth: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="share of the images whose depth is hidden in training; then what is ground with and without it "
         "counts; 0: published",
     )
-    smoothness: float = 2.0
-    label_until: float | None = Field(None, description="when the weight of the labels (1) begins to fall; None: never")
-    label_floor_from: float | None = Field(None, description="when it has fallen")
-    label_floor: float = Field(0.25, description="to this")
-    thirds_from: float | None = Field(None, description="when self-supervision by thirds begins; None: never")
-    thirds_full_from: float | None = Field(None, description="when it has its full weight")
-    thirds_weight: float = 0.5
+    smoothness: Weight = 2.0
+    label_until: Moment | None = Field(
+        None, description="when the weight of the labels (1) begins to fall; None: never"
+    )
+    label_floor_from: Moment | None = Field(None, description="when it has fallen")
+    label_floor: Weight = Field(0.25, description="to this")
+    thirds_from: Moment | None = Field(None, description="when self-supervision by thirds begins; None: never")
+    thirds_full_from: Moment | None = Field(None, description="when it has its full weight")
+    thirds_weight: Weight = 0.5
 
     def neighbours(self, width: int) -> int:
         """``distance`` in pixels of an image of this width."""
@@ -158,23 +168,21 @@ class Slots(Schedule):
     """Slot attention on pictures of the residual flow."""
 
     init: Path | None = Field(None, description="stage folder or weights file to start from, such as released ones")
-    size: tuple[Count, Count] = Field((128, 128), description="height and width that the net sees, multiples of 16")
+    size: tuple[Side, Side] = Field((128, 128), description="height and width that the net sees, multiples of 16")
     threshold: Fraction = Field(0.25, description="a slot's mask is where it has at least this share")
     min_moving: Fraction = Field(
         0.0, description="training leaves out frames of which a smaller share moves; 0, published: none"
     )
-    depth: float = Field(0.2, description="weight of the reconstructed depth; that of the flow is 1")
-    moving: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="how much more a pixel that moves counts in both; 0: published"
-    )
-    background: float = Field(0.005, description="weight of: the background slot covers what does not move")
-    background_flow: float = Field(1.0, description="weight of: the background slot shows no motion")
-    background_depth: float = Field(0.02, description="weight of: the background slot shows no depth")
-    background_from: float = Field(0, description="when the three terms of the background begin")
-    emptiness: float = Field(0.002, description="last weight of: slots are empty")
-    emptiness_target: float = 0.01
-    emptiness_from: float | None = Field(None, description="when emptiness begins to act, weight 0; None: never")
-    emptiness_full_from: float | None = Field(None, description="when it has its last weight")
+    depth: Weight = Field(0.2, description="weight of the reconstructed depth; that of the flow is 1")
+    moving: Weight = Field(0.0, description="how much more a pixel that moves counts in both; 0: published")
+    background: Weight = Field(0.005, description="weight of: the background slot covers what does not move")
+    background_flow: Weight = Field(1.0, description="weight of: the background slot shows no motion")
+    background_depth: Weight = Field(0.02, description="weight of: the background slot shows no depth")
+    background_from: Moment = Field(0, description="when the three terms of the background begin")
+    emptiness: Weight = Field(0.002, description="last weight of: slots are empty")
+    emptiness_target: Weight = 0.01
+    emptiness_from: Moment | None = Field(None, description="when emptiness begins to act, weight 0; None: never")
+    emptiness_full_from: Moment | None = Field(None, description="when it has its last weight")
 
     @model_validator(mode="after")
     def _shape(self) -> Slots:
@@ -198,9 +206,11 @@ class Detector(Schedule):
     select: Literal["best", "last", "ground_truth"] = "last"
     init: Path | None = Field(None, description="weights that the first round starts from, such as released ones")
     momentum: Fraction = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Weight = 5e-4
     decay: Positive = Field(0.98, description="factor on the learning rate from round to round")
-    magnify: Positive = Field(1.0, description="inputs are enlarged so many times; 2.6: as the published code does")
+    magnify: Annotated[float, Field(gt=0, le=16)] = Field(
+        1.0, description="inputs are enlarged so many times; 2.6: as the published code does"
+    )
     scores: tuple[Fraction | None, ...] = Field(
         (None, 0.5, 0.55, 0.55, 0.6, 0.6, 0.65, 0.65, 0.7, 0.7),
         min_length=1,
@@ -220,9 +230,9 @@ class Detector(Schedule):
     replace: Fraction = Field(0.25, description="a mask ends where a larger one covers this share of it")
     both_directions: bool = Field(True, description="slots of both directions of the flow; False: published")
     split: bool = Field(True, description="parts of a slot that do not touch are objects each; False: published")
-    open: Annotated[float, Field(ge=0)] = Field(10.0, description="half width of what is too thin, at a width of 512")
-    close: Annotated[float, Field(ge=0)] = Field(2.0, description="half width of gaps that are closed; 2: published")
-    reach: Annotated[float, Field(ge=0)] = Field(
+    open: Pixels = Field(10.0, description="half width of what is too thin, at a width of 512")
+    close: Pixels = Field(2.0, description="half width of gaps that are closed; 2: published")
+    reach: Pixels = Field(
         2.0, description="ground must be so near to the box of a slot, at a width of 512; 0, published: inside"
     )
     largest_box: Fraction = Field(0.5, description="boxes of slots are smaller, share of the image")
@@ -257,7 +267,7 @@ class InstancesStage(Section):
 
 
 class Object(Schedule):
-    smoothness: float = 0.02
+    smoothness: Weight = 0.02
 
 
 class Scale(Schedule):
@@ -265,8 +275,8 @@ class Scale(Schedule):
     shift_augment: Fraction = Field(
         0.36, description="largest sideways shift of the inputs, share of the width; 0: the published form"
     )
-    dilate: Annotated[int, Field(ge=0)] = Field(2, description="5x5 dilations of the box, at a width of 512")
-    dilate_middle: Annotated[int, Field(ge=0)] = Field(5, description="the same for masks straight ahead")
+    dilate: Annotated[int, Field(ge=0, le=512)] = Field(2, description="5x5 dilations of the box, at a width of 512")
+    dilate_middle: Annotated[int, Field(ge=0, le=512)] = Field(5, description="the same for masks straight ahead")
 
 
 class Pseudo(Section):
@@ -274,7 +284,7 @@ class Pseudo(Section):
 
 
 class Final(Scene):
-    pseudo_weight: float = Field(0.1, description="weight of the pseudo-depth loss; 0 is the control")
+    pseudo_weight: Weight = Field(0.1, description="weight of the pseudo-depth loss; 0 is the control")
 
 
 class Evaluation(Section):
@@ -287,11 +297,26 @@ class Evaluation(Section):
         None, description="top, bottom, left, right as shares of the kept image; None: the protocol's own"
     )
     min_mask_area: Fraction = Field(0.005, description="cityscapes: smallest object mask, share of the full image")
+    scale: Literal["median", "none", "height", "poses"] = Field(
+        "median",
+        description="what puts predictions into metres: the ratio of each image's medians (published), nothing, "
+        "data.camera_height, or data.poses",
+    )
     boxes: Path | None = Field(
         None,
         description="sequence: CSV of boxes of vehicles: frame, x0, y0, x1, y1 and, if known, moving",
     )
     batch: Count = 8
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> Evaluation:
+        if self.min_depth >= self.max_depth:
+            raise ValueError(f"'min_depth', {self.min_depth:g}, must lie below 'max_depth', {self.max_depth:g}")
+        if self.keep_rows == 0:
+            raise ValueError("'keep_rows' must not be 0: nothing would be kept")
+        if self.crop is not None and not (self.crop[0] < self.crop[1] and self.crop[2] < self.crop[3]):
+            raise ValueError(f"'crop' is top, bottom, left, right, the smaller ones first, not {list(self.crop)}")
+        return self
 
 
 class Config(Section):
@@ -307,9 +332,9 @@ class Config(Section):
         description="depth and residual flow of the scene nets for later stages: computed anew, or in one file of the "
         "run (about a tenth of raw float32)",
     )
-    seed: int = 0
+    seed: Seed = 0
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads; 0: as torch chooses")
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="CPU threads; 0: as torch chooses")
     backend: str | dict[str, str] = Field("auto", description="auto, a name, or {operator: name}")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="networks; auto: bfloat16 on CUDA")
     channels_last: bool = True

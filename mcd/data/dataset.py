@@ -56,8 +56,9 @@ class FrameDataset(Dataset[Item]):
             follow resize (nearest) and flips; other values pass as they are.
 
     Items are dicts: ``reference`` [3,H,W] and ``sources`` [2,3,H,W] uint8, ``K`` [3,3] float32, ``frame``,
-    ``index``, ``draw`` (a random number in [0, 1) for the stage), ``skipped`` (what could not be read), and the labels.
-    :func:`mcd.data.to_device` makes images float32 in [0, 1]; bytes travel four times lighter.
+    ``index``, where the reader has an ``own_mask`` ``own`` [1,H,W] bool, where ``data.intrinsics`` is ``learn``
+    ``flipped``, ``draw`` (a random number in [0, 1) for the stage), ``skipped`` (what could not be read), and the
+    labels. :func:`mcd.data.to_device` makes images float32 in [0, 1]; bytes travel four times lighter.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class FrameDataset(Dataset[Item]):
     ):
         self.items: Sequence[WorkItem] = [WholeFrame(frame) for frame in reader.frames] if items is None else items
         self._reader, self._config, self._augment, self._labels = reader, config, augment, labels
+        own = getattr(reader, "own_mask", None)
+        self._own = None if own is None else torch.from_numpy(resize_nearest(own, config.size)[None].copy())
         self._images, self._seed = images, seed % 2**64
         frames = {item.frame for item in self.items}
         spacings = len(config.spacing) if config.kind == "sequence" else 1
@@ -114,6 +117,10 @@ class FrameDataset(Dataset[Item]):
         made |= {"draw": torch.tensor(number, dtype=torch.float32), **labels}
         if self._images == "none":
             return made
+        if self._own is not None:
+            made["own"] = self._own.flip(-1) if flipped else self._own
+        if self._config.intrinsics == "learn":
+            made["flipped"] = torch.tensor(flipped)
         images, K = self._load(item.frame, spacings[int(distance * len(spacings)) if augment else 0])
         if flipped:
             images, K = images[..., ::-1], flip_intrinsics(torch.from_numpy(K), images.shape[-1]).numpy()

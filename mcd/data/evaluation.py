@@ -75,7 +75,7 @@ class EvaluationSet(Dataset[dict[str, Any]]):
             "index": torch.tensor(index),
             "K_gt": torch.from_numpy(K.copy()),
             "depth_gt": gt,
-            "valid": (valid := valid_pixels(self._config, gt)),
+            "valid": (valid := valid_pixels(self._config, gt) & self._source.usable(gt.shape)),
             "empty": "" if valid.any() else why_nothing_counts(self._config, gt),
             "dynamic_mask": dynamic,
         }
@@ -143,6 +143,9 @@ class _Cityscapes:
         rows = self._rows(len(gt))
         return gt[:rows], dynamic[:rows]
 
+    def usable(self, size: tuple[int, ...]) -> Region:
+        return np.ones(size, bool)
+
     def _rows(self, height: int) -> int:
         return round(self._settings.keep_rows * height)
 
@@ -158,6 +161,9 @@ class _Kitti:
     def truth(self, frame: str) -> tuple[NDArray[np.float32], None]:
         return self._folder.read_depth(frame), None
 
+    def usable(self, size: tuple[int, ...]) -> Region:
+        return np.ones(size, bool)
+
 
 class _Sequence:
     def __init__(self, config: Config):
@@ -169,3 +175,8 @@ class _Sequence:
 
     def truth(self, frame: str) -> tuple[NDArray[np.float32], None]:
         return self._folder.read_depth(frame), None
+
+    def usable(self, size: tuple[int, ...]) -> Region:
+        """Pixels [h, w] that do not show the own vehicle."""
+        own = self._folder.own_mask
+        return np.ones(size, bool) if own is None else ~own

@@ -83,7 +83,8 @@ def read_kitti_calibration(path: Path, camera: str = "02") -> tuple[NDArray[np.f
     The file is ``calib_cam_to_cam.txt`` of a KITTI raw recording.
     """
     numbers = read_kitti_numbers(path, {f"P_rect_{camera}": (3, 4), f"S_rect_{camera}": (2,)})
-    width, height = (round(float(number)) for number in numbers[f"S_rect_{camera}"])
+    with reading("calibration", path):
+        width, height = (round(float(number)) for number in numbers[f"S_rect_{camera}"])
     return check_intrinsics(numbers[f"P_rect_{camera}"][:, :3].copy(), str(path)), (height, width)
 
 

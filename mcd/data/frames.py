@@ -38,3 +38,16 @@ class Reader(Protocol):
             DataError: a file is missing, broken or does not fit the others.
         """
         ...
+
+
+SHARES = ("fx", "fy", "cx", "cy")
+
+
+def camera_shares(frames: Frames) -> list[float]:
+    """fx, fy, cx, cy in terms of width and height of the picture, whose left upper corner is 0: of any size of it."""
+    height, width = frames.images[0].shape[:2]
+    K = frames.K
+    return [
+        round(float(share), 6)
+        for share in (K[0, 0] / width, K[1, 1] / height, (K[0, 2] + 0.5) / width, (K[1, 2] + 0.5) / height)
+    ]

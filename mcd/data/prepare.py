@@ -213,7 +213,7 @@ def _by_sequence(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mcd.data.prepare", description="Make a data set's triplet layout.")
+    parser = argparse.ArgumentParser(prog="mcd prepare", description="Make a data set's triplet layout.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     cityscapes = kinds.add_parser("cityscapes", help="leftImg8bit_sequence and camera files to triplets")
     cityscapes.add_argument("source", type=Path, help="folder with leftImg8bit_sequence/ and camera/")

@@ -27,10 +27,12 @@ from mcd.data.files import (
     read_depth,
     read_image,
     read_kitti_calibration,
+    read_mask,
     text,
 )
 from mcd.data.frames import Frames
-from mcd.data.video import VideoError, VideoReader
+from mcd.data.lens import Lens
+from mcd.data.own_vehicle import LEAST, find_own_vehicle
 from mcd.files import DataError
 
 _IMAGES = frozenset((".png", ".jpg", ".jpeg"))
@@ -65,9 +67,14 @@ class SequenceFolder:
         self._run_of = [run for run in self._runs for _ in range(run[0], run[1] + 1)]
         if len(self._runs) > 1 and split != "eval":
             self._say_gaps(names)
-        self.size = image_size(self._paths[0])
-        """Height and width of every frame."""
-        self.K: NDArray[np.float64] = _intrinsics(config, self.size, self._paths[0].parent)
+        self._native = image_size(self._paths[0])
+        K = _intrinsics(config, self._native, self._paths[0].parent)
+        self._lens = Lens(
+            self._native, (K[0, 0], K[1, 1], K[0, 2], K[1, 2]), config.camera, config.distortion, config.crop
+        )
+        self.size = self._lens.kept_size
+        """Height and width of every frame, without its lens and cut to ``data.crop``."""
+        self.K: NDArray[np.float64] = self._lens.intrinsic_matrix
         self.every_frame = names[self._first : self._last + 1]
         """All frames of the range, those at its ends too."""
         self.frames = [name for name in self.every_frame if self.spacings(name)]
@@ -103,9 +110,27 @@ class SequenceFolder:
             raise DataError(f"{self._config.root} has no ground truth: data.depth names no folder")
         path = self._config.root / self._config.depth / f"{frame}.png"
         depth = read_depth(path)
-        if depth.shape != self.size:
-            raise DataError(f"depth {path} is {text(depth.shape)}, but its image is {text(self.size)}")
-        return depth
+        if depth.shape != self._native:
+            raise DataError(f"depth {path} is {text(depth.shape)}, but its image is {text(self._native)}")
+        return self._lens.nearest(depth)
+
+    @property
+    def own_mask(self) -> NDArray[np.bool_] | None:
+        """What stays in the picture, such as the bonnet, [H, W] at :attr:`size`; None where nothing does.
+
+        Raises:
+            DataError: ``data.own_mask`` names a file that is missing, broken or of another size than the frames.
+        """
+        if self._config.own_mask is None:
+            return None
+        return _found_mask(self._config) if self._config.own_mask == "find" else self._given_mask()
+
+    def _given_mask(self) -> NDArray[np.bool_]:
+        path = self._config.root / str(self._config.own_mask)
+        mask = read_mask(path)
+        if mask.shape != self._native:
+            raise DataError(f"own_mask {path} is {text(mask.shape)}, but the frames are {text(self._native)}")
+        return self._lens.nearest(mask).astype(bool)
 
     def _say_gaps(self, names: list[str]) -> None:
         (_, before), (after, _) = self._runs[:2]
@@ -119,12 +144,12 @@ class SequenceFolder:
 
     def _image(self, position: int) -> Picture:
         image = read_image(self._paths[position])
-        if image.shape[:2] != self.size:
+        if image.shape[:2] != self._native:
             raise DataError(
                 f"image {self._paths[position]} is {text(image.shape)}, but {self._paths[0].name} is "
-                f"{text(self.size)}: the frames of a sequence have one size"
+                f"{text(self._native)}: the frames of a sequence have one size"
             )
-        return image
+        return self._lens.picture(image)
 
     def _range(self, split: str) -> tuple[int, int]:
         end = len(self._paths) - 1
@@ -208,7 +233,7 @@ def _step(name: str, following: str) -> int | None:
 
 def _intrinsics(config: Data, size: tuple[int, int], place: Path) -> NDArray[np.float64]:
     height, width = size
-    if config.intrinsics is not None:
+    if config.intrinsics is not None and config.intrinsics != "learn":
         return check_intrinsics(pinhole(*config.intrinsics), "data.intrinsics")
     if config.calibration is not None:
         path = config.root / config.calibration
@@ -232,6 +257,21 @@ def _intrinsics(config: Data, size: tuple[int, int], place: Path) -> NDArray[np.
     )
 
 
+@lru_cache(maxsize=8)
+def _found_mask(config: Data) -> NDArray[np.bool_] | None:
+    """Of the whole clip, so that it is the same for every split; it is looked for once in a process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whoever asks has said them already
+        folder = SequenceFolder(config.model_copy(update={"own_mask": None}), "eval")
+    mask = find_own_vehicle(len(folder.names), lambda number: folder.read_image(folder.names[number]))
+    if mask is None:
+        warnings.warn(
+            f"no own vehicle is looked for in {config.root}: it wants {LEAST} frames between which the camera moves",
+            stacklevel=2,
+        )
+    return mask if mask is not None and mask.any() else None
+
+
 def _extract(video: Path) -> Path:
     """Frames of a video as JPEG files; training reads frames in random order, which a video cannot give."""
     folder = video.with_name(f"{video.name}.frames")
@@ -239,6 +279,8 @@ def _extract(video: Path) -> Path:
         if folder.stat().st_mtime < video.stat().st_mtime:
             raise DataError(f"{folder} is older than {video.name}, whose frames it holds: delete it")
         return folder
+    from mcd.data.video import VideoError, VideoReader
+
     try:
         partial = Path(tempfile.mkdtemp(prefix=f".{video.name}.", dir=video.parent))
     except OSError as error:

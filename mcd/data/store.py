@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mcd.files import DataError
+from mcd.files import DataError, reading
 
 # Half a step is the error: 9e-4 of the depth leaves room for rounding in float32.
 _DEPTH_STEP = 2 * np.log1p(9e-4)
@@ -88,7 +88,13 @@ class PredictionStore:
                 .execute("SELECT planes, poses FROM prediction WHERE split = ? AND frame = ?", (split, frame))
                 .fetchone()
             )
-        return None if row is None else _decode(*row)
+        if row is None:
+            return None
+        with reading(f"frame {frame} of prediction store", self.path):
+            found = _decode(*row)
+            if not all(np.isfinite(values).all() for values in (found.depth, found.flow, found.poses)):
+                raise ValueError("a number is not finite")
+            return found
 
     def frames(self, split: str) -> set[str]:
         """The frames of a split that are there."""

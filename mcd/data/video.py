@@ -8,15 +8,19 @@ from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.stream import Disposition
 from numpy.typing import NDArray
 from PIL import Image
 
 from mcd.errors import McdError
+from mcd.extras import extra
 from mcd.files import atomic_path
+
+# The users of this module import it where they open a video: who has none needs no PyAV.
+with extra("video", "reading or writing a video"):
+    import av
+    from av.container import InputContainer
+    from av.stream import Disposition
 
 # Codecs refuse less than a thousand bits a second, which tiny pictures would get, and sides beyond 16384 (mpeg4: half).
 _LEAST_RATE, _MOST_RATE = 64_000, 2_000_000_000
@@ -41,9 +45,9 @@ class VideoReader:
             self._container = av.open(str(path))
             if not self._container.streams.video:
                 raise VideoError(f"video {path} has no picture stream")
+            self._stream = _film(self._container, path)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"video {path} cannot be read: {error.strerror or error}") from None
-        self._stream = _film(self._container, path)
         self._stream.thread_type = "AUTO"
         self.rate: Fraction = self._stream.average_rate or Fraction(25)
         self.frames: int | None = self._stream.frames or None
@@ -58,6 +62,8 @@ class VideoReader:
                     yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
             except av.FFmpegError as error:
                 self.problem = str(error.strerror or error)
+            except ValueError as error:  # a kind of pixels that has no conversion
+                self.problem = str(error)
 
 
 def frame_count(path: Path) -> int | None:

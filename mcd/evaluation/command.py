@@ -22,9 +22,10 @@ from mcd.config import ConfigError, load_config
 from mcd.data import Batch, EvaluationSet
 from mcd.evaluation import protocol
 from mcd.evaluation.protocol import EvaluationError, Regions, evaluate_depth
+from mcd.evaluation.scale import scale_of
 from mcd.evaluation.stage_contact import Contact, contact_table, stage_contact
 from mcd.evaluation.stages import baseline, evaluate_stage, has_ground_truth, run_contact, write_metrics
-from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, to_csv, to_table
+from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, scale_lines, to_csv, to_table
 from mcd.files import DataError, write_json, write_text
 from mcd.inference.predictor import DepthPredictor, choose_device
 from mcd.run.checkpoint import CheckpointError, find_weights
@@ -72,7 +73,8 @@ def evaluate_place(
 
         name = place.stem if place.is_file() else place.name
         settings, workers = config.evaluation, config.data.workers
-        stages = {name: evaluate_depth(predict, dataset, settings, device, workers, notes)} if known else {}
+        scale = scale_of(config, find_weights(place), device) if known else None
+        stages = {name: evaluate_depth(predict, dataset, settings, device, workers, scale, notes)} if known else {}
         figures = stage_contact(config, None, predict, device)
         contact = {name: figures} if figures else {}
     for note in dict.fromkeys(notes):
@@ -83,7 +85,7 @@ def evaluate_place(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message."""
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.evaluate",
+        prog="mcd evaluate",
         description=f"{__doc__}\n{protocol.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -93,19 +95,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--boxes", type=Path, metavar="CSV", help="frame, x0, y0, x1, y1 of vehicles: short for --set evaluation.boxes="
     )
+    parser.add_argument(
+        "--scale",
+        choices=("none", "median", "height", "poses"),
+        help="what puts depth into metres: nothing, the truth's median (the default, as published), the height of the "
+        "camera, or data.poses",
+    )
+    parser.add_argument(
+        "--camera-height", type=float, metavar="METRES", help="of the camera above the road; implies --scale height"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder for metrics.json and metrics.csv")
     given = parser.parse_args(arguments)
     boxes = [f"evaluation.boxes={given.boxes}"] if given.boxes else []
+    metres = [f"data.camera_height={given.camera_height}"] if given.camera_height is not None else []
+    scale = given.scale or ("height" if metres else None)
+    metres += [f"evaluation.scale={scale}"] if scale else []
     results: list[Result] = []
     contacts: dict[str, dict[str, Contact]] = {}
     try:
         for place in given.places:
-            stages, contact = evaluate_place(place, given.config, given.set + boxes)
+            stages, contact = evaluate_place(place, given.config, given.set + boxes + metres)
             several = len(given.places) > 1
             results += [Result(str(place), stage, regions) for stage, regions in stages.items()]
             contacts |= {f"{place}/{stage}" if several else stage: figures for stage, figures in contact.items()}
             # Boxes are a figure more, and no other question.
-            if (place / "config.yaml").is_file() and not given.config and not given.set:
+            if (place / "config.yaml").is_file() and not (given.config or given.set or metres):
                 write_metrics(place, stages, contact)
         if given.output:
             stages = {f"{r.place}/{r.stage}" if several else r.stage: r.regions for r in results}
@@ -119,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if results:
         Console().print(to_table(results))
+        for line in scale_lines(results):
+            print(line)
     if contacts:
         Console().print(contact_table(contacts))
     return 0

@@ -2,7 +2,8 @@
 
 Image by image: the predicted inverse depth is resized bilinearly to the ground truth; pixels count inside the
 protocol's crop where the truth lies strictly between the limits; the prediction is multiplied by the ratio of the
-medians of all counted pixels (one ratio, whatever the region) and clamped to the limits. A region's figure is the mean
+medians of all counted pixels (one ratio, whatever the region; with --scale: by what that says) and clamped to the
+limits. A region's figure is the mean
 over the images in which it has a pixel. Regions are ``all``, ``standing`` (measured points that stand on the road, see
 :mod:`mcd.evaluation.standing`) and, where moving objects are known, ``static`` and ``dynamic``; the net of single
 objects has ``objects``, where each has a ratio of its own. ``row_median`` is no net: it knows how far each image row
@@ -25,6 +26,7 @@ from mcd.data.labels import numbered_masks
 from mcd.errors import McdError
 from mcd.evaluation.figures import Regions
 from mcd.evaluation.metrics import METRICS, depth_metrics, median_ratio
+from mcd.evaluation.scale import ScaleOf
 from mcd.evaluation.standing import standing_points
 from mcd.files import DataError
 from mcd.inference.predictor import DepthPredictor
@@ -49,15 +51,19 @@ def evaluate_depth(
     settings: Evaluation,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    scale: ScaleOf | None = None,
     notes: list[str] | None = None,
 ) -> Regions:
     """Evaluate a depth predictor by the protocol above.
 
     Args:
+        scale: what puts a prediction into metres; None: the ratio of the medians.
         notes: gets a line if frames are left out, because none of their pixels counts.
 
     Returns:
-        ``{region: {metric: mean over images}}``; a region that is empty in every image is left out.
+        ``{region: {metric: mean over images}}``; a region that is empty in every image is left out. With a ``scale``
+        the region ``all`` has two more: ``scale``, the median of what was used, and ``scale_scatter``, the standard
+        deviation over the images of the logarithm of what was used over the ratio of the medians.
 
     Raises:
         DataError: ground truth is missing or broken.
@@ -65,6 +71,7 @@ def evaluate_depth(
         EvaluationError: a prediction is not finite and positive.
     """
     empty: list[str] = []
+    scales: list[tuple[float, float]] = []
     found: dict[str, list[dict[str, Tensor]]] = {region: [] for region in REGIONS}
     for batch in prefetch(fixed_batches(dataset, settings.batch, workers, device), device):
         depths = predict(batch)
@@ -84,7 +91,13 @@ def evaluate_depth(
             if dynamic is not None:
                 moving = torch.from_numpy(dynamic).to(device)
                 masks |= {"static": valid & ~moving, "dynamic": valid & moving}
-            aligned = align(depths[index : index + 1], gt, valid, settings)
+            depth = depths[index : index + 1]
+            predicted = resize_to(depth, gt)
+            ratio = float(median_ratio(predicted[valid], gt[valid].double()))
+            if scale is not None:
+                scales.append((scale(depth, batch, index), ratio))
+                ratio = scales[-1][0]
+            aligned = (predicted * ratio).clamp(settings.min_depth, settings.max_depth)
             for region, mask in masks.items():
                 if mask.any():
                     found[region].append(depth_metrics(aligned[mask], gt[mask].double()))
@@ -94,15 +107,24 @@ def evaluate_depth(
         notes.append(
             f"{len(empty)} of {len(dataset)} evaluated frames are left out, for none of their pixels counts; {empty[0]}"
         )
-    return {region: _means(rows) for region, rows in found.items() if rows}
+    regions = {region: _means(rows) for region, rows in found.items() if rows}
+    if scales:
+        used, exact = torch.tensor(scales, dtype=torch.float64).unbind(1)
+        scatter = float((used / exact).log().std(correction=0))
+        regions["all"] |= {"scale": float(used.median()), "scale_scatter": scatter}
+    return regions
 
 
 def align(depth: Tensor, gt: Tensor, valid: Tensor, settings: Evaluation) -> Tensor:
     """Predicted depth [1,1,h,w] at the size, in the unit and within the limits of a ground truth [H,W]; float64."""
-    disparity = F.interpolate(1 / depth.double(), gt.shape, mode="bilinear", align_corners=False)[0, 0]
-    predicted = 1 / disparity
+    predicted = resize_to(depth, gt)
     ratio = median_ratio(predicted[valid], gt[valid].double())
     return (predicted * ratio).clamp(settings.min_depth, settings.max_depth)
+
+
+def resize_to(depth: Tensor, gt: Tensor) -> Tensor:
+    """Predicted depth [1,1,h,w] at the size of a ground truth [H,W]; float64."""
+    return 1 / F.interpolate(1 / depth.double(), gt.shape, mode="bilinear", align_corners=False)[0, 0]
 
 
 def evaluate_objects(net: DepthPredictor, config: Config) -> dict[str, float]:

@@ -18,11 +18,13 @@ from mcd.data.kitti import split_list
 from mcd.evaluation.figures import Regions, read_facts, read_figures
 from mcd.evaluation.protocol import Predict, evaluate_depth, evaluate_objects
 from mcd.evaluation.row_median import row_median
+from mcd.evaluation.scale import scale_of
 from mcd.evaluation.stage_contact import Contact, contact_table, stage_contact
 from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, discovery_table, to_csv, to_table
 from mcd.files import DataError, write_json, write_text
 from mcd.inference.predictor import DepthPredictor, resize_depth
 from mcd.run.checkpoint import DEPTH_STAGES, WEIGHTS
+from mcd.run.context import with_learned_camera
 from mcd.run.warned import read_warnings
 
 
@@ -75,6 +77,7 @@ def evaluate_stage(
     """
     if not has_ground_truth(config):
         return {}
+    config = with_learned_camera(config, run_folder)
     if stage == "object":
         if config.data.kind != "triplets" or not (run_folder / stage / WEIGHTS).is_file():
             return {}
@@ -84,7 +87,9 @@ def evaluate_stage(
     predict = stage_predictor(config, run_folder, stage, device)
     if predict is None:
         return {}
-    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers, notes)
+    weights = None if stage == ROW_MEDIAN else run_folder / ("scene" if stage == "pseudo" else stage) / WEIGHTS
+    scale = scale_of(config, weights, device)
+    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers, scale, notes)
 
 
 def baseline(config: Config, place: Path, device: torch.device | str) -> dict[str, Regions]:
@@ -129,8 +134,10 @@ def write_metrics(
     seconds: dict[str, float] = before.get("seconds", {})
     discovery: dict[str, dict[str, float]] = before.get("discovery", {})
     per_frame: dict[str, float] = before.get("milliseconds_per_frame", {})
+    camera: dict[str, float] = before.get("camera", {})
     for stage in STAGES:
         facts = read_facts(run_folder / stage / "done.json")
+        camera = facts.get("camera", camera)
         if facts.get("metrics"):
             stages[stage] = facts["metrics"]
         if facts.get("discovery"):
@@ -149,6 +156,7 @@ def write_metrics(
     document = {
         "stages": stages,
         **objects,
+        **({"camera": camera} if camera else {}),
         **({"contact": contact} if contact else {}),
         **({"discovery": discovery} if discovery else {}),
         "seconds": {stage: seconds[stage] for stage in STAGES if stage in seconds},

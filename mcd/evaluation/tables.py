@@ -63,6 +63,16 @@ def to_table(results: Sequence[Result]) -> Table:
     return table
 
 
+def scale_lines(results: Sequence[Result]) -> list[str]:
+    """What put depth into metres, a line for each result that has it."""
+    return [
+        f"{result.place} {result.stage}: {result.regions['all']['scale']:.4g} metres a unit, scatter over the images "
+        f"{100 * result.regions['all']['scale_scatter']:.1f} %"
+        for result in results
+        if "scale" in result.regions.get("all", {})
+    ]
+
+
 def discovery_table(discovery: Mapping[str, Mapping[str, float]]) -> Table:
     """What a run without given masks found of what moves: see :mod:`mcd.evaluation.discovery`."""
     table = Table(box=box.SIMPLE, padding=0, title="discovered on held-out frames, at an overlap of one half")

@@ -1,4 +1,7 @@
-"""Depth of images and videos: ``python -m mcd.predict CHECKPOINT INPUT… -o OUT``.
+"""Depth of images and videos: ``mcd predict [CHECKPOINT] INPUT… [-o OUT]``.
+
+Without a checkpoint, or with the word start, the nets that come with mcd are used: trained on rendered roads alone,
+they know streets and motorways. OUT is the folder depth unless another is named.
 
 An input is an image, a folder of images and videos, a quoted glob, or a video. Every image gives
 
@@ -7,7 +10,8 @@ An input is an image, a folder of images and videos, a quoted glob, or a video. 
     OUT/NAME_depth16.png    16 bit, depth * --factor; the factor is in its text    (--format 16bit)
 
 and a video OUT/NAME_depth.mp4, with its frames' npy and 16-bit files in the folder OUT/NAME. All have the resolution
-of the input. Monocular depth has no unit of its own: --scale turns it into metres where a length is known.
+of the input. Monocular depth has no unit of its own: --camera-height puts it into metres by the road that is seen,
+picture by picture, and --scale where a length is known.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import glob
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,10 +35,10 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from mcd.data.video import VideoError, VideoReader, VideoWriter, frame_count
 from mcd.errors import McdError, out_of_memory
 from mcd.files import atomic_path
 from mcd.geometry import MAX_DEPTH, MIN_DEPTH
+from mcd.inference.metric import AnyPredictor, MetricPredictor, NoRoadError
 from mcd.inference.predictor import DepthPredictor, choose_device
 from mcd.run.checkpoint import CheckpointError
 from mcd.visualize import colour_depth, depth_range, to_bytes
@@ -173,7 +177,7 @@ def save_depth(target: Path, depth: Tensor, options: Options) -> None:
             Image.fromarray(levels).save(path, pnginfo=text)
 
 
-def predict_images(predictor: DepthPredictor, jobs: Sequence[Job], options: Options) -> Iterator[str | None]:
+def predict_images(predictor: AnyPredictor, jobs: Sequence[Job], options: Options) -> Iterator[str | None]:
     """Predict and write images; yields for each None, or why it could not be read."""
 
     def read(job: Job) -> tuple[Job, RGB | InputError]:
@@ -202,11 +206,13 @@ def predict_images(predictor: DepthPredictor, jobs: Sequence[Job], options: Opti
             yield from (str(image) if isinstance(image, InputError) else None for _, image in found)
 
 
-def predict_video(predictor: DepthPredictor, job: Job, options: Options) -> Iterator[str | None]:
+def predict_video(predictor: AnyPredictor, job: Job, options: Options) -> Iterator[str | None]:
     """Predict and write a video; yields None for each frame and last, if it broke off, why.
 
     What was decoded before a broken frame is kept.
     """
+    from mcd.data.video import VideoError, VideoReader, VideoWriter
+
     done = 0
     smooth: NDArray[np.float64] | None = None
     try:
@@ -291,11 +297,20 @@ def check_range(options: Options) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m mcd.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mcd predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="run folder, stage folder or weights file")
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="image, folder, glob or video")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="run folder, stage folder or weights file (default: start)"
+    )
+    parser.add_argument("inputs", metavar="INPUT", nargs="*", help="image, folder, glob or video")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("depth"),
+        metavar="OUT",
+        help="folder for the results (default: depth)",
+    )
     parser.add_argument(
         "--format", choices=FORMATS, nargs="+", default=["png"], metavar="FORMAT", help="any of png, npy, 16bit"
     )
@@ -304,12 +319,43 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=_count, default=8, help="images at a time (default 8)")
     parser.add_argument("--scale", type=_positive, default=1.0, help="metres per unit of the net (default 1)")
     parser.add_argument(
+        "--camera-height", type=_positive, metavar="METRES", help="of the camera above the road: results are in metres"
+    )
+    parser.add_argument(
+        "--fov", type=_positive, metavar="DEGREES", help="horizontal field of view (default: of the camera trained on)"
+    )
+    parser.add_argument(
         "--factor", type=_positive, default=FACTOR, help=f"16-bit levels per unit of depth (default {FACTOR:g})"
     )
     parser.add_argument("--with-image", action="store_true", help="show the image above its coloured depth")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--force", action="store_true", help="overwrite results that exist")
-    return parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
+    if not given.inputs and given.checkpoint == "start":
+        parser.error("no INPUT is named: an image, folder, glob or video")
+    if not given.inputs or Path(given.checkpoint).suffix.lower() in IMAGES | VIDEOS:
+        given.checkpoint, given.inputs = "start", [given.checkpoint, *given.inputs]
+    return given
+
+
+def metric(predictor: DepthPredictor, given: argparse.Namespace) -> Callable[[], AnyPredictor]:
+    """What makes the predictor of a series of pictures: each has a running scale of its own.
+
+    Raises:
+        ValueError: --camera-height has no camera to go with, or goes with --scale.
+    """
+    if given.camera_height is None:
+        return lambda: predictor
+    if given.scale != 1:
+        raise ValueError("--scale and --camera-height both say how many metres a unit has: give one of them")
+    if given.fov is not None and given.fov >= 180:
+        raise ValueError(f"--fov is {given.fov:g} degrees; a pinhole camera sees less than 180")
+
+    def make() -> MetricPredictor:
+        return MetricPredictor(predictor, predictor.camera, given.fov, given.camera_height)
+
+    make()
+    return make
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -322,6 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         predictor = DepthPredictor.load(
             given.checkpoint, given.stage, device=choose_device(given.device), size=given.size
         )
+        in_metres = metric(predictor, given)
         given.output.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -329,17 +376,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = [job for job in jobs if not job.is_video]
     work: list[tuple[str, int | None, Iterator[str | None]]] = []
     if images:
-        work.append(("images", len(images), predict_images(predictor, images, options)))
-    work += [
-        (job.source.name, frame_count(job.source), predict_video(predictor, job, options))
-        for job in jobs
-        if job.is_video
-    ]
+        work.append(("images", len(images), predict_images(in_metres(), images, options)))
+    if videos := [job for job in jobs if job.is_video]:
+        from mcd.data.video import frame_count
+
+        work += [(job.source.name, frame_count(job.source), predict_video(in_metres(), job, options)) for job in videos]
     problems: list[str] = []
     for title, total, results in work:
         bar = tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True)
         try:
             problems += [problem for problem in bar if problem]
+        except NoRoadError as error:
+            problems.append(f"{title}: {error}")
         except OSError as error:
             problems.append(f"results of {title} cannot be written: {error}")
         except (MemoryError, RuntimeError) as error:
@@ -349,7 +397,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +29,24 @@ class DepthPredictor:
         net: images [B, 3, H, W] in [0, 1] to a list of depths, the first [B, 1, H, W].
         size: height and width for the net, multiples of 32.
         device: where it runs.
+        camera: fx, fy, cx, cy of the pictures that it was trained on, in terms of their width and height.
+        any_shape: it was trained on pictures of many shapes: each is resized to about as many pixels as ``size`` has,
+            and keeps its own shape.
     """
 
-    def __init__(self, net: nn.Module, size: tuple[int, int], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        net: nn.Module,
+        size: tuple[int, int],
+        device: torch.device | str = "cpu",
+        camera: tuple[float, float, float, float] | None = None,
+        any_shape: bool = False,
+    ):
         if any(side < STRIDE or side % STRIDE for side in size):
             raise ValueError(f"size {size[0]}x{size[1]}: height and width must be multiples of {STRIDE}")
         self.size = size
+        self.camera = camera
+        self.any_shape = any_shape
         self.device = torch.device(device)
         self.net = net.to(self.device).eval()
 
@@ -57,12 +71,14 @@ class DepthPredictor:
         weights = load_weights(find_weights(place, stage))
         if "depth" not in weights.nets:
             raise CheckpointError(f"{weights.path} does not say which depth net it holds")
+        any_shape = size is None and bool(weights.metadata.get("any_shape"))
         size = size or weights.size
         if size is None:
             raise CheckpointError(f"{weights.path} does not say at which size it was trained; give --size HxW")
         net = build_depth_net(weights.nets["depth"])
         weights.load_into("depth", net, weights.nets["depth"])
-        return cls(net, size, device)
+        camera = weights.metadata.get("camera")
+        return cls(net, size, device, tuple(camera) if camera else None, any_shape)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -73,10 +89,25 @@ class DepthPredictor:
         """Depth [H, W] of images uint8 [H, W, 3] of any sizes, each at its own resolution."""
         if not images:
             return []
-        batch = torch.stack([from_bytes(resize_image(image, self.size)) for image in images])
-        return [
-            resize_depth(depth[None], image.shape[:2])[0, 0] for depth, image in zip(self(batch), images, strict=True)
-        ]
+        found: list[Tensor] = []
+        # Neighbours of one size, such as a video's frames, go through the net together.
+        for size, group in groupby(images, lambda image: self.size_for(image.shape)):
+            members = list(group)
+            depths = self(torch.stack([from_bytes(resize_image(image, size)) for image in members]))
+            found += [
+                resize_depth(depth[None], image.shape[:2])[0, 0] for depth, image in zip(depths, members, strict=True)
+            ]
+        return found
+
+    def size_for(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The size for the net of an image [H, W, …]."""
+        if not self.any_shape:
+            return self.size
+        area, wide = self.size[0] * self.size[1], shape[1] / shape[0]
+        height = max(2, round(math.sqrt(area / wide) / STRIDE)) * STRIDE
+        width = max(2, round(height * wide / STRIDE)) * STRIDE
+        # A panorama is squeezed rather than let grow without end.
+        return height, min(width, max(2, 2 * area // height // STRIDE) * STRIDE)
 
 
 def resize_depth(depth: Tensor, size: tuple[int, ...]) -> Tensor:

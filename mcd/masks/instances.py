@@ -39,7 +39,7 @@ class FrameInstances:
     def load(path: Path) -> FrameInstances:
         """Raises DataError: the file is missing or broken."""
         masks, fields = load_masks(path, *FIELDS)
-        return FrameInstances(*fields, masks)
+        return FrameInstances(**dict(zip(FIELDS, fields, strict=True)), masks=masks)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def read_ground(run_folder: Path, split: str, frame: str) -> NDArray[np.float32]
     """
     path = frame_path(run_folder / "ground" / "masks", split, frame, ".png")
     with reading("ground", path), Image.open(path) as file:
-        return np.asarray(file.convert("L"), dtype=np.float32)[None] / 255
+        return np.asarray(file.convert("L"), dtype=np.float32)[None] / np.float32(255)
 
 
 def newest_labels(run: Run, before: int) -> str:

@@ -1,5 +1,6 @@
 """Networks: depth, pose, residual motion, object scale, ground and slots, each built by name."""
 
+from mcd.nets.camera import build_camera
 from mcd.nets.depth import DEPTH_NETS, build_depth_net
 from mcd.nets.detector import build_detector
 from mcd.nets.ground import build_ground_net
@@ -12,6 +13,7 @@ from mcd.nets.slots import build_slot_net
 __all__ = [
     "DEPTH_NETS",
     "PretrainedError",
+    "build_camera",
     "build_depth_net",
     "build_detector",
     "build_ground_net",

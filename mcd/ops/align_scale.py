@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mcd.ops import native
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, no_autocast
 from mcd.ops.instance_stats import (
     distinct,
     element_of_rank,
@@ -33,6 +33,13 @@ from mcd.ops.instance_stats import (
 from mcd.ops.instances import Instances, check_instances
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
+
+
+class AlignScaleResult(NamedTuple):
+    aligned: Tensor
+    """[P] depth in the scene's unit, NaN where there is nothing to align"""
+    loss: Tensor
+    """[N] mean Huber loss of each instance, 0 where there is nothing to align"""
 
 
 def align_scale_reference(
@@ -176,7 +183,7 @@ def align_scale(
     *,
     delta: float = 0.005,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> AlignScaleResult:
     """Put each object's depth at its scale, and compare it with the scene's depth.
 
     Args:
@@ -196,15 +203,17 @@ def align_scale(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    object_depth, target_depth, scale = upcast(object_depth, target_depth, scale)
-    sizes = Shapes("align_scale")
-    check_instances(sizes, instances)
-    sizes.tensor("object_depth", object_depth, "P")
-    sizes.tensor("target_depth", target_depth, "B 1 H W")
-    if scale is not None:
-        sizes.tensor("scale", scale, "N")
+    sizes = Shapes("align_scale", object_depth, target_depth, instances, scale)
+    if not sizes.known:
+        object_depth, target_depth, scale = computed(object_depth, target_depth, scale)
+        check_instances(sizes, instances)
+        sizes.tensor("object_depth", object_depth, "P")
+        sizes.tensor("target_depth", target_depth, "B 1 H W")
+        if scale is not None:
+            sizes.tensor("scale", scale, "N")
+        sizes.remember(object_depth, target_depth, instances, scale)
     if not 0 < delta < math.inf:
         raise ValueError(f"align_scale: delta is {delta}, it should be positive and finite")
     implementation = OP.implementation(backend, object_depth)
     with no_autocast(object_depth.device.type):
-        return implementation(object_depth, target_depth, instances, scale, delta=delta)
+        return AlignScaleResult(*implementation(object_depth, target_depth, instances, scale, delta=delta))

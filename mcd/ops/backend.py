@@ -19,6 +19,8 @@ import torch
 
 BACKENDS = ("native", "triton", "reference")
 EVERY = "*"
+OLDEST_CAPABILITY = (8, 0)
+"""Of the GPUs that kernels are compiled for: see `setup.py`."""
 
 Choice = str | Mapping[str, str]
 
@@ -36,6 +38,9 @@ class _Scoped(threading.local):
 
 
 _scoped = _Scoped()
+served: dict[tuple[Any, ...], Callable[..., Any]] = {}
+"""What `Operator.implementation` has found, by operator, choice and device; forgotten with every `set_backend`, as
+what can serve may have changed."""
 _process: dict[str, str] = {}
 _environment = os.environ.get("MCD_BACKEND", "")
 
@@ -73,6 +78,7 @@ class use_backend:
 def set_backend(choice: Choice) -> None:
     """Choose for the whole process, in all its threads; `use_backend` and arguments beat it."""
     global _process
+    served.clear()
     if _environment:  # even where it is overruled, a mistake in it is said
         entries_of(_environment, "MCD_BACKEND")
     _process = entries_of(choice, "set_backend")
@@ -97,18 +103,32 @@ def constant_when_traced(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def why_not(backend: str, device_type: str) -> str | None:
-    """None if the backend can run on this kind of device, else the reason in words."""
+def why_not(backend: str, device: str | torch.device) -> str | None:
+    """None if the backend can run on this device (or the current one of a kind), else the reason in words."""
+    device = torch.device(device)
     reason = None
     if backend == "native":
         from mcd.ops import native
 
-        reason = native.why_not(device_type)
+        reason = native.why_not(device.type)
     elif backend == "triton":
-        reason = _why_no_triton(device_type)
-    if reason is None and device_type == "cuda" and not torch.cuda.is_available():
-        reason = "torch sees no CUDA device"
+        reason = _why_no_triton(device.type)
+    if reason is None and device.type == "cuda":
+        reason = _why_no_cuda(device, compiled=backend != "reference")
     return reason
+
+
+@constant_when_traced
+def _why_no_cuda(device: torch.device, compiled: bool) -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    capability = torch.cuda.get_device_capability(device)
+    if compiled and capability < OLDEST_CAPABILITY:
+        return (
+            f"this GPU has compute capability {capability[0]}.{capability[1]}, and there is no kernel image for less "
+            f"than {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
+        )
+    return None
 
 
 @constant_when_traced
@@ -128,5 +148,4 @@ def _why_no_triton(device_type: str) -> str | None:
 
 def available_backends(device: str | torch.device = "cpu") -> dict[str, str | None]:
     """{backend: None if it can run on `device`, else why not}; an operator may have fewer than these."""
-    device_type = torch.device(device).type
-    return {backend: why_not(backend, device_type) for backend in BACKENDS}
+    return {backend: why_not(backend, device) for backend in BACKENDS}

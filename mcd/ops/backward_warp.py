@@ -13,20 +13,28 @@ pixel whose depth or motion is not finite reads NaN, is not valid, and has no pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mcd.ops import native
-from mcd.ops.camera import upsample
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.camera import pixel_grid, points_of, sample_bilinear, upsample
+from mcd.ops.contract import Shapes, computed, for_each, no_autocast
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 EPSILON = 1e-5
 NEAREST = 1e-3
+
+
+class BackwardWarpResult(NamedTuple):
+    warped: Tensor
+    """[B,C,H,W] in the dtype of the source"""
+    coords: Tensor
+    """[B,2,H,W] pixel x, y after clamping, without a gradient"""
+    valid: Tensor
+    """[B,1,H,W] bool, in front of the source camera and inside its image"""
 
 
 def backward_warp_reference(
@@ -39,12 +47,7 @@ def backward_warp_reference(
     return_coords: bool = False,
 ) -> Any:
     batch, _, height, width = source.shape
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=depth.dtype, device=depth.device),
-        torch.arange(width, dtype=depth.dtype, device=depth.device),
-        indexing="ij",
-    )
-    grid = torch.stack((x, y, torch.ones_like(x))).reshape(3, -1)
+    grid = pixel_grid(height, width, like=depth)
     depth = upsample(depth, (height, width)).flatten(2)
     shift = T_src_ref[:, :3, 3:]
 
@@ -56,7 +59,7 @@ def backward_warp_reference(
         motion = torch.where(finite, motion, 0.0)
     depth = torch.where(finite, depth, 1.0)
 
-    points = depth * (torch.linalg.inv_ex(K).inverse @ grid)
+    points = points_of(depth, K, grid)
     if motion is not None and motion.shape[1] == 3:
         q = K @ (T_src_ref[:, :3, :3] @ points + shift + motion)
     else:
@@ -68,32 +71,11 @@ def backward_warp_reference(
     warped = sample_bilinear(source, coords).masked_fill(unusable, torch.nan)
     if not return_coords:
         return warped
-    limit = torch.stack((x[-1, -1], y[-1, -1])).reshape(1, 2, 1, 1)
+    limit = grid[:2, -1].reshape(1, 2, 1, 1)
     inside = ((coords >= 0) & (coords <= limit)).all(1, keepdim=True)
     valid = inside & (q[:, 2:].reshape(batch, 1, height, width) > NEAREST) & ~unusable
     clamped = torch.minimum(coords.detach().clamp(min=0), limit).masked_fill(unusable, torch.nan)
     return warped, clamped, valid
-
-
-def sample_bilinear(image: Tensor, coords: Tensor) -> Tensor:
-    """`image` [B,C,H,W] at `coords` [B,2,h,w] (pixel x, y), clamped to the image; NaN coordinates read its last pixel.
-
-    Arithmetic in the dtype of `coords`, the result in that of `image`. No gradient to a coordinate that is clamped.
-    """
-    height, width = image.shape[-2:]
-    normalized = []
-    for u, limit in zip(coords.unbind(1), (width - 1, height - 1), strict=True):
-        # A comparison, for a clamp would let NaN pass, and its gradient at the limit would reach beyond the image.
-        clamped = torch.where(u < limit, u, limit).clamp(min=0)
-        normalized.append(clamped * (2 / max(limit, 1)) - 1)
-    sampled = F.grid_sample(
-        image.to(coords.dtype),
-        torch.stack(normalized, -1),
-        mode="bilinear",
-        padding_mode="zeros",
-        align_corners=True,
-    )
-    return sampled.to(image.dtype)
 
 
 def _allocate_fwd(
@@ -232,6 +214,45 @@ OP = register(
 )
 
 
+@overload
+def backward_warp(
+    source: Tensor,
+    depth: Tensor,
+    K: Tensor,
+    T_src_ref: Tensor,
+    motion: Tensor | None = None,
+    *,
+    return_coords: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...
+
+
+@overload
+def backward_warp(
+    source: Tensor,
+    depth: Tensor,
+    K: Tensor,
+    T_src_ref: Tensor,
+    motion: Tensor | None = None,
+    *,
+    return_coords: Literal[True],
+    backend: str | None = None,
+) -> BackwardWarpResult: ...
+
+
+@overload
+def backward_warp(
+    source: Tensor,
+    depth: Tensor,
+    K: Tensor,
+    T_src_ref: Tensor,
+    motion: Tensor | None = None,
+    *,
+    return_coords: bool,
+    backend: str | None = None,
+) -> Tensor | BackwardWarpResult: ...
+
+
 def backward_warp(
     source: Tensor,
     depth: Tensor,
@@ -241,14 +262,16 @@ def backward_warp(
     *,
     return_coords: bool = False,
     backend: str | None = None,
-) -> Any:
+) -> Tensor | BackwardWarpResult:
     """The source image as seen from the reference camera.
 
     Args:
-        source: [B,C,H,W], any channels; float32, float64, or bfloat16 and float16 beside float32.
+        source: [B,C,H,W], any channels; float32, float64, bfloat16 or float16. The rest is computed in float32, beside
+            a float64 source in float64.
         depth: [B,1,h,w] of the reference view, 1 <= h <= H and 1 <= w <= W, up to scale.
         K: [B,3,3] intrinsics in pixels of H×W, any invertible matrix.
-        T_src_ref: [B,4,4], X_src = T_src_ref · X_ref, its translation in the unit of depth.
+        T_src_ref: [B,4,4], X_src = T_src_ref · X_ref, its translation in the unit of depth. Like K it may be that of
+            all samples: [1,…], or without a batch.
         motion: residual motion: [B,2,H,W] in pixel · depth, or [B,3,H,W], a translation in the source frame.
         return_coords: also return where each pixel looked.
         backend: see `mcd.backend`.
@@ -261,9 +284,26 @@ def backward_warp(
     inputs. Raises TypeError or ValueError naming the argument that is wrong. Nguyen et al., CVPR 2024, whose published
     code does the same, without `valid`.
     """
-    sizes = Shapes("backward_warp")
-    source, depth, K, T_src_ref, motion = upcast(source, depth, K, T_src_ref, motion)
+    sizes = Shapes("backward_warp", source, depth, K, T_src_ref, motion)
+    if not sizes.known:
+        depth, K, T_src_ref, motion = _checked(sizes, source, depth, K, T_src_ref, motion)
+        sizes.remember(source, depth, K, T_src_ref, motion)
+    implementation = OP.implementation(backend, source)
+    with no_autocast(source.device.type):
+        result = implementation(source, depth, K, T_src_ref, motion, return_coords=return_coords)
+    if return_coords:
+        return BackwardWarpResult(*result)
+    warped: Tensor = result
+    return warped
+
+
+def _checked(
+    sizes: Shapes, source: Tensor, depth: Tensor, K: Tensor, T_src_ref: Tensor, motion: Tensor | None
+) -> list[Any]:
+    """Depth, cameras and motion as they are computed with."""
     sizes.tensor("source", source, "B C H W", image=True)
+    depth, K, T_src_ref, motion = computed(depth, K, T_src_ref, motion, beside=source)
+    K, T_src_ref = for_each(K, sizes["B"]), for_each(T_src_ref, sizes["B"])
     sizes.tensor("depth", depth, "B 1 h w")
     sizes.tensor("K", K, "B 3 3")
     sizes.tensor("T_src_ref", T_src_ref, "B 4 4")
@@ -277,6 +317,4 @@ def backward_warp(
             f"backward_warp: depth is {sizes['h']}x{sizes['w']}, it should not be larger than source, "
             f"{sizes['H']}x{sizes['W']}"
         )
-    implementation = OP.implementation(backend, source)
-    with no_autocast(source.device.type):
-        return implementation(source, depth, K, T_src_ref, motion, return_coords=return_coords)
+    return [depth, K, T_src_ref, motion]

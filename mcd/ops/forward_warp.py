@@ -21,18 +21,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mcd.ops import native
-from mcd.ops.backward_warp import sample_bilinear
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.camera import inverse_intrinsics, pixel_grid, points_of, sample_bilinear
+from mcd.ops.contract import Shapes, computed, for_each, no_autocast
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
 _NEAREST_DEPTH = 1e-3
+
+
+class ForwardWarpResult(NamedTuple):
+    warped: Tensor
+    """[B,C,H,W] in the attribute's dtype, 0 in holes"""
+    depth_dst: Tensor
+    """[B,1,H,W] of the destination frame, 0 in holes"""
+    winner: Tensor
+    """[B,H,W] int32, the reference pixel y·W + x that each cell shows, -1 in holes"""
 
 
 def forward_warp_reference(
@@ -46,17 +55,12 @@ def forward_warp_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, height, width = depth.shape
     K = K.detach()
-    rays = torch.linalg.inv_ex(K).inverse
+    rays = inverse_intrinsics(K)
     rotation, translation = T_dst_ref[:, :3, :3], T_dst_ref[:, :3, 3:]
     pixels = height * width
     depth = depth.reshape(batch, 1, pixels)
     shift = translation if motion is None else translation + motion.reshape(batch, 3, pixels)
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=depth.dtype, device=depth.device),
-        torch.arange(width, dtype=depth.dtype, device=depth.device),
-        indexing="ij",
-    )
-    grid = torch.stack((x, y, torch.ones_like(x))).reshape(3, -1)
+    grid = pixel_grid(height, width, like=depth)
     step = (torch.arange(upscale, dtype=depth.dtype, device=depth.device) - (upscale - 1) / 2) / upscale
     ray_offset = torch.stack(
         (step.repeat(upscale), step.repeat_interleave(upscale), torch.zeros_like(step).repeat(upscale))
@@ -72,7 +76,7 @@ def forward_warp_reference(
     depth_dst = K[:, 2:] @ (rotation @ (_of_winner(depth, winner, hit) * start) + shift)
     depth_dst = torch.where(hit.unsqueeze(1), depth_dst, 0.0)
 
-    back = K @ (rotation.transpose(1, 2) @ (depth_dst * (rays @ grid) - shift))
+    back = K @ (rotation.transpose(1, 2) @ (points_of(depth_dst, K, grid) - shift))
     back = torch.where(hit.unsqueeze(1), back, 1.0)
     coords = (back[:, :2] / back[:, 2:]).reshape(batch, 2, height, width)
     hit = hit.reshape(batch, 1, height, width)
@@ -274,14 +278,14 @@ def forward_warp(
     *,
     upscale: int = 3,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> ForwardWarpResult:
     """Splat depth into another frame with a z-buffer and resample `attribute` there.
 
     Args:
         attribute: [B,C,H,W] what to carry over (an image, a flow, a mask).
         depth: [B,1,H,W] of the reference frame; not positive or NaN: nothing is sent.
         K: [B,3,3] intrinsics for H x W, any invertible matrix; a constant.
-        T_dst_ref: [B,4,4] rigid, X_dst = T_dst_ref X_ref.
+        T_dst_ref: [B,4,4] rigid, X_dst = T_dst_ref X_ref. Like K it may be that of all samples: [1,…], or no batch.
         motion: [B,3,H,W] residual translation of each reference pixel, in the destination frame.
         upscale: rays per pixel and axis, 1 to 181 (the number of a ray fits 16 bits).
 
@@ -297,17 +301,20 @@ def forward_warp(
     Mended from the forward warp of Nguyen et al., CVPR 2024.
     """
     name = "forward_warp"
-    depth, K, T_dst_ref, motion = upcast(depth, K, T_dst_ref, motion)
-    sizes = Shapes(name)
-    sizes.tensor("attribute", attribute, "B C H W", image=True)
-    sizes.tensor("depth", depth, "B 1 H W")
-    sizes.tensor("K", K, "B 3 3")
-    sizes.tensor("T_dst_ref", T_dst_ref, "B 4 4")
-    if motion is not None:
-        sizes.tensor("motion", motion, "B 3 H W")
-    sizes.at_least(H=1, W=1)
+    sizes = Shapes(name, attribute, depth, K, T_dst_ref, motion)
+    if not sizes.known:
+        sizes.tensor("attribute", attribute, "B C H W", image=True)
+        depth, K, T_dst_ref, motion = computed(depth, K, T_dst_ref, motion, beside=attribute)
+        K, T_dst_ref = for_each(K, sizes["B"]), for_each(T_dst_ref, sizes["B"])
+        sizes.tensor("depth", depth, "B 1 H W")
+        sizes.tensor("K", K, "B 3 3")
+        sizes.tensor("T_dst_ref", T_dst_ref, "B 4 4")
+        if motion is not None:
+            sizes.tensor("motion", motion, "B 3 H W")
+        sizes.at_least(H=1, W=1)
+        sizes.remember(attribute, depth, K, T_dst_ref, motion)
     if not isinstance(upscale, int) or not 1 <= upscale <= 181:
         raise ValueError(f"{name}: upscale is {upscale!r}, it should be a whole number from 1 to 181")
     implementation = OP.implementation(backend, depth)
     with no_autocast(depth.device.type):
-        return implementation(attribute, depth, K.detach(), T_dst_ref, motion, upscale=upscale)
+        return ForwardWarpResult(*implementation(attribute, depth, K.detach(), T_dst_ref, motion, upscale=upscale))

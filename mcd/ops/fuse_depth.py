@@ -10,17 +10,24 @@ negative one win. The background passes as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mcd.ops import native
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, no_autocast
 from mcd.ops.instance_stats import distinct, random_instances
 from mcd.ops.instances import Instances, check_instances
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
+
+
+class FuseDepthResult(NamedTuple):
+    fused: Tensor
+    """[B,1,H,W] depth"""
+    winner: Tensor
+    """[B,H,W] int32, the instance seen at each pixel, -1 for the background"""
 
 
 def fuse_depth_reference(background: Tensor, object_depth: Tensor, instances: Instances) -> tuple[Tensor, Tensor]:
@@ -116,7 +123,7 @@ OP = register(
 
 def fuse_depth(
     background: Tensor, object_depth: Tensor, instances: Instances, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+) -> FuseDepthResult:
     """Objects over the background, the nearest in front.
 
     Args:
@@ -133,11 +140,13 @@ def fuse_depth(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    background, object_depth = upcast(background, object_depth)
-    sizes = Shapes("fuse_depth")
-    check_instances(sizes, instances)
-    sizes.tensor("background", background, "B 1 H W")
-    sizes.tensor("object_depth", object_depth, "P")
+    sizes = Shapes("fuse_depth", background, object_depth, instances)
+    if not sizes.known:
+        background, object_depth = computed(background, object_depth)
+        check_instances(sizes, instances)
+        sizes.tensor("background", background, "B 1 H W")
+        sizes.tensor("object_depth", object_depth, "P")
+        sizes.remember(background, object_depth, instances)
     implementation = OP.implementation(backend, background)
     with no_autocast(background.device.type):
-        return implementation(background, object_depth, instances)
+        return FuseDepthResult(*implementation(background, object_depth, instances))

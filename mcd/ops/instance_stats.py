@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mcd.ops import native
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, no_autocast
 from mcd.ops.instances import Instances, check_instances
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
@@ -25,6 +25,8 @@ INTERPOLATIONS = ("lower", "linear")
 
 
 class InstanceStats(NamedTuple):
+    """Of N instances; NaN for an empty one, but its count."""
+
     count: Tensor  # type: ignore[assignment]  # it takes the place of tuple.count
     """[N] int32"""
     mean: Tensor
@@ -195,10 +197,12 @@ def instance_stats(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    (values,) = upcast(values)
-    sizes = Shapes("instance_stats")
-    check_instances(sizes, instances)
-    sizes.tensor("values", values, "B 1 H W" if isinstance(values, Tensor) and values.dim() == 4 else "P")
+    sizes = Shapes("instance_stats", values, instances)
+    if not sizes.known:
+        (values,) = computed(values)
+        check_instances(sizes, instances)
+        sizes.tensor("values", values, "B 1 H W" if isinstance(values, Tensor) and values.dim() == 4 else "P")
+        sizes.remember(values, instances)
     quantiles = tuple(float(quantile) for quantile in quantiles)
     if not all(0 <= quantile <= 1 for quantile in quantiles):
         raise ValueError(f"instance_stats: quantiles are {quantiles}, they should lie in [0, 1]")
@@ -206,4 +210,4 @@ def instance_stats(
         raise ValueError(f"instance_stats: interpolation is {interpolation!r}, it should be 'lower' or 'linear'")
     implementation = OP.implementation(backend, values)
     with no_autocast(values.device.type):
-        return implementation(values, instances, quantiles, interpolation)
+        return InstanceStats(*implementation(values, instances, quantiles, interpolation))

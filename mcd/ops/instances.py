@@ -115,6 +115,16 @@ class Instances:
         return self.pixel.device
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """(P, N, B, H, W)"""
+        return self.pixel.shape[0], self.frame.shape[0], *self.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """torch.int32, of all fields"""
+        return self.pixel.dtype
+
+    @property
     def count(self) -> Tensor:
         """[N] int32, pixels of each mask."""
         return self.offset[1:] - self.offset[:-1]
@@ -137,13 +147,6 @@ class Instances:
         check_instances(sizes, self)
         sizes.tensor("values", values, "B 1 H W", dtype=values.dtype if isinstance(values, Tensor) else None)
         return values.reshape(-1)[self.address]
-
-    def select(self, keep: Tensor) -> Instances:
-        """The masks for which `keep` [N] bool holds."""
-        sizes = Shapes("Instances.select")
-        check_instances(sizes, self)
-        sizes.tensor("keep", keep, "N", dtype=torch.bool)
-        return _ragged(self.pixel[keep[self.instance]], self.count[keep], self.frame[keep], self.size)
 
     def to(self, device: torch.device | str) -> Instances:
         return _unchecked(self.pixel.to(device), self.offset.to(device), self.frame.to(device), self.size)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mcd.ops import native
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, no_autocast
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
@@ -89,8 +89,12 @@ def motion_sparsity(motion: Tensor, *, backend: str | None = None) -> Tensor:
 
     Li et al., "Unsupervised Monocular Depth Learning in Dynamic Scenes", CoRL 2020.
     """
-    (motion,) = upcast(motion)
-    Shapes("motion_sparsity").tensor("motion", motion, "... C H W")
+    sizes = Shapes("motion_sparsity", motion)
+    if not sizes.known:
+        (motion,) = computed(motion)
+        sizes.tensor("motion", motion, "... C H W")
+        sizes.remember(motion)
     implementation = OP.implementation(backend, motion)
     with no_autocast(motion.device.type):
-        return implementation(motion)
+        loss: Tensor = implementation(motion)
+    return loss

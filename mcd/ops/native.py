@@ -13,6 +13,7 @@ operator its gradients.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,15 +21,25 @@ from typing import Any
 import torch  # before _C: the process then has one OpenMP runtime, torch's
 from torch import Tensor
 
+from mcd import __version__
 from mcd.ops import registered
 
-_C: Any
-try:
-    _C = importlib.import_module("mcd._C")
-    _why_no_module = None
-except ImportError as error:
-    _C = None
-    _why_no_module = f"the compiled module mcd._C does not load ({error}); `make` or `pip install -e .` builds it"
+
+def _load() -> tuple[Any, str | None]:
+    """The compiled module, or None and why there is none."""
+    try:
+        module = importlib.import_module("mcd._C")
+    except ImportError as error:
+        return None, f"the compiled module mcd._C does not load ({error}); `make` or `pip install -e .` builds it"
+    built = getattr(module, "version", "an older version")  # 0.1.0 had no stamp
+    if built != __version__:
+        return None, f"mcd._C was built for {built}, this is {__version__}: build again (`make` or `pip install -e .`)"
+    return module, None
+
+
+_C, _why_no_module = _load()
+if _why_no_module:
+    logging.getLogger("mcd").warning("mcd: %s; until then operators run as slow PyTorch", _why_no_module)
 
 
 def why_not(device_type: str) -> str | None:
@@ -80,7 +91,7 @@ def define(
     workspace: Callable[..., tuple[Tensor, ...]] | None = None,
     *,
     batched: bool = False,
-) -> torch._ops.OpOverload:
+) -> Callable[..., Any]:
     """Register `_C`'s function of this schema's name as `torch.ops.mcd.<name>` for CPU and CUDA, and return it.
 
     allocate: the schema's arguments -> its outputs (a tensor or a tuple), uninitialised unless the function says else.
@@ -101,7 +112,7 @@ def define(
     return _register(name, *_defined[name], workspace, launchers)
 
 
-def define_launched(name: str, launch: Callable[..., None]) -> torch._ops.OpOverload:
+def define_launched(name: str, launch: Callable[..., None]) -> Callable[..., Any]:
     """Register `torch.ops.mcd.<name>_triton`, which is `torch.ops.mcd.<name>` with another launcher, and return it.
 
     launch: takes the schema's arguments and then the outputs that the native operator allocates.
@@ -114,10 +125,15 @@ def define_launched(name: str, launch: Callable[..., None]) -> torch._ops.OpOver
     return _register(f"{name}_triton", *_defined[name], None, {"cpu": launch, "cuda": launch_on_cuda})
 
 
-def define_in_torch(schema: str, allocate: Callable[..., Any], launch: Callable[..., None]) -> torch._ops.OpOverload:
+def define_in_torch(schema: str, allocate: Callable[..., Any], launch: Callable[..., None]) -> Callable[..., Any]:
     """Register `torch.ops.mcd.<name>` whose outputs are written by torch's own operators, and return it."""
     name = schema.split("(")[0].strip()
     return _register(name, schema[len(name) :], allocate, False, None, {"cpu": launch, "cuda": launch})
+
+
+def defined(name: str) -> tuple[str, Callable[..., Any]]:
+    """The schema of a native operator after its name, and the function that allocates its outputs."""
+    return _defined[name][:2]
 
 
 _defined: dict[str, tuple[str, Callable[..., Any], bool]] = {}
@@ -130,7 +146,7 @@ def _register(
     batched: bool,
     workspace: Callable[..., tuple[Tensor, ...]] | None,
     launchers: Mapping[str, Callable[..., None]],
-) -> torch._ops.OpOverload:
+) -> Callable[..., Any]:
     def runner(launch: Callable[..., None]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             outputs = allocate(*arguments)

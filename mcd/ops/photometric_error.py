@@ -9,7 +9,8 @@
 
 μ and Var are taken over 3x3 windows, which exist for the inner (H-2)x(W-2) pixels; the border mirrors them
 (reflection padding of the error map). (1 - SSIM) / 2 is written through Var(x - y), which is the same number as
-the usual covariance form without its cancellation. With `valid`, an invalid source takes no part in the minimum, and a
+the usual covariance form without its cancellation, and every Var is found from differences between neighbours, which a
+flat bright patch has in full precision. With `valid`, an invalid source takes no part in the minimum, and a
 pixel without a valid source has error 0 and lies outside `auto_mask`. A NaN spoils the pixels whose window reads it:
 their error is NaN, their mask False and the gradient that passes through them 0.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,16 @@ from mcd.ops.contract import Shapes, no_autocast
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
+SSIM_WEIGHT, L1_WEIGHT = 3.0, 2.0
+C1, C2 = inf, 9e-6
+
+
+class PhotometricErrorResult(NamedTuple):
+    error: Tensor
+    """[B,H,W], float32 (float64 for float64)"""
+    auto_mask: Tensor
+    """[B,H,W] bool, True where the warped error is strictly smaller than that of the unwarped sources"""
+
 
 def photometric_error_reference(
     reference: Tensor,
@@ -36,10 +47,10 @@ def photometric_error_reference(
     sources: Tensor,
     *,
     valid: Tensor | None = None,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    ssim_weight: float = SSIM_WEIGHT,
+    l1_weight: float = L1_WEIGHT,
+    c1: float = C1,
+    c2: float = C2,
 ) -> tuple[Tensor, Tensor]:
     weights = (ssim_weight, l1_weight, c1, c2)
     identity = identity_error_reference(reference, sources, *weights)
@@ -82,16 +93,37 @@ def min_over_sources(error: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def _ssim_error(x: Tensor, y: Tensor, difference: Tensor, c1: float, c2: float) -> Tensor:
-    mean_x, mean_y = _mean3x3(x), _mean3x3(y)
+    (mean_x, variance_x), (mean_y, variance_y) = _moments3x3(x), _moments3x3(y)
+    mean_d, variance_d = _moments3x3(difference)
     luminance = contrast = x.new_zeros(())
     if c1 != inf:
-        luminance = (mean_x - mean_y) ** 2 / (mean_x**2 + mean_y**2 + c1)
+        luminance = mean_d**2 / (mean_x**2 + mean_y**2 + c1)
     if c2 != inf:
-        variances = (_mean3x3(x * x) - mean_x**2) + (_mean3x3(y * y) - mean_y**2)
-        contrast = (_mean3x3(difference * difference) - (mean_x - mean_y) ** 2) / (variances + c2)
+        contrast = variance_d / (variance_x + variance_y + c2)
     if c1 == inf or c2 == inf:
         return (contrast if c1 == inf else luminance) * 0.5
     return (luminance + contrast - luminance * contrast) * 0.5
+
+
+def _moments3x3(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over 3x3 windows, [...,H,W] -> [...,H-2,W-2] each.
+
+    The variance is the mean of the columns' variances and the variance of their means, and all squares are of
+    differences between neighbours: E[x²] - E[x]² of a flat bright patch has no digit left where c2 = 9e-6 matters.
+    """
+    mean, within = _moments3(image, -2)
+    means, between = _moments3(mean, -1)
+    width = within.shape[-1] - 2
+    within = sum(within.narrow(-1, i, width) for i in range(1, 3)) + within.narrow(-1, 0, width)
+    return means, within / 3 + between
+
+
+def _moments3(image: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of three neighbours along `dim`."""
+    before, here, after = (image.narrow(dim, i, image.shape[dim] - 2) for i in range(3))
+    down, up = before - here, after - here
+    shift = (down + up) / 3
+    return here + shift, (down * down + up * up) / 3 - shift * shift
 
 
 def _mean3x3(image: Tensor) -> Tensor:
@@ -220,12 +252,12 @@ def photometric_error(
     sources: Tensor,
     *,
     valid: Tensor | None = None,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    ssim_weight: float = SSIM_WEIGHT,
+    l1_weight: float = L1_WEIGHT,
+    c1: float = C1,
+    c2: float = C2,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> PhotometricErrorResult:
     """Per-pixel minimum over sources of SSIM error and L1, and the mask of pixels that warping explains better.
 
     Args:
@@ -247,25 +279,29 @@ def photometric_error(
     minimum and auto-mask are those of Godard et al., "Digging into Self-Supervised Monocular Depth Estimation", ICCV
     2019.
     """
-    sizes = Shapes("photometric_error")
-    sizes.tensor("reference", reference, "B 3 H W", image=True)
-    sizes.tensor("warped", warped, "B S 3 H W", image=True)
-    sizes.tensor("sources", sources, "B S 3 H W", image=True)
-    if valid is not None:
-        sizes.tensor("valid", valid, "B S H W", dtype=torch.bool)
-    check_image_size("photometric_error", sizes)
+    sizes = Shapes("photometric_error", reference, warped, sources, valid)
+    if not sizes.known:
+        sizes.tensor("reference", reference, "B 3 H W", image=True)
+        sizes.tensor("warped", warped, "B S 3 H W", image=True)
+        sizes.tensor("sources", sources, "B S 3 H W", image=True)
+        if valid is not None:
+            sizes.tensor("valid", valid, "B S H W", dtype=torch.bool)
+        check_image_size("photometric_error", sizes)
+        sizes.remember(reference, warped, sources, valid)
     check_photometric_weights("photometric_error", ssim_weight, l1_weight, c1, c2)
     implementation = OP.implementation(backend, warped)
     with no_autocast(warped.device.type):
-        return implementation(
-            reference,
-            warped,
-            sources.detach(),
-            valid=valid,
-            ssim_weight=ssim_weight,
-            l1_weight=l1_weight,
-            c1=c1,
-            c2=c2,
+        return PhotometricErrorResult(
+            *implementation(
+                reference,
+                warped,
+                sources.detach(),
+                valid=valid,
+                ssim_weight=ssim_weight,
+                l1_weight=l1_weight,
+                c1=c1,
+                c2=c2,
+            )
         )
 
 

@@ -42,7 +42,7 @@ def register(
     implementations: Mapping[str, Callable[..., Any]],
     fake: Callable[..., Any],
     batched: bool = False,
-) -> torch._ops.OpOverload:
+) -> Callable[..., Any]:
     """Register `torch.ops.mcd.<name>`, and return it.
 
     implementations: by kind of device.
@@ -70,7 +70,7 @@ def register(
 
 
 def differentiate(
-    op: torch._ops.OpOverload,
+    op: Any,
     save: Callable[..., None],
     gradients: Callable[..., Any],
     prepare: Callable[..., Sequence[Any]] = lambda arguments: arguments,
@@ -107,7 +107,7 @@ class _Call:
     output_counts: Sequence[int | None] = ()
 
 
-def _autograd_kernel(name: str, op: torch._ops.OpOverload) -> Callable[..., Any]:
+def _autograd_kernel(name: str, op: Any) -> Callable[..., Any]:
     """What runs where autograd is on, at each level of transforms."""
     lists = [_is_list_of_tensors(argument) for argument in op._schema.arguments]
     output_lists = [_is_list_of_tensors(output) for output in op._schema.returns]
@@ -133,7 +133,7 @@ def _autograd_kernel(name: str, op: torch._ops.OpOverload) -> Callable[..., Any]
             return *_flat(found, lists)[0], None
 
     # Not Gradient.apply: it would begin with the outermost transform once more, and this one has its turn already.
-    apply = super(torch.autograd.Function, Gradient).apply  # type: ignore[misc]
+    apply = super(torch.autograd.Function, Gradient).apply
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
         if not (torch.is_grad_enabled() and _any_requires_grad(arguments)):
@@ -147,12 +147,12 @@ def _autograd_kernel(name: str, op: torch._ops.OpOverload) -> Callable[..., Any]
     return kernel
 
 
-def _below_autograd(op: torch._ops.OpOverload, keyset: Any, arguments: Sequence[Any]) -> Any:
+def _below_autograd(op: Any, keyset: Any, arguments: Sequence[Any]) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
 
-def _vmap_loop(op: torch._ops.OpOverload) -> Callable[..., Any]:
+def _vmap_loop(op: Any) -> Callable[..., Any]:
     """A call for each row of the dimension that is mapped over."""
 
     def rule(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:
@@ -176,7 +176,7 @@ def _vmap_loop(op: torch._ops.OpOverload) -> Callable[..., Any]:
     return rule
 
 
-def _vmap_batch(op: torch._ops.OpOverload) -> Callable[..., Any]:
+def _vmap_batch(op: Any) -> Callable[..., Any]:
     """One call, the dimension that is mapped over being a part of the batch."""
 
     def rule(info: Any, in_dims: Any, *arguments: Any) -> tuple[Any, Any]:

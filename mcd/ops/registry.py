@@ -32,7 +32,7 @@ class Sample:
     detached: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operator:
     """One operator and its implementations, which all take the same arguments.
 
@@ -51,36 +51,48 @@ class Operator:
     triton: str | None = None
     bytes_moved: Callable[[Sample], int] | None = None
 
-    def why_not(self, backend: str, device_type: str) -> str | None:
-        """None if this operator can run with `backend` on this kind of device, else the reason."""
+    def why_not(self, backend: str, device: str | torch.device) -> str | None:
+        """None if this operator can run with `backend` on this device (or kind of device), else the reason."""
         if getattr(self, backend) is None:
             return f"{self.name} has no {backend} implementation"
-        return backends.why_not(backend, device_type)
+        return backends.why_not(backend, device)
 
-    def backend(self, backend: str | None, device_type: str) -> str:
+    def backend(self, backend: str | None, device: str | torch.device) -> str:
         """The name of the backend that serves; `backend` is the call's own argument."""
-        name, named_for_it = (backend, True) if backend is not None else backends.chosen(self.name)
+        return self._serving(*self._choice(backend), device)
+
+    def _choice(self, backend: str | None) -> tuple[str, bool]:
+        return (backend, True) if backend is not None else backends.chosen(self.name)
+
+    def _serving(self, name: str, named_for_it: bool, device: str | torch.device) -> str:
         if name != "auto" and name in BACKENDS:
-            reason = self.why_not(name, device_type)
+            reason = self.why_not(name, device)
             if reason is None:
                 return name
         else:
             reason = f"unknown backend {name!r}"
-        usable = [known for known in BACKENDS if self.why_not(known, device_type) is None]
+        usable = [known for known in BACKENDS if self.why_not(known, device) is None]
         if name != "auto" and named_for_it:
             raise BackendUnavailable(
-                f"{self.name}: backend {name!r} cannot serve {device_type}: {reason}; "
+                f"{self.name}: backend {name!r} cannot serve {device}: {reason}; "
                 f"available: {', '.join(usable) or 'none'}"
             )
         return usable[0]
 
     def implementation(self, backend: str | None, tensor: Tensor) -> Callable[..., Any]:
         """The function that serves tensors like this one."""
-        name = self.backend(backend, tensor.device.type)
-        function = _imported(str(self.triton)) if name == "triton" else getattr(self, name)
-        if not torch.compiler.is_compiling() and ranges.sinks:
-            return ranges.ranged(self.name, function)
-        return function
+        if torch.compiler.is_compiling():  # found anew: what is found would be guarded by all that is remembered
+            return self._function(*self._choice(backend), tensor.device)
+        choice = self._choice(backend)
+        place = (self, choice, tensor.device)
+        function = backends.served.get(place)
+        if function is None:
+            function = backends.served[place] = self._function(*choice, tensor.device)
+        return ranges.ranged(self.name, function) if ranges.sinks else function
+
+    def _function(self, name: str, named_for_it: bool, device: torch.device) -> Callable[..., Any]:
+        served = self._serving(name, named_for_it, device)
+        return _imported(str(self.triton)) if served == "triton" else getattr(self, served)
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -90,6 +102,7 @@ _triton_functions: dict[str, Callable[..., Any]] = {}
 def register(operator: Operator) -> Operator:
     if operator.name in OPERATORS:
         raise ValueError(f"operator {operator.name!r} is registered already")
+    backends.served.clear()
     OPERATORS[operator.name] = operator
     return operator
 

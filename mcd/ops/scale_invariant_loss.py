@@ -14,16 +14,23 @@ A NaN prediction where there is a target makes its sample's factor, and so the l
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mcd.ops import native
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, no_autocast
 from mcd.ops.instance_stats import distinct
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
+
+
+class ScaleInvariantLossResult(NamedTuple):
+    loss: Tensor
+    """scalar"""
+    gate: Tensor
+    """[B,1,H,W] bool, the pixels that were compared, whether in the mask or not"""
 
 
 def scale_invariant_loss_reference(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,7 +149,7 @@ OP = register(
 
 def scale_invariant_loss(
     prediction: Tensor, target: Tensor, mask: Tensor, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+) -> ScaleInvariantLossResult:
     """The scalar loss, and the gate [B,1,H,W] bool: the pixels that were compared, whether in the mask or not.
 
     Args:
@@ -156,11 +163,13 @@ def scale_invariant_loss(
     Raises:
         TypeError, ValueError: an argument that is wrong, named.
     """
-    prediction, target = upcast(prediction, target)
-    sizes = Shapes("scale_invariant_loss")
-    sizes.tensor("prediction", prediction, "B 1 H W")
-    sizes.tensor("target", target, "B 1 H W")
-    sizes.tensor("mask", mask, "B 1 H W", dtype=torch.bool)
+    sizes = Shapes("scale_invariant_loss", prediction, target, mask)
+    if not sizes.known:
+        prediction, target = computed(prediction, target)
+        sizes.tensor("prediction", prediction, "B 1 H W")
+        sizes.tensor("target", target, "B 1 H W")
+        sizes.tensor("mask", mask, "B 1 H W", dtype=torch.bool)
+        sizes.remember(prediction, target, mask)
     implementation = OP.implementation(backend, prediction)
     with no_autocast(prediction.device.type):
-        return implementation(prediction, target, mask)
+        return ScaleInvariantLossResult(*implementation(prediction, target, mask))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mcd.ops import native
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, no_autocast
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
 
@@ -184,16 +184,20 @@ def smoothness_loss(
             raise TypeError(f"{name}: {argument} is a {type(value).__name__}, it should be a list of tensors")
     if not disparities or len(disparities) != len(guides):
         raise ValueError(f"{name}: {len(disparities)} disparities and {len(guides)} {label}: give one each per scale")
-    disparities = upcast(*disparities)
-    sizes = Shapes(name)
-    for s, (disparity, guide) in enumerate(zip(disparities, guides, strict=True)):
-        sizes.tensor(f"disparities[{s}]", disparity, f"B 1 h{s} w{s}")
-        if masks is None:
-            sizes.tensor(f"images[{s}]", guide, f"B C h{s} w{s}", image=True)
-        else:
-            sizes.tensor(f"masks[{s}]", guide, f"B 1 h{s} w{s}", dtype=torch.bool)
+    sizes = Shapes(name, *disparities, *guides)
+    if not sizes.known:
+        disparities = computed(*disparities, beside=guides[0] if masks is None else None)
+        for s, (disparity, guide) in enumerate(zip(disparities, guides, strict=True)):
+            sizes.tensor(f"disparities[{s}]", disparity, f"B 1 h{s} w{s}")
+            if masks is None:
+                sizes.tensor(f"images[{s}]", guide, f"B C h{s} w{s}", image=True)
+            else:
+                sizes.tensor(f"masks[{s}]", guide, f"B 1 h{s} w{s}", dtype=torch.bool)
+        sizes.remember(*disparities, *guides)
     implementation = OP.implementation(backend, disparities[0])
     with no_autocast(disparities[0].device.type):
         if masks is not None:
-            return implementation(disparities, masks=masks)
-        return implementation(disparities, [image.detach() for image in guides])
+            loss: Tensor = implementation(disparities, masks=masks)
+        else:
+            loss = implementation(disparities, [image.detach() for image in guides])
+    return loss

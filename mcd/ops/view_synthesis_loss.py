@@ -15,16 +15,19 @@ pixels: loss 0.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mcd.ops import native
 from mcd.ops.backward_warp import backward_warp_reference
-from mcd.ops.contract import Shapes, no_autocast, upcast
+from mcd.ops.contract import Shapes, computed, for_each, no_autocast
 from mcd.ops.photometric_error import (
+    C1,
+    C2,
+    L1_WEIGHT,
+    SSIM_WEIGHT,
     check_image_size,
     check_photometric_weights,
     identity_error_reference,
@@ -33,6 +36,15 @@ from mcd.ops.photometric_error import (
 )
 from mcd.ops.registered import differentiate
 from mcd.ops.registry import Operator, Sample, register
+
+
+class ViewSynthesisLossResult(NamedTuple):
+    loss: Tensor
+    """scalar"""
+    losses: Tensor
+    """[scales], detached"""
+    auto_mask: Tensor
+    """[B,H,W] bool of the first scale, True where the warped error counts"""
 
 
 def view_synthesis_loss_reference(
@@ -45,10 +57,10 @@ def view_synthesis_loss_reference(
     *,
     scale_weights: Sequence[float] | None = None,
     mask_invalid: bool = True,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    ssim_weight: float = SSIM_WEIGHT,
+    l1_weight: float = L1_WEIGHT,
+    c1: float = C1,
+    c2: float = C2,
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights = (ssim_weight, l1_weight, c1, c2)
     batch, count = sources.shape[:2]
@@ -258,12 +270,12 @@ def view_synthesis_loss(
     *,
     scale_weights: Sequence[float] | None = None,
     mask_invalid: bool = True,
-    ssim_weight: float = 3.0,
-    l1_weight: float = 2.0,
-    c1: float = inf,
-    c2: float = 9e-6,
+    ssim_weight: float = SSIM_WEIGHT,
+    l1_weight: float = L1_WEIGHT,
+    c1: float = C1,
+    c2: float = C2,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> ViewSynthesisLossResult:
     """Masked photometric loss of a reference image rebuilt from its sources, over all scales.
 
     Args:
@@ -271,7 +283,7 @@ def view_synthesis_loss(
         sources: [B,S,3,H,W] neighbouring images (no gradient).
         depths: one [B,1,h,w] per scale, 1 <= h <= H, 1 <= w <= W; upsampled bilinearly to H x W.
         K: [B,3,3] intrinsics for H x W, any invertible matrix.
-        T_src_ref: [B,S,4,4], X_src = T_src_ref X_ref.
+        T_src_ref: [B,S,4,4], X_src = T_src_ref X_ref. It and K may be those of all samples: [1,…], or no batch.
         motion: [B,S,2,H,W] residual motion, homogeneous (pixel · depth), the same at every scale.
         scale_weights: one number per scale, default 1 / number of scales.
         mask_invalid: leave out-of-frame pixels out; False keeps them, clamped to the border, as published.
@@ -292,38 +304,43 @@ def view_synthesis_loss(
         raise TypeError(f"{name}: depths is a {type(depths).__name__}, it should be a list of tensors, one per scale")
     if not depths:
         raise ValueError(f"{name}: depths is empty, it should hold one tensor per scale")
-    K, T_src_ref, motion, *depths = upcast(K, T_src_ref, motion, *depths)
-    sizes = Shapes(name)
-    sizes.tensor("reference", reference, "B 3 H W", image=True)
-    sizes.tensor("sources", sources, "B S 3 H W", image=True)
-    for scale, depth in enumerate(depths):
-        sizes.tensor(f"depths[{scale}]", depth, f"B 1 h{scale} w{scale}")
-        if not (1 <= sizes[f"h{scale}"] <= sizes["H"] and 1 <= sizes[f"w{scale}"] <= sizes["W"]):
-            raise ValueError(
-                f"{name}: depths[{scale}] is {tuple(depth.shape[-2:])}, it should be between 1x1 and "
-                f"the images' {sizes['H']}x{sizes['W']}"
-            )
-    sizes.tensor("K", K, "B 3 3")
-    sizes.tensor("T_src_ref", T_src_ref, "B S 4 4")
-    if motion is not None:
-        sizes.tensor("motion", motion, "B S 2 H W")
+    sizes = Shapes(name, reference, sources, K, T_src_ref, motion, *depths)
+    if not sizes.known:
+        sizes.tensor("reference", reference, "B 3 H W", image=True)
+        sizes.tensor("sources", sources, "B S 3 H W", image=True)
+        K, T_src_ref, motion, *depths = computed(K, T_src_ref, motion, *depths, beside=reference)
+        K, T_src_ref = for_each(K, sizes["B"]), for_each(T_src_ref, sizes["B"], sizes["S"])
+        for scale, depth in enumerate(depths):
+            sizes.tensor(f"depths[{scale}]", depth, f"B 1 h{scale} w{scale}")
+            if not (1 <= sizes[f"h{scale}"] <= sizes["H"] and 1 <= sizes[f"w{scale}"] <= sizes["W"]):
+                raise ValueError(
+                    f"{name}: depths[{scale}] is {tuple(depth.shape[-2:])}, it should be between 1x1 and "
+                    f"the images' {sizes['H']}x{sizes['W']}"
+                )
+        sizes.tensor("K", K, "B 3 3")
+        sizes.tensor("T_src_ref", T_src_ref, "B S 4 4")
+        if motion is not None:
+            sizes.tensor("motion", motion, "B S 2 H W")
+        check_image_size(name, sizes)
+        sizes.remember(reference, sources, K, T_src_ref, motion, *depths)
     if scale_weights is not None and len(scale_weights) != len(depths):
         raise ValueError(f"{name}: scale_weights has {len(scale_weights)} entries for {len(depths)} depths")
-    check_image_size(name, sizes)
     check_photometric_weights(name, ssim_weight, l1_weight, c1, c2)
     implementation = OP.implementation(backend, depths[0])
     with no_autocast(reference.device.type):
-        return implementation(
-            reference.detach(),
-            sources.detach(),
-            depths,
-            K,
-            T_src_ref,
-            motion,
-            scale_weights=scale_weights,
-            mask_invalid=mask_invalid,
-            ssim_weight=ssim_weight,
-            l1_weight=l1_weight,
-            c1=c1,
-            c2=c2,
+        return ViewSynthesisLossResult(
+            *implementation(
+                reference.detach(),
+                sources.detach(),
+                depths,
+                K,
+                T_src_ref,
+                motion,
+                scale_weights=scale_weights,
+                mask_invalid=mask_invalid,
+                ssim_weight=ssim_weight,
+                l1_weight=l1_weight,
+                c1=c1,
+                c2=c2,
+            )
         )

@@ -2,6 +2,6 @@
 
 import sys
 
-from mcd.report.page import main
+from mcd.cli import main
 
-sys.exit(main())
+sys.exit(main(["report", *sys.argv[1:]]))

@@ -26,6 +26,8 @@ _Side = Annotated[int, Field(ge=1, le=2**20)]
 
 WEIGHTS = "weights.safetensors"
 METADATA = "mcd"
+START = Path(__file__).parents[1] / "weights" / "start.safetensors"
+"""Depth and pose nets trained on rendered roads: what own footage starts from."""
 # Where the net that predicts depth of a whole image is looked for in a run, best first.
 DEPTH_STAGES = ("final", "scene", "control")
 
@@ -81,18 +83,42 @@ def _usable(stored: Tensor, own: Tensor) -> bool:
 
 
 def save_weights(
-    path: Path | str, nets: Mapping[str, nn.Module], names: Mapping[str, str], metadata: Mapping[str, Any]
+    path: Path | str,
+    nets: Mapping[str, nn.Module],
+    names: Mapping[str, str],
+    metadata: Mapping[str, Any],
+    *,
+    half: bool = False,
 ) -> None:
-    """Write the nets' tensors, and as metadata one JSON object of ``metadata`` and the nets' names, atomically."""
-    tensors = {
+    """Write the nets' tensors, and as metadata one JSON object of ``metadata`` and the nets' names, atomically.
+
+    ``half`` rounds floating-point tensors to float16, which is enough to start from and to predict with.
+    """
+    tensors = {role: net.state_dict() for role, net in nets.items()}
+    if half:
+        tensors = {
+            role: {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in found.items()}
+            for role, found in tensors.items()
+        }
+    save_tensors(path, tensors, names, metadata)
+
+
+def save_tensors(
+    path: Path | str,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    names: Mapping[str, str],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write tensors by net and key, as :func:`save_weights` does those of nets."""
+    flat = {
         f"{role}.{key}": tensor.detach().cpu().contiguous()
-        for role, net in nets.items()
-        for key, tensor in net.state_dict().items()
+        for role, found in tensors.items()
+        for key, tensor in found.items()
     }
     # One entry: safetensors writes several in any order, and equal weights should be equal files.
     described = {METADATA: json.dumps({"nets": dict(names), **metadata})}
     # Serialised in memory: safetensors writes through a memory map, which on a full disk is a bus error.
-    data = save(tensors, described)
+    data = save(flat, described)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -140,7 +166,7 @@ def find_weights(place: Path | str, stage: str | None = None) -> Path:
     """The weights file meant by a run folder, a stage folder or a file.
 
     Args:
-        place: what the user named.
+        place: what the user named; ``start`` is the start that comes with mcd, unless there is something of that name.
         stage: for a run folder, the stage to take; None takes the best depth net there is (final, then scene).
 
     Raises:
@@ -149,6 +175,8 @@ def find_weights(place: Path | str, stage: str | None = None) -> Path:
     place = Path(place)
     if place.is_file():
         return place
+    if place == Path("start") and not place.exists() and START.is_file():
+        return START
     if not place.exists():
         raise CheckpointError(f"checkpoint {place} does not exist")
     candidates = [place / WEIGHTS, *(place / name / WEIGHTS for name in ([stage] if stage else DEPTH_STAGES))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mcd.config import Config
+from mcd.config import Config, Data
+from mcd.data import SequenceFolder
 from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
 from mcd.run.folder import Run
 from mcd.run.networks import make_net
@@ -21,6 +23,29 @@ def widen(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def with_learned_camera(config: Config, run_folder: Path) -> Config:
+    """The config with the intrinsics that the scene stage of a run has learned; itself, if there are none."""
+    path = run_folder / "scene" / WEIGHTS
+    if config.data.intrinsics != "learn" or not path.is_file():
+        return config
+    shares = load_weights(path).metadata.get("camera")
+    if shares is None:
+        return config
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the field of view, which is not used
+        height, width = SequenceFolder(config.data.model_copy(update={"crop": None}), "eval").size
+    fx, fy, cx, cy = shares
+    top, bottom, left, right = config.data.crop or (0.0, 1.0, 0.0, 1.0)
+    kept = round(bottom * height) - round(top * height), round(right * width) - round(left * width)
+    learned = (
+        fx * kept[1],
+        fy * kept[0],
+        cx * kept[1] - 0.5 + round(left * width),
+        cy * kept[0] - 0.5 + round(top * height),
+    )
+    return config.model_copy(update={"data": config.data.model_copy(update={"intrinsics": learned})})
+
+
 @dataclass(frozen=True)
 class Context:
     """Where a stage runs."""
@@ -28,6 +53,11 @@ class Context:
     config: Config
     run: Run
     device: torch.device
+
+    @property
+    def data(self) -> Data:
+        """The data with the camera that the scene stage has learned, if there was one to learn and it is learned."""
+        return with_learned_camera(self.config, self.run.path).data
 
     @contextmanager
     def networks(self) -> Iterator[None]:

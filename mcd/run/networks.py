@@ -8,6 +8,7 @@ from torch import nn
 from mcd.config import Config, ConfigError
 from mcd.nets import (
     PretrainedError,
+    build_camera,
     build_depth_net,
     build_detector,
     build_ground_net,
@@ -33,6 +34,8 @@ def make_net(config: Config, role: str, *, pretrained: bool = False) -> nn.Modul
             net = build_pose_net(names.pose, pretrained=pretrained)
         elif role == "motion":
             net = build_motion_net(names.motion)
+        elif role == "camera":
+            net = build_camera(names.camera)
         elif role == "slots":
             net = build_slot_net(names.slots)
         elif role == "ground":
@@ -61,6 +64,13 @@ def check_nets(config: Config) -> None:
             light = getattr(config.nets, role) == "light"
             net = make_net(config, role, pretrained=config.nets.pretrained and light and role in fresh)
             _check_size(net, role, config.data.size)
+
+
+def check_motion(config: Config) -> None:
+    """Raises ConfigError if a stage reads the residual motion, and the scene stage of this run is not to learn it."""
+    for stage in ("predictions", "instances"):
+        if stage in config.stages and "scene" in config.stages and config.scene.motion_from is None:
+            raise ConfigError(f"'scene.motion_from' is not set, and stage '{stage}' reads the residual motion")
 
 
 def _check_size(net: nn.Module, role: str, size: tuple[int, int]) -> None:

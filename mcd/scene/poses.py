@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mcd.geometry import invert_rigid, pose_matrix
 from mcd.run.context import Context, widen
+
+_GREY = 0.45  # about the mean of the pictures that nets start from
+
+
+def without_own_vehicle(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """``reference`` and ``sources`` of a batch, grey where they show the own vehicle.
+
+    What stays says to a pose net that the camera stands. And where both pictures are the same, the auto-mask of the
+    photometric loss leaves the pixel out.
+    """
+    if "own" not in batch:
+        return batch["reference"], batch["sources"]
+    own = batch["own"]
+    return batch["reference"].masked_fill(own, _GREY), batch["sources"].masked_fill(own[:, None], _GREY)
 
 
 def predict_poses(context: Context, net: torch.nn.Module, reference: Tensor, sources: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from mcd.data.store import Prediction, PredictionStore
 from mcd.files import DataError
 from mcd.run.checkpoint import CheckpointError
 from mcd.run.context import Context, widen
-from mcd.scene.poses import predict_poses
+from mcd.scene.poses import predict_poses, without_own_vehicle
 from mcd.scene.residual import homogeneous_motion, pixel_flow, residual_motion
 
 
@@ -103,8 +103,9 @@ class ScenePredictions:
             return widen(self.nets["depth"](batch["reference"])[0])
 
     def _compute(self, batch: Batch) -> ScenePrediction:
-        context, reference, sources, K = self._context, batch["reference"], batch["sources"], batch["K"]
-        depth = self.depth({"reference": reference})
+        context, K = self._context, batch["K"]
+        depth = self.depth({"reference": batch["reference"]})
+        reference, sources = without_own_vehicle(batch)
         T_src_ref = predict_poses(context, self.nets["pose"], reference, sources)
         floor = context.config.scene.motion_floor
         motion = residual_motion(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcd import ops
-from mcd.geometry import invert_rigid
+from mcd.geometry import backproject, invert_rigid
 from mcd.run.context import Context, widen
 
 
@@ -71,11 +71,7 @@ def keep(motion: Tensor, depth: Tensor, filtered: bool, floor: float) -> Tensor:
 def homogeneous_motion(flow: Tensor, depth: Tensor, K: Tensor, T_src_ref: Tensor) -> Tensor:
     """The motion [B,S,2,H,W] (pixel · depth) of which :func:`pixel_flow` is ``flow``, where that stays in the image."""
     height, width = depth.shape[-2:]
-    y, x = torch.meshgrid(
-        torch.arange(height, device=depth.device), torch.arange(width, device=depth.device), indexing="ij"
-    )
-    pixels = torch.stack((x, y, torch.ones_like(x))).flatten(1).to(depth)
-    points = torch.linalg.inv(K) @ pixels * depth.flatten(2)
+    points = backproject(depth, K).flatten(2)
     moved = T_src_ref[..., :3, :3] @ points[:, None] + T_src_ref[..., :3, 3:]
     # The divisor of the projection.
     z = (K[:, None, 2:] @ moved).unflatten(-1, (height, width)) + 1e-5

@@ -22,6 +22,7 @@ from mcd.config import Augment, Ground
 from mcd.data import Batch, FrameDataset
 from mcd.errors import StageError
 from mcd.files import atomic_path, frame_path
+from mcd.geometry import backproject
 from mcd.nets.ground import ground_input, image_rows
 from mcd.run.checkpoint import find_weights, load_weights
 from mcd.run.context import Context
@@ -177,13 +178,7 @@ def surface_normals(depth: Tensor, K: Tensor, distance: int) -> Tensor:
     height, width = depth.shape[-2:]
     if min(height, width) <= 3 * distance:
         raise ValueError(f"normals from neighbours {distance} pixels away need a larger image than {height}x{width}")
-    y, x = torch.meshgrid(
-        torch.arange(height, device=depth.device, dtype=depth.dtype),
-        torch.arange(width, device=depth.device, dtype=depth.dtype),
-        indexing="ij",
-    )
-    rays = torch.einsum("bij,jhw->bihw", torch.linalg.inv(K.to(depth.dtype)), torch.stack((x, y, torch.ones_like(x))))
-    points = rays * depth
+    points = backproject(depth, K.to(depth.dtype))
 
     def towards(right: int, down: int) -> Tensor:
         rows = slice(distance * (1 + down), height - distance * (1 - down))

@@ -6,7 +6,9 @@ The stage has up to three phases: depth and pose; the motion net alone; all toge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +16,12 @@ from torch import Tensor
 
 from mcd import ops
 from mcd.config import Augment, Scene
-from mcd.data import Batch, FrameDataset
-from mcd.run.checkpoint import find_weights
+from mcd.data import Batch, FrameDataset, open_reader
+from mcd.data.frames import SHARES, camera_shares
+from mcd.nets.camera import LearnedCamera, apply_changes
+from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
 from mcd.run.context import Context, widen
-from mcd.scene.poses import predict_poses
+from mcd.scene.poses import predict_poses, without_own_vehicle
 from mcd.scene.residual import residual_motion
 from mcd.scene.road import road_loss
 from mcd.stages.stage import Outputs, TrainingStage
@@ -31,6 +35,8 @@ class SceneStage(TrainingStage):
     def __init__(self, context: Context):
         self.schedule = self._schedule(context)
         self.roles = ("depth", "pose", "motion") if self.schedule.motion_from is not None else ("depth", "pose")
+        if self.name == "scene" and context.config.data.intrinsics == "learn":
+            self.roles = (*self.roles, "camera")
         super().__init__(context)
 
     def _schedule(self, context: Context) -> Scene:
@@ -46,6 +52,28 @@ class SceneStage(TrainingStage):
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         return self.frames(split, augment)
 
+    def facts(self) -> dict[str, Any]:
+        reader = open_reader(self.context.data, "train")
+        first = reader.read(reader.frames[0], sources=False)
+        camera = self.nets.get("camera")
+        if not isinstance(camera, LearnedCamera):
+            return super().facts() | {"camera": camera_shares(first)}
+        K = torch.from_numpy(first.K)[None]
+        learned = apply_changes(K, camera.settled().cpu().to(K), torch.tensor([False]))[0].numpy()
+        found = replace(first, K=learned)
+        spread = [round(float(value), 6) for value in camera.spread()]
+        return super().facts() | {"camera": camera_shares(found), "camera_spread": spread}
+
+    def export(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        facts = super().export(should_stop)
+        if "camera" in self.nets:
+            # Of the weights that are kept, which may be older than the last step.
+            kept = load_weights(self.folder / WEIGHTS).metadata
+            spread = {f"{name}_spread": value for name, value in zip(SHARES, kept["camera_spread"], strict=True)}
+            # As shares of the picture; spreads of focal lengths are relative, those of the centre in focal lengths.
+            facts["camera"] = dict(zip(SHARES, kept["camera"], strict=True)) | spread
+        return facts
+
     def phase(self, step: int) -> int:
         """0: depth and pose; 1: the motion net alone; 2: all together."""
         first, joint = self.schedule.motion_from, self.schedule.joint_from
@@ -55,22 +83,27 @@ class SceneStage(TrainingStage):
     def active(self, step: int) -> Sequence[str]:
         if self.schedule.motion_from is None:
             return self.roles
-        return (("depth", "pose"), ("motion",), self.roles)[self.phase(step)]
+        first = tuple(role for role in self.roles if role != "motion")
+        return (first, ("motion",), self.roles)[self.phase(step)]
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         with self.context.networks():
             depths = self.nets["depth"](batch["reference"])
         depths = [widen(depth) for depth in depths[: self.config.loss.scales]]
-        T_src_ref = predict_poses(self.context, self.nets["pose"], batch["reference"], batch["sources"])
+        reference, sources = without_own_vehicle(batch)
+        T_src_ref = predict_poses(self.context, self.nets["pose"], reference, sources)
         outputs: Outputs = {"depths": depths, "T_src_ref": T_src_ref}
+        K: Tensor = batch["K"]
+        if "camera" in self.nets:
+            K = outputs["K"] = self.nets["camera"](batch["K"], batch["flipped"])
         if self.phase(step) > 0:
             outputs["motion"] = residual_motion(
                 self.context,
                 self.nets["motion"],
-                batch["reference"],
-                batch["sources"],
+                reference,
+                sources,
                 depths[0],
-                batch["K"],
+                K,
                 T_src_ref,
                 filtered=self.phase(step) > 1,
                 floor=self.schedule.motion_floor,
@@ -80,15 +113,15 @@ class SceneStage(TrainingStage):
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         weights = self.config.loss
         depths, motion = outputs["depths"], outputs.get("motion")
-        photometric, _, _ = self.view_synthesis(
-            batch["reference"], batch["sources"], depths, batch["K"], outputs["T_src_ref"], motion
-        )
+        reference, sources = without_own_vehicle(batch)
+        K: Tensor = outputs["K"] if "K" in outputs else batch["K"]
+        photometric, _, _ = self.view_synthesis(reference, sources, depths, K, outputs["T_src_ref"], motion)
         terms = {"photometric": photometric}
         if "depth" in self.active(step):
             images = image_pyramid(batch["reference"], depths)
             terms["smoothness"] = weights.smoothness * self.smoothness([1 / depth for depth in depths], images)
             if weights.road:
-                terms["road"] = weights.road * road_loss(depths[0], batch["K"])
+                terms["road"] = weights.road * road_loss(above_own_vehicle(depths[0], batch.get("own")), K.detach())
         if motion is not None and self.phase(step) > 1:
             terms["sparsity"] = weights.sparsity * ops.motion_sparsity(motion)
         return {"total": torch.stack(list(terms.values())).sum(), **terms}
@@ -98,6 +131,19 @@ class SceneStage(TrainingStage):
         if "motion" in outputs:
             shown["motion"] = colour_flow(outputs["motion"][0, -1])
         return shown
+
+
+def above_own_vehicle(depth: Tensor, own: Tensor | None) -> Tensor:
+    """The rows of depth [B,1,H,W] above a bonnet: the road begins there.
+
+    Args:
+        own: [B,1,H,W] bool, the same for all but flips.
+    """
+    if own is None:
+        return depth
+    middle = own[0, 0, :, own.shape[-1] * 2 // 5 : own.shape[-1] * 3 // 5].float().mean(1) > 0.5
+    rows = int((~middle).nonzero().max()) + 1 if not bool(middle.all()) else len(middle)
+    return depth[:, :, :rows]
 
 
 def image_pyramid(image: Tensor, depths: Sequence[Tensor]) -> list[Tensor]:

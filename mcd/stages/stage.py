@@ -42,8 +42,8 @@ class Stage(ABC):
         yield cls(context)
 
     def frames(self, split: str, augment: Augment | None, **options: Any) -> FrameDataset:
-        reader = open_reader(self.config.data, split)
-        return FrameDataset(reader, self.config.data, augment=augment, seed=self.config.seed, **options)
+        data = self.config.data if self.name == "scene" else self.context.data
+        return FrameDataset(open_reader(data, split), data, augment=augment, seed=self.config.seed, **options)
 
     def each_batch(
         self,

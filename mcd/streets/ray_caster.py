@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[Any]  # float32, which NumPy's stubs lose in arithmetic
 
 NEAR = 0.1  # m, nothing closer is drawn
 BAND_PIXELS = 16384  # drawn at a time: their rays stay in the processor's cache

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity
 
+from mcd.extras import extra
 from mcd.ops import ranges
 from mcd.ops.ranges import nvtx_range, torch_range
 
@@ -50,6 +51,8 @@ class ProfileWindow:
         if self._sink not in ranges.sinks:
             ranges.sinks.append(self._sink)
         if under_nsys():
+            with extra("profile", "a profile under nsys"):
+                import nvtx  # noqa: F401 - before the first range wants it
             torch.cuda.profiler.start()
         else:
             # Of its own accord it looks for a GPU where there is only the build for one, and complains on stderr.

@@ -1,4 +1,4 @@
-"""Benchmarks: every one runs, what they time is right, and the README shows what was measured."""
+"""Benchmarks: every one runs, what they time is right, and docs/benchmarks.md shows what was measured."""
 
 import json
 import os
@@ -171,14 +171,14 @@ def test_measurements_of_different_commits_are_not_mixed():
         report.reduce([some_results(a_row()), other])
 
 
-def test_the_readme_shows_each_machine_once():
-    readme = "before\n<!-- benchmarks begin -->\nold\n<!-- benchmarks end -->\nafter"
-    once = report.into_readme(readme, [some_results(a_row())])
-    assert report.into_readme(once, [some_results(a_row())]) == once
+def test_the_page_shows_each_machine_once():
+    page = "before\n<!-- benchmarks begin -->\nold\n<!-- benchmarks end -->\nafter"
+    once = report.into_page(page, [some_results(a_row())])
+    assert report.into_page(once, [some_results(a_row())]) == once
     assert once.startswith("before") and once.endswith("after") and "old" not in once
     assert "On a GPU: not measured." in once
     with pytest.raises(ValueError, match="no lines"):
-        report.into_readme("# x", [some_results(a_row())])
+        report.into_page("# x", [some_results(a_row())])
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -220,9 +220,9 @@ def test_files_that_hold_no_benchmark_are_named_in_one_line(tmp_path, capsys):
     assert "no benchmark" in capsys.readouterr().err
 
 
-def test_the_readme_shows_the_committed_results():
+def test_the_page_shows_the_committed_results():
     section = report.section(report.committed(ROOT))
-    assert section in (ROOT / "README.md").read_text(), "python -m benchmarks.report writes it"
+    assert section in (ROOT / "docs" / "benchmarks.md").read_text(), "python -m benchmarks.report writes it"
 
 
 def test_every_benchmark_runs_and_reports(tmp_path):
@@ -233,15 +233,16 @@ def test_every_benchmark_runs_and_reports(tmp_path):
         [*command, f"--benchmark-json={measured}"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (tmp_path / "README.md").write_text(report.section([]))
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    page.write_text(report.section([]))
     assert report.main([str(measured), "--root", str(tmp_path)]) == 0
     written = list((tmp_path / "benchmarks" / "results").glob("*.json"))
     assert len(written) == 1
     results = json.loads(written[0].read_text())
     assert {row["kind"] for row in results["rows"]} == {"operator", "training step", "data"}
     assert {row["operator"] for row in results["rows"] if row["kind"] == "operator"} == set(OPERATORS)
-    readme = (tmp_path / "README.md").read_text()
-    assert report.section([results]) == readme
-    assert all(f"| {phase} | 2×64×96 | native |" in readme for phase in PHASES)
+    assert report.section([results]) == page.read_text()
+    assert all(f"| {phase} | 2×64×96 | native |" in page.read_text() for phase in PHASES)
     assert report.table(results).split("\n\n", 1)[1] in done.stdout
     assert list((tmp_path / "docs").glob("speed-*.png"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from mcd.config import parse_config
 from mcd.data import EvaluationSet
 from mcd.evaluation.protocol import evaluate_depth
 from mcd.evaluation.row_median import row_median
+from mcd.evaluation.scale import ScaleError, scale_of
 from mcd.evaluation.standing import HIGHEST, LOWEST, standing_points
 
 SIZE = (64, 160)
@@ -73,3 +76,35 @@ def test_who_knows_rows_alone_is_found_out_on_what_stands(clip) -> None:
         return torch.stack([torch.from_numpy(np.where(t > 0, t, 80))[None] for t in batch["depth_gt"]])
 
     assert evaluate_depth(right, EvaluationSet(clip), clip.evaluation)["standing"]["abs_rel"] < 1e-6
+
+
+def metric_config(clip, scale: str, **data):
+    document = clip.model_dump(mode="json")
+    document["data"] |= data
+    document["evaluation"]["scale"] = scale
+    return parse_config(document)
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.05])
+def test_without_the_truths_medians_only_the_height_makes_metres(clip, unit: float) -> None:
+    def right(batch):
+        return torch.stack([torch.from_numpy(np.where(t > 0, t, 80) * unit)[None] for t in batch["depth_gt"]])
+
+    def abs_rel(config):
+        scale = scale_of(config, Path("weights"), "cpu")
+        return evaluate_depth(right, EvaluationSet(config), config.evaluation, scale=scale)["all"]
+
+    plain = abs_rel(metric_config(clip, "none"))
+    assert plain["abs_rel"] == pytest.approx(1 - unit, abs=1e-6)
+    by_height = abs_rel(metric_config(clip, "height", camera_height=HEIGHT))
+    # Truth of 16 bits, cut off.
+    assert by_height["abs_rel"] < 0.002
+    assert by_height["scale"] == pytest.approx(1 / unit, rel=2e-3)
+    assert by_height["scale_scatter"] < 0.002
+
+
+def test_a_scale_without_its_measure_is_refused(clip) -> None:
+    with pytest.raises(ScaleError, match="camera_height"):
+        scale_of(metric_config(clip, "height"), Path("weights"), "cpu")
+    with pytest.raises(ScaleError, match=r"data\.poses"):
+        scale_of(metric_config(clip, "poses"), Path("weights"), "cpu")

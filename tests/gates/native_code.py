@@ -1,7 +1,7 @@
 """Reads the compiled code: what a machine without a GPU, or without AVX-512, can still know of it.
 
     CUDA       each kernel, for sm_80 and sm_90: nothing spilled, no more registers than its budget; the instructions
-               without which it would be slow.
+               without which it would be slow; no number that is moved byte by byte.
     CPU        no function of an AVX target can be called from the code of a lesser one.
     aarch64    csrc/ compiles for it, without Python's headers.
 
@@ -30,12 +30,16 @@ EXEMPT = ("double", "camera_grads", "finish_cameras", "FindCameras", "finish<")
 # (file, kernel, instruction that it must have, instruction that it must not have, why), as regular expressions.
 INSTRUCTIONS = [
     ("forward_warp", r"Splat<float, float", r"(REDG?|ATOMG?)\.E\.MIN\.64", "CAS", "the z-buffer is one integer atomic"),
-    ("fuse_depth", r"fuse_tiles<float>", r"ATOMS\.MIN", "CAS", "the nearest depth is one integer atomic"),
+    ("fuse_depth", r"fuse_tiles<float>", r"BAR", r"ATOM|CAS", "instances come one after another, without atomics"),
     ("fuse_depth", r"fuse_tiles<float>", r"LDG\.E\.128", None, "the background is read by four depths"),
     ("fuse_depth", r"fuse_tiles<float>", r"STG\.E\.128", None, "the fused depth is written by four depths"),
+    ("fuse_depth", r"grad_tiles<float>", r"STG\.E\.128", None, "the background's gradient is written by four"),
     ("instance_stats", r"stats_of_instances<float>", r"ATOMS\.(ADD|POPC)", "CAS", "histograms lie in shared memory"),
-    ("backward_warp", r"SourceGradPixel<.*<float, float", r"(REDG?|ATOMG?)\.E\.ADD\.64", "CAS", "it adds integers"),
+    ("backward_warp", r"source_grad_rows<.*<float, float", r"(REDG?|ATOMG?)\.E\.ADD\.64", "CAS", "it adds integers"),
 ]
+# Kernels that read or write masks, a byte for a pixel. In others a byte is a part of a number that was copied untyped.
+MASKS = r"fwd_tiles|bwd_tiles|loss_tiles|fwd_rows|loss_of_samples|GradOfPixel|MaskGuide"
+BYTES = r"\b(LDG?|STG?)\.E\.[US]8\b"
 
 
 def setup_script() -> Any:
@@ -93,11 +97,15 @@ def disassembler(home: Path) -> Path | None:
 
 def check_instructions(cuobjdump: Path, folder: Path) -> list[str]:
     failures = []
-    for stem in sorted({stem for stem, *_ in INSTRUCTIONS}):
+    for source in sorted((ROOT / "csrc").glob("*/*.cu")):
+        stem = source.stem
         built = folder / stem / f"{stem}.cu.cuda.o"
         command = [cuobjdump, "-sass", "-arch", "sm_90", built]
         code = demangled(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         functions = dict(part.split("\n", 1) for part in code.split("Function : ")[1:])
+        for name, body in functions.items():
+            if "<float" in name and not re.search(MASKS, name) and (found := re.search(BYTES, body)):
+                failures.append(f"{name}: has {found[0]}, but its numbers have four bytes")
         for expected_in, kernel, wanted, unwanted, why in INSTRUCTIONS:
             if expected_in != stem:
                 continue
@@ -114,7 +122,7 @@ def check_instructions(cuobjdump: Path, folder: Path) -> list[str]:
 
 
 def check_cuda(home: Path) -> list[str]:
-    folder = next(iter((ROOT / "build").glob("*-cuda")), ROOT / "build/cuda")
+    folder = ROOT / "build/native"
     failures = []
     for source in sorted((ROOT / "csrc").glob("*/*.cu")):
         report = folder / f"{source.relative_to(ROOT / 'csrc')}.cuda.o.log"
@@ -152,7 +160,7 @@ def check_targets(targets: list[str]) -> list[str]:
     """Inline functions that were not inlined are merged by the linker with those of other targets: there must be none
     outside the target's namespace, or a processor may be given instructions that it does not have."""
     failures = []
-    objects = [path for target in targets for path in sorted((ROOT / "build").glob(f"*-c*/*/*.{target}.o"))]
+    objects = [path for target in targets for path in sorted((ROOT / "build/native").glob(f"*/*.{target}.o"))]
     for path in objects:
         target = path.name.split(".")[-2]
         symbols = subprocess.run(["nm", "-C", "--defined-only", path], capture_output=True, text=True, check=True)

@@ -25,6 +25,7 @@ from compare import assert_close_in_float64, assert_same
 from harness import call, mapped, results, samples, spoiled_gradients
 from torch import Tensor
 
+import mcd
 from mcd.ops import native
 from mcd.ops.registry import OPERATORS, Operator, Sample
 
@@ -68,6 +69,7 @@ def ninja_file(folder: Path) -> str:
         if not copy.is_file() or copy.read_text() != text:
             copy.write_text(text)
     python = f"-isystem{pybind11.get_include()} -isystem{sysconfig.get_path('include')} -DMCD_WITH_CUDA"
+    python += f" -DMCD_VERSION='\"{mcd.__version__}\"'"
     kernel = f"-x c++ -D__CUDACC__ -I{Path(__file__).parent / 'emulated'} -include cuda_runtime.h"
     lines = [
         "rule cxx",

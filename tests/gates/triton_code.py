@@ -61,10 +61,10 @@ def calls(dtype: torch.dtype, image: torch.dtype) -> Iterator[tuple[str, tuple, 
 
     source, depth, K, T = real(3, height, width, of=image), real(1, height, width), real(3, 3), real(4, 4)
     for motion in (None, real(2, height, width), real(3, height, width)):
-        yield "backward_warp", (source, depth, K, T, motion), {}
-    yield "backward_warp", (source, real(1, 16, 32), K, T), {"return_coords": True}
+        yield "backward_warp", (source, depth, K, T, motion), {"return_coords": False}
+    yield "backward_warp", (source, real(1, 16, 32), K, T, None), {"return_coords": True}
     for motion in (None, real(3, height, width)):
-        yield "forward_warp", (source, depth, K.detach(), T, motion), {}
+        yield "forward_warp", (source, depth, K.detach(), T, motion), {"upscale": 3}
     masks = torch.zeros(2, height, width, dtype=torch.bool)
     masks[:, 8:24, 16:48] = True
     instances = Instances.from_masks([masks, masks])
@@ -73,7 +73,7 @@ def calls(dtype: torch.dtype, image: torch.dtype) -> Iterator[tuple[str, tuple, 
     for interpolation, of in (("lower", depth), ("linear", values)):
         yield "instance_stats", (of, instances, (0.5,), interpolation), {}
     for given in (None, scale):
-        yield "align_scale", (values, depth.detach(), instances, given), {}
+        yield "align_scale", (values, depth.detach(), instances, given), {"delta": 0.005}
     yield "smoothness_loss", ([depth], [source.detach()]), {}
     yield "smoothness_loss", ([depth],), {"masks": [masks[:, None]]}
 

@@ -16,7 +16,7 @@ from mcd.data.video import VideoReader, VideoWriter
 from mcd.inference.command import main
 from mcd.inference.predictor import DepthPredictor, resize_depth
 from mcd.nets import build_depth_net
-from mcd.run.checkpoint import CheckpointError, save_weights
+from mcd.run.checkpoint import CheckpointError, find_weights, load_weights, save_tensors, save_weights
 
 SIZE = (64, 96)  # the smallest height of the light net, and a width of its own
 
@@ -291,3 +291,52 @@ def test_a_video_of_one_picture_is_that_picture(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "one.mp4", Fraction(25)) as movie:
         movie.write(np.full((16, 16, 3), 99, np.uint8))
     assert len(list(VideoReader(tmp_path / "one.mp4"))) == 1
+
+
+@pytest.fixture
+def shipped(run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A start of another net than the one that is shipped, which knows pictures of any shape."""
+    weights = load_weights(run_folder / "final" / "weights.safetensors")
+    path = tmp_path / "start.safetensors"
+    save_tensors(path, weights.tensors, weights.nets, {"size": SIZE, "any_shape": True})
+    monkeypatch.setattr("mcd.run.checkpoint.START", path)
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+@pytest.mark.parametrize("arguments", [("a.png", "b.png"), ("start", "a.png", "b.png"), ("in",), ("start", "in")])
+def test_without_a_checkpoint_the_shipped_nets_predict(shipped: Path, arguments: tuple[str, ...]) -> None:
+    folder = "in" if "in" in arguments else "."
+    for name in ("a", "b"):
+        write_image(Path(folder, f"{name}.png"), (64, 96))
+    assert predict(*arguments, "--format", "npy") == 0
+    expected = DepthPredictor.load(shipped).predict([np.asarray(Image.open(Path(folder, "a.png")))])[0]
+    # Two pictures go through the net together.
+    np.testing.assert_allclose(np.load("depth/a_depth.npy"), expected, rtol=1e-5)
+    assert Path("depth/b_depth.npy").is_file()
+
+
+def test_start_alone_names_no_input(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        predict("start")
+    assert "no INPUT is named" in capsys.readouterr().err
+
+
+def test_a_run_called_start_is_that_run(shipped: Path, run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "start").symlink_to(run_folder)
+    assert find_weights("start") == Path("start", "final", "weights.safetensors")
+    (tmp_path / "start").unlink()
+    assert find_weights("start") == shipped
+
+
+def test_pictures_keep_their_shapes_where_the_net_knows_any(shipped: Path) -> None:
+    predictor = DepthPredictor.load(shipped)
+    # 64x96 is 6,144 pixels; sides are multiples of 32, at least 64.
+    assert predictor.size_for((64, 96, 3)) == (64, 96)
+    assert predictor.size_for((200, 100)) == (96, 64)
+    assert predictor.size_for((100, 1000)) == (64, 192)
+    assert DepthPredictor.load(shipped, size=(64, 96)).size_for((200, 100)) == (64, 96)
+    images = [np.full(shape, 90, np.uint8) for shape in ((64, 96, 3), (200, 100, 3), (64, 96, 3))]
+    depths = predictor.predict(images)
+    assert [tuple(depth.shape) for depth in depths] == [image.shape[:2] for image in images]
+    torch.testing.assert_close(depths[0], depths[2])

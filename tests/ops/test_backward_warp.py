@@ -271,10 +271,10 @@ def test_dtypes_do_not_mix() -> None:
     args = torch.rand(1, 3, 4, 6), torch.ones(1, 1, 4, 6), torch.eye(3)[None], torch.eye(4)[None]
     with pytest.raises(TypeError, match=r"K is torch.float64, but depth is torch.float32"):
         backward_warp(args[0], args[1], args[2].double(), args[3])
-    with pytest.raises(TypeError, match=r"source is torch.float64 and depth is torch.float32"):
-        backward_warp(args[0].double(), *args[1:])
-    with pytest.raises(TypeError, match=r"depth is torch.float16, it should be torch.float32 or torch.float64"):
-        backward_warp(args[0], args[1].half(), *args[2:])
+    with pytest.raises(TypeError, match=r"source is torch.float32 and depth is torch.float64"):
+        backward_warp(args[0], *(arg.double() for arg in args[1:]))
+    with pytest.raises(TypeError, match=r"depth is torch.int64, it should be torch.float32 or torch.float64"):
+        backward_warp(args[0], args[1].long(), *args[2:])
 
 
 def test_an_explicit_backend_that_cannot_serve_is_an_error() -> None:

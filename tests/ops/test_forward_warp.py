@@ -227,7 +227,7 @@ def test_no_frames_and_no_channels():
         ({"depth": uniform(1, 1, 4, 5)}, ValueError, "depth"),
         ({"motion": uniform(1, 2, 4, 4)}, ValueError, "motion"),
         ({"attribute": uniform(1, 1, 0, 4), "depth": uniform(1, 1, 0, 4)}, ValueError, "H is 0"),
-        ({"K": camera(4, 4).float()}, TypeError, "K"),
+        ({"K": camera(4, 4).long()}, TypeError, "K"),
         ({"attribute": torch.ones(1, 1, 4, 4, dtype=torch.int32)}, TypeError, "attribute"),
     ],
 )

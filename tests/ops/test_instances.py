@@ -79,14 +79,6 @@ def test_gather_reads_the_frame_of_each_mask_with_its_gradient():
     assert gradient[:, 0].tolist() == torch.stack([frame.sum(0) for frame in masks]).float().tolist()
 
 
-def test_select_keeps_masks_whole():
-    masks = random_masks(2, 2)
-    selected = Instances.from_masks(masks).select(torch.tensor([False, True, True, False]))
-    expected = Instances.from_masks([masks[0][1:], masks[1][:1]])
-    for field in ("pixel", "offset", "frame"):
-        assert getattr(selected, field).tolist() == getattr(expected, field).tolist()
-
-
 def test_to_keeps_the_fields():
     instances = Instances.from_masks(random_masks(2))
     moved = instances.to("cpu")
@@ -133,5 +125,3 @@ def test_masks_of_another_size_or_type_are_named():
         Instances.from_labels(torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match="gather: values has shape"):
         Instances.from_masks(random_masks(1)).gather(torch.zeros(2, 1, 4, 5))
-    with pytest.raises(TypeError, match="keep"):
-        Instances.from_masks(random_masks(1)).select(torch.tensor([0]))

@@ -4,6 +4,7 @@ from math import inf
 
 import pytest
 import torch
+from harness import serving
 
 from mcd.ops.photometric_error import photometric_error, photometric_error_reference
 
@@ -70,15 +71,35 @@ def test_opposite_checkerboards_reach_the_largest_contrast_error():
     torch.testing.assert_close(error, torch.ones_like(error), rtol=0, atol=2e-5)
 
 
-def test_flat_bright_patch_keeps_its_digits_in_float32():
-    # The covariance form loses everything here (E[xy] - μx μy of values near 1 against c2 = 9e-6).
-    noise = images(1, 3, 16, 16) * 1e-3
-    reference = (0.95 + noise).float()
-    warped = (0.95 + noise.flip(-1)).float().unsqueeze(1)
-    error, _ = photometric_error_reference(reference, warped, warped, l1_weight=0)
-    truth, _ = photometric_error_reference(reference.double(), warped.double(), warped.double(), l1_weight=0)
-    # Window means of squares near 0.9 carry 6e-8; against c2 that is 0.7 %, of an error of at most 3.
-    assert (error - truth).abs().max() < 0.03
+@pytest.mark.parametrize("backend", serving("photometric_error", "reference", "native"))
+@pytest.mark.parametrize("contrast", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9, 0.99])
+def test_flat_patches_keep_their_digits_in_float32(backend, level, contrast):
+    # A mean of squares less the square of a mean is off by 6e-8 near 1; against c2 = 9e-6 that would be 0.7 %.
+    noise = 2 * images(4, 3, 16, 40) - 1
+    reference, *others = (level + contrast * noise).float().unsqueeze(1)
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        inputs = [image.to(dtype).requires_grad_() for image in (reference, torch.stack(others[:2], 1))]
+        error, _ = photometric_error(
+            *inputs, others[2].to(dtype).unsqueeze(1).expand_as(inputs[1]), l1_weight=0, backend=backend
+        )
+        found[dtype] = [error.detach(), *torch.autograd.grad(error.sum(), inputs)]
+    for actual, truth in zip(found[torch.float32], found[torch.float64], strict=True):
+        assert (actual - truth).norm() <= 2e-5 * truth.norm()
+    assert ((found[torch.float32][0] - found[torch.float64][0]).abs() <= 1e-4 * found[torch.float64][0]).all()
+
+
+@pytest.mark.parametrize("backend", serving("photometric_error", "reference", "native"))
+def test_contrast_keeps_its_digits_beside_a_difference_in_brightness(backend):
+    # d = x - y is 0.09 everywhere: the variance of d may not be found from its mean square either.
+    noise = 1e-3 * (2 * images(2, 3, 16, 40) - 1)
+    reference, warped = (0.9 + noise[:1]).float(), (0.99 + noise[1:]).float().unsqueeze(1)
+    error, truth = (
+        photometric_error(*(image.to(dtype) for image in (reference, warped, warped)), l1_weight=0, backend=backend)[0]
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert ((error - truth).abs() <= 1e-4 * truth).all()
 
 
 @pytest.mark.parametrize("c1, c2", CONSTANTS)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from harness import serving
 
 from mcd.ops.backward_warp import backward_warp
 from mcd.ops.photometric_error import photometric_error
@@ -48,6 +49,21 @@ def test_is_warp_followed_by_photometric_error_at_every_scale(moving, mask_inval
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-10, atol=0)
     torch.testing.assert_close(loss, sum(w * e for w, e in zip(weights, expected, strict=True)), rtol=1e-10, atol=0)
     assert not losses.requires_grad
+
+
+@pytest.mark.parametrize("backend", serving("view_synthesis_loss", "reference", "native"))
+def test_flat_bright_images_keep_their_digits_in_float32(backend):
+    reference, sources, depths, K, T, _ = scene(height=24, width=40)
+    images = [(0.9 + 1e-3 * (2 * image - 1)).float() for image in (reference, sources)]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        inputs = [depth.float().to(dtype).requires_grad_() for depth in depths]
+        cameras = [camera.float().to(dtype) for camera in (K, T)]
+        _, losses, _ = view_synthesis_loss(
+            *(image.to(dtype) for image in images), inputs, *cameras, l1_weight=0, backend=backend
+        )
+        found.append(losses)
+    torch.testing.assert_close(found[0].double(), found[1], rtol=1e-4, atol=0)
 
 
 def test_the_mirrored_sample_has_the_same_loss():
@@ -163,7 +179,7 @@ def bad(**changes):
         ({"depths": []}, ValueError, "depths"),
         ({"depths": torch.ones(2, 1, 8, 12)}, TypeError, "depths"),
         ({"depths": [torch.ones(2, 1, 9, 12).double()]}, ValueError, r"depths\[0\]"),
-        ({"depths": [torch.ones(2, 1, 8, 12)]}, TypeError, r"depths\[0\]"),
+        ({"depths": [torch.ones(2, 1, 8, 12).long()]}, TypeError, r"depths\[0\]"),
         ({"T_src_ref": torch.eye(4).double().expand(2, 3, 4, 4)}, ValueError, "T_src_ref"),
         ({"motion": torch.zeros(2, 2, 3, 8, 12).double()}, ValueError, "motion"),
         ({"scale_weights": [0.5, 0.5]}, ValueError, "scale_weights"),

@@ -21,14 +21,15 @@ from mcd.evaluation.command import main as evaluate
 from mcd.files import frame_path, write_json
 from mcd.masks.packed import save_masks
 from mcd.nets import build_depth_net, build_motion_net, build_pose_net
-from mcd.report.charts import line_chart
+from mcd.report.charts import COLOURS, line_chart
+from mcd.report.gallery import greatest, spread
 from mcd.report.page import main, write_report
 from mcd.report.pictures import FRAMES
 from mcd.run.checkpoint import save_weights
 from mcd.streets.synthetic import generate
 
 SIZE = (64, 96)
-VOID = {"meta", "img", "circle", "line", "polyline"}
+VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
@@ -104,8 +105,10 @@ def test_a_full_run_is_shown_in_one_file(streets: Path, tmp_path: Path) -> None:
     page = Page(write_report(run))
     assert not page.all("script")
     assert not page.all("link")
-    assert "url(" not in page.source
+    # Parts of a drawing may refer to one another.
+    assert not re.search(r"url\((?!#)", page.source)
     assert all(str(attributes.get("src", "data:")).startswith("data:") for _, attributes in page.tags)
+    assert all(str(attributes.get("xlink:href", "#")).startswith("#") for _, attributes in page.tags)
     for word in ("scene", "pseudo", "final", "control", "dynamic", "a processor", "0123456789", "On moving objects"):
         assert word in page.text, word
     images = page.all("img")
@@ -233,18 +236,49 @@ def test_the_command_names_a_folder_that_is_no_run(tmp_path: Path, capsys: pytes
     assert "nowhere" in capsys.readouterr().err
 
 
+def points_of(drawing: str, colour: str = COLOURS[0]) -> list[tuple[float, float]]:
+    """The corners of the line of a colour, in the units of the drawing's viewBox."""
+    (path,) = re.findall(rf'<path d="([^"]*)"[^>]*style="fill: none; stroke: {colour}', drawing)
+    numbers = [float(number) for number in re.findall(r"-?[0-9.]+", path)]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
 def test_a_chart_leaves_out_what_is_not_finite() -> None:
     assert line_chart("empty", {"line": [], "broken": [(1.0, float("nan"))]}) == ""
     drawing = line_chart("loss", {"training": [(0.0, 1.0), (1.0, float("inf")), (2.0, 3.0)]})
     assert "nan" not in drawing
     assert "inf" not in drawing
-    assert len(re.findall("<circle", drawing)) == 2
+    (x0, y0), (x2, y2) = points_of(drawing)
+    assert x0 < x2
+    assert y0 > y2, "larger is higher up"
 
 
 def test_a_constant_line_stays_inside_its_chart() -> None:
     for value in (0.0, -2.0, 5.0):
-        (points,) = re.findall(r"points='([^']*)'", line_chart("flat", {"line": [(0.0, value), (10.0, value)]}))
-        for place in points.split():
-            x, y = map(float, place.split(","))
-            assert 0 < x < 300
-            assert 0 < y < 150
+        drawing = line_chart("flat", {"line": [(0.0, value), (10.0, value)]})
+        (width, height) = (float(n) for n in re.findall(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', drawing)[0])
+        for x, y in points_of(drawing):
+            assert 0 < x < width
+            assert 0 < y < height
+
+
+def test_a_chart_is_the_same_every_time_and_its_words_stay_words() -> None:
+    lines = {"training": [(0.0, 1.0), (10.0, 0.5)], "validation": [(10.0, 0.6)]}
+    drawing = line_chart("<b> $x", lines)
+    assert drawing == line_chart("<b> $x", lines)
+    assert "<b>" not in drawing
+    for word in ("&lt;b&gt; $x", "training", "validation", "steps"):
+        assert f">{word}</text>" in drawing, word
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_frames_are_chosen_from_every_part(length: int) -> None:
+    weights = [3, 1, 4, 1, 5, 9, 2, 6][:length]
+    chosen = greatest(range(length), 3, weights.__getitem__)
+    assert len(chosen) == min(length, 3)
+    assert chosen == sorted(set(chosen))
+    for part, index in enumerate(chosen):
+        bounds = range(part * length // len(chosen), (part + 1) * length // len(chosen))
+        assert index in bounds
+        assert weights[index] == max(weights[i] for i in bounds)
+    assert len(spread(range(length), 3)) == min(length, 3)

@@ -22,7 +22,7 @@ from mcd.masks.detections import VIEWS, FrameDetections, read_counts, write_coun
 from mcd.masks.packed import save_masks
 from mcd.masks.source import CANDIDATES, mask_source, newest_labels, round_name
 from mcd.nets.layers import resnet18_backbone
-from mcd.report.detection_pictures import write_detection_panel
+from mcd.report.page import main as report
 from mcd.report.page import write_report
 from mcd.run.checkpoint import WEIGHTS, load_weights
 from mcd.run.context import Context
@@ -349,7 +349,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_as_if_it_had_not_been(whole:
     stops = 0
     for attempt in range(20):
         try:
-            run_stage(DetectorStage, broken, StopAfter(2 + attempt // 2), ProfileWindow(None, broken.run.path))
+            run_stage(DetectorStage, broken, StopAfter(1 + attempt // 4), ProfileWindow(None, broken.run.path))
             break
         except InterruptedRun:
             stops += 1
@@ -369,7 +369,7 @@ def test_report_and_metrics_show_rounds_and_figures(whole: tuple[Path, Context, 
     section = section[: section.index("Loss curves")]
     assert "Moving objects, round by round" in section
     assert "round 1" in section and "slots" in section and "b/b_2" in section and "No pictures" not in section
-    write_detection_panel(context.config, run, tmp_path / "panel.png")
+    assert report([str(run), "--objects", str(tmp_path / "panel.png")]) == 0
     with Image.open(tmp_path / "panel.png") as sheet:
         assert sheet.width > 3 * 480
 

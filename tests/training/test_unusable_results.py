@@ -110,7 +110,7 @@ def write_depth(tmp_path, metres):
     [
         (0, {}, "000000: nothing was measured, its depth is 0 everywhere"),
         (90, {}, "nothing lies between evaluation.min_depth, 0.001, and evaluation.max_depth, 80: depths are 90 to 90"),
-        (5, {"crop": [0.5, 0.5, 0, 1]}, "nothing was measured inside the crop (evaluation.crop"),
+        (5, {"crop": [0, 0.001, 0, 1]}, "nothing was measured inside the crop (evaluation.crop"),
     ],
 )
 def test_ground_truth_of_which_nothing_counts_costs_no_results(tmp_path, capsys, metres, evaluation, message):

@@ -1,0 +1,74 @@
+"""Predictions in metres, from the height of the camera above the road that they show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mcd.data.files import pinhole
+from mcd.errors import McdError
+from mcd.inference.predictor import DepthPredictor
+from mcd.scene.metres import RunningScale, scale_of_road
+
+Shares = tuple[float, float, float, float]
+"""fx, fy, cx, cy in terms of width and height of the picture, whose left upper corner is 0."""
+
+# Rows of the depth map that the road is fitted in: more do not make the plane better.
+_ROWS = 192
+
+
+class NoRoadError(McdError, ValueError):
+    """No picture so far shows a road under the camera, so nothing says how many metres a unit has."""
+
+
+class MetricPredictor:
+    """A depth net whose predictions are in metres, for pictures of one camera in the order in which they were taken.
+
+    Args:
+        camera: of every picture; None: its field of view is ``fov``.
+        fov: horizontal, in degrees; it is what counts where both are given.
+        camera_height: metres above the road.
+    """
+
+    def __init__(self, predictor: DepthPredictor, camera: Shares | None, fov: float | None, camera_height: float):
+        if camera is None and fov is None:
+            raise ValueError("metres need a camera, and the weights do not say which: give its --fov in degrees")
+        self._predictor, self._camera, self._fov, self._height = predictor, camera, fov, camera_height
+        self._running = RunningScale()
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+        """Depth [H,W] in metres of images [H,W,3].
+
+        Raises:
+            NoRoadError: none of these shows a road, nor did any before.
+        """
+        depths = self._predictor.predict(images)
+        scales = [self._running.update(self._measure(depth)) for depth in depths]
+        known = [scale for scale in scales if scale is not None]
+        if depths and not known:
+            raise NoRoadError("no picture shows a road under the camera yet: its depth cannot be put into metres")
+        # Pictures before the first road have its scale.
+        return [depth * (scale or known[0]) for depth, scale in zip(depths, scales, strict=True)]
+
+    def _measure(self, depth: Tensor) -> float | None:
+        height, width = depth.shape
+        step = max(height // _ROWS, 1)
+        K = self._intrinsics(height, width)
+        K[:2] /= step
+        return scale_of_road(depth[::step, ::step].cpu().numpy(), K, self._height)
+
+    def _intrinsics(self, height: int, width: int) -> NDArray[Any]:
+        if self._fov is not None or self._camera is None:
+            assert self._fov is not None
+            focal = width / 2 / math.tan(math.radians(self._fov) / 2)
+            return pinhole(focal, focal, (width - 1) / 2, (height - 1) / 2)
+        fx, fy, cx, cy = self._camera
+        return pinhole(fx * width, fy * height, cx * width - 0.5, cy * height - 0.5)
+
+
+AnyPredictor = DepthPredictor | MetricPredictor

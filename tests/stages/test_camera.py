@@ -1,0 +1,76 @@
+"""A scene stage that learns its camera and leaves out the own vehicle: what it leaves, and who reads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mcd.config import Config, parse_config
+from mcd.data import SequenceFolder
+from mcd.run.context import with_learned_camera
+from mcd.scene.poses import without_own_vehicle
+from mcd.stages.scene import above_own_vehicle
+from mcd.train import train_run
+from mcd.training.stop import StopSignal
+
+SIZE = (64, 96)
+
+pytestmark = pytest.mark.filterwarnings("ignore:intrinsics of")
+
+
+def clip_config(folder: Path, **data: object) -> Config:
+    rng = np.random.default_rng(0)
+    (folder / "clip").mkdir()
+    wide = rng.integers(0, 255, (SIZE[0], 160, 3), dtype=np.uint8)
+    for number in range(6):
+        Image.fromarray(wide[:, 3 * number : 3 * number + SIZE[1]]).save(folder / "clip" / f"{number}.png")
+    own = np.zeros(SIZE, np.uint8)
+    own[50:] = 255
+    Image.fromarray(own).save(folder / "clip_own.png")
+    document = {"kind": "sequence", "root": str(folder), "images": "clip", "size": [64, 96], "fov": 70, "workers": 0}
+    return parse_config({
+        "run": "r", "runs": str(folder / "runs"), "device": "cpu", "stages": ["scene"],
+        "data": document | data | {"train_frames": [0, 5], "val_frames": [0, 5]}, "loss": {"road": 1.0, "scales": 2},
+        "scene": {"steps": 3, "batch": 2, "validate_every": 2, "validate_batches": 1, "lr": 1e-3},
+    })  # fmt: skip
+
+
+def test_the_camera_that_was_learned_is_reported_and_used_by_what_follows(tmp_path: Path) -> None:
+    config = clip_config(tmp_path, intrinsics="learn", own_mask="clip_own.png")
+    start = SequenceFolder(config.data, "eval").K
+    with StopSignal() as stop:
+        run = train_run(config, stop)
+    camera = json.loads((run / "metrics.json").read_text())["camera"]
+    assert camera["fx_spread"] > 0
+    learned = with_learned_camera(config, run)
+    K = SequenceFolder(learned.data, "eval").K
+    assert K[0, 0] == pytest.approx(camera["fx"] * SIZE[1], rel=1e-5)
+    assert K[1, 1] == pytest.approx(camera["fy"] * SIZE[0], rel=1e-5)
+    assert 1e-4 < abs(K[0, 0] / start[0, 0] - 1) < 0.1
+    page = (run / "report.html").read_text()
+    assert "camera learned: fx" in page
+    assert "taken for the own vehicle" in page
+
+
+def test_the_own_vehicle_is_grey_for_pose_and_loss_alone() -> None:
+    reference, sources = torch.rand(2, 3, 8, 8), torch.rand(2, 2, 3, 8, 8)
+    own = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    own[:, :, 6:] = True
+    seen, around = without_own_vehicle({"reference": reference, "sources": sources, "own": own})
+    assert seen[:, :, 6:].unique().numel() == 1
+    torch.testing.assert_close(around[:, :, :, 6:], seen[:, None, :, 6:].expand(-1, 2, -1, -1, -1))
+    torch.testing.assert_close(seen[:, :, :6], reference[:, :, :6])
+    assert without_own_vehicle({"reference": reference, "sources": sources})[0] is reference
+
+
+def test_the_road_begins_above_the_bonnet() -> None:
+    depth, own = torch.rand(1, 1, 20, 30), torch.zeros(1, 1, 20, 30, dtype=torch.bool)
+    own[..., 15:, :] = True
+    own[..., 0:3, 0:5] = True  # a stamp
+    assert above_own_vehicle(depth, own).shape == (1, 1, 15, 30)
+    assert above_own_vehicle(depth, None) is depth
