@@ -199,6 +199,11 @@ def approximate(name: str, x: Array) -> Array:
     return APPROXIMATE[name](x.astype(f8)).astype(x.dtype)
 
 
+def flushed(x: Array) -> Array:
+    """Zeros in place of numbers too small for a normal float."""
+    return np.where(abs(x) < np.finfo(f4).tiny, np.copysign(f4.type(0), x), x)
+
+
 def compare(how: str, a: Array, b: Array) -> Array:
     """setp; a trailing u makes a comparison with NaN true."""
     if how in ("num", "nan"):

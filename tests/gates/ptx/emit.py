@@ -178,7 +178,7 @@ class Writer(MemoryWriter):
     def _compute(self, instruction: Instruction, operands: list[str]) -> None:
         name, op, kind = instruction.name, instruction.op, instruction.kind
         is_float = kind[0] == "f"
-        if kind in ("bf16", "f16x2", "bf16x2") or "sat" in op or "ftz" in op or "cc" in op:
+        if kind in ("bf16", "f16x2", "bf16x2") or "sat" in op or "cc" in op:
             raise NotImplementedError(instruction.text)
         target, sources = operands[0], operands[1:]
         if name in ("shl", "shr"):
@@ -191,6 +191,8 @@ class Writer(MemoryWriter):
             self.set(target, f"{function}({', '.join(self._arguments(sources, kinds))})", kind)
             return
         args = self._arguments(sources, [kind] * len(sources))
+        if "ftz" in op:
+            args = [self.new(f"flushed({argument})") for argument in args]
         if name in _OPERATORS:
             self.set(target, _OPERATORS[name].format(*args), kind)
         elif name == "div" and is_float:
@@ -216,6 +218,8 @@ class Writer(MemoryWriter):
             self.set(target, text, kind)
         else:
             raise NotImplementedError(instruction.text)
+        if "ftz" in op:
+            self.set(target, f"flushed({self.use(target, kind)})", kind)
 
     def _product(self, target: str, op: list[str], kind: str, args: list[str]) -> None:
         if "wide" in op:
@@ -237,6 +241,8 @@ class Writer(MemoryWriter):
 
     def _fma(self, instruction: Instruction, operands: list[str], _: int) -> None:
         kind = instruction.kind
+        if "ftz" in instruction.op or "sat" in instruction.op:
+            raise NotImplementedError(instruction.text)
         args = self._arguments(operands[1:], [kind] * 3)
         self.set(operands[0], f"fma{dtype_of(kind)[1:]}({', '.join(args)})", kind)
 
@@ -283,6 +289,8 @@ class Writer(MemoryWriter):
 
     def _setp(self, instruction: Instruction, operands: list[str], _: int) -> None:
         op, kind = instruction.op, instruction.kind
+        if "ftz" in op:
+            raise NotImplementedError(instruction.text)
         a, b = self._arguments(operands[1:3], [kind, kind])
         found = self.new(f"compare({op[1]!r}, {a}, {b})")
         targets = operands[0].split("|")
