@@ -1,7 +1,7 @@
 """How long the CUDA kernels would take, counted without a GPU.
 
     python -m benchmarks.model            prints the table
-    python -m benchmarks.model --write    and keeps it in benchmarks/results/model.json
+    python -m benchmarks.model --write    and keeps it in benchmarks/model.json
     python -m benchmarks.model --check    fails where a kernel is slower than there by more than 5 %
 
 The interpreter of tests/gates/ptx runs each operator, forward and backward, on a part of the size that its bar is for:
@@ -47,7 +47,7 @@ from gates.ptx.machine import Counts, Launch  # noqa: E402
 from gates.ptx.parse import Kernel  # noqa: E402
 from harness import results  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "model.json"
+RESULTS = ROOT / "benchmarks" / "model.json"
 FULL = (12, 192, 512)
 LAUNCH = 2.5e-6
 DIVISION = 80
