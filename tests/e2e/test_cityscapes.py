@@ -78,7 +78,8 @@ def test_every_stage_ends_and_the_table_has_every_region(run: Path):
             assert 0 < region["abs_rel"] < 10
     assert 0 < metrics["objects"]["abs_rel"] < 10
     with (run / "metrics.csv").open(newline="") as file:
-        assert {row["stage"] for row in csv.DictReader(file)} == {"scene", "pseudo", "final", "object"}
+        stages = {row["stage"] for row in csv.DictReader(file)}
+        assert stages == {"scene", "pseudo", "final", "object", "row_median"}
 
 
 def test_a_run_killed_in_the_middle_of_a_stage_ends_with_the_same_bits(data: Path, run: Path, tmp_path: Path):
@@ -158,6 +159,5 @@ def test_released_nets_find_ground_and_objects_as_they_are(tmp_path: Path):
         assert after.keys() == before[stage].keys()
         assert all(torch.equal(after[name], tensor) for name, tensor in before[stage].items()), stage
     assert len(list((run / "ground" / "masks").rglob("*.png"))) == 2
-    frames = [path for path in (run / "detector" / "masks").glob("*/*/*") if path.is_dir()]
-    assert len(frames) == 2
+    assert len({path.name for path in (run / "detector").rglob("*.npz")}) >= 2  # the detections of both frames
     assert set(json.loads((run / "metrics.json").read_text())["discovery"]) == {"ground", "detector"}
