@@ -51,7 +51,8 @@ _FILL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
 
 def build_folder() -> Path | None:
     """Where `make` left the objects of a build with CUDA."""
-    return next((path for path in (ROOT / "build").glob("*-cuda") if list(path.glob("*/*.cu.cuda.o"))), None)
+    folder = ROOT / "build" / "native"
+    return folder if list(folder.glob("*/*.cu.cuda.o")) else None
 
 
 def tool(name: str) -> Path | None:
