@@ -100,7 +100,8 @@ def emulated() -> Any:
     (folder / "build.ninja").write_text(script)
     built = subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder)], capture_output=True, text=True)
     assert built.returncode == 0, built.stdout
-    specification = importlib.util.spec_from_file_location("_C", folder / "_C.so")
+    # A name of its own: pybind11 finds submodules by their full names, also those of another `_C`.
+    specification = importlib.util.spec_from_file_location("gates.emulated._C", folder / "_C.so")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module.cuda

@@ -147,7 +147,8 @@ class Device(Memory):
         folder = build_folder()
         path = ROOT / "build" / "ptx" / "_C.so"
         link(sorted(folder.rglob("*.o")), path)
-        specification = importlib.util.spec_from_file_location("_C", path)
+        # A name of its own: pybind11 finds submodules by their full names, also those of another `_C`.
+        specification = importlib.util.spec_from_file_location("gates.ptx._C", path)
         self._module = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(self._module)
         self.fills = 0
