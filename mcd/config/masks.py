@@ -38,6 +38,12 @@ class InstancesStage(Section):
     coverage: Fraction = Field(0.5, description="share of a mask that must move")
     middle: Count | None = Field(20, description="masks in the central 1/k of the columns count as dynamic; None: off")
     min_area: Fraction = Field(0.005, description="smallest mask, share of the image")
+    tracks: bool = Field(
+        False,
+        description="sequence: masks are followed from frame to frame, and what moves is decided for all frames of an "
+        "object; False, published: for each by itself",
+    )
+    persist: Count = Field(1, description="with tracks: an object is seen in at least so many frames")
 
 
 class Pseudo(Section):

@@ -379,6 +379,8 @@ class Config(Section):
                 raise ValueError(f"stage '{name}' needs the stage '{missing[0]}' before it")
         if {"segment", "detector"} <= set(self.stages):
             raise ValueError("the stages 'segment' and 'detector' both find the objects: leave one of them out")
+        if self.instances.tracks and (self.data.kind != "sequence" or self.data.spacing[0] != 1):
+            raise ValueError("'instances.tracks' needs data of kind sequence whose 'spacing' begins with 1")
         if "ground" in self.stages and self.ground.steps != 0:
             least = 3 * self.ground.neighbours(self.data.size[1]) + 1
             if min(self.data.size) < least:
