@@ -18,13 +18,11 @@ _MOST_KNOWN = 4096
 
 
 def _signature(operator: str, tensors: tuple[Any, ...]) -> Any:
-    """What checks look at; None where that can't be compared."""
+    """What checks look at; None where an argument is no tensor."""
     try:
-        signature = (operator, *[None if t is None else (type(t), t.shape, t.dtype, t.device) for t in tensors])
-        hash(signature)  # sizes may be symbols
-    except (AttributeError, TypeError):
+        return (operator, *[None if t is None else (type(t), t.shape, t.dtype, t.device) for t in tensors])
+    except AttributeError:
         return None
-    return signature
 
 
 class Shapes:
@@ -49,7 +47,10 @@ class Shapes:
     def __init__(self, operator: str, *tensors: Any):
         self.operator = operator
         self._signature = _signature(operator, tensors) if tensors and not torch.compiler.is_compiling() else None
-        self.known = self._signature in _known
+        try:
+            self.known = self._signature in _known
+        except TypeError:  # sizes that are symbols have no hash
+            self._signature, self.known = None, False
         self.sizes: dict[str, int] = {}
         self._device: tuple[str, torch.device] | None = None
         self._real: tuple[str, torch.dtype] | None = None
