@@ -163,7 +163,7 @@ def computed(*tensors: Any, beside: Any = None) -> Any:
 
 def for_each(tensor: Any, *batch: int) -> Any:
     """A matrix [...,r,c], given with the sizes of `batch` before it, with 1 in their place, or without them: as
-    [*batch,r,c]. What can't be that comes back as it is, and the check that follows says so."""
+    [*batch,r,c]. Any other shape is returned unchanged, for the shape check that follows to report."""
     if not isinstance(tensor, Tensor) or tensor.shape[:-2] == batch or not 2 <= tensor.dim() <= 2 + len(batch):
         return tensor
     missing = 2 + len(batch) - tensor.dim()

@@ -76,7 +76,7 @@ def _threads() -> int:
 
 
 def _after_fork() -> None:
-    """OpenMP's threads stay behind in the parent process; a child that waits for them waits for ever."""
+    """OpenMP's threads stay behind in the parent process; a child that waits for them hangs."""
     global _forked
     _forked = True
 
@@ -94,7 +94,7 @@ def define(
 ) -> Callable[..., Any]:
     """Register `_C`'s function of this schema's name as `torch.ops.mcd.<name>` for CPU and CUDA, and return it.
 
-    allocate: the schema's arguments -> its outputs (a tensor or a tuple), uninitialised unless the function says else.
+    allocate: the schema's arguments -> its outputs (a tensor or a tuple), uninitialised unless stated otherwise.
     workspace: the schema's arguments -> scratch tensors that live for the call only.
     batched: see `registered.register`.
     """
