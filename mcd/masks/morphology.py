@@ -167,12 +167,17 @@ def match(masks: Tensor, others: Tensor, threshold: float = 0.5) -> list[tuple[i
 
     Each is in one pair at most; there are as many pairs as possible, and of these choices the one of most overlap.
     """
-    shares = overlap(masks, others).cpu().double().numpy()
+    return pairs(overlap(masks, others), threshold)
+
+
+def pairs(overlaps: Tensor, threshold: float) -> list[tuple[int, int]]:
+    """The same of overlaps [n,m] that are known."""
+    shares = overlaps.cpu().double().numpy()
     near = shares >= threshold
     # Any pair outweighs all differences in overlap.
     weight = np.where(near, shares + sum(shares.shape) + 1, 0.0)
-    pairs = zip(*optimize.linear_sum_assignment(weight, maximize=True), strict=True)
-    return [(int(row), int(column)) for row, column in pairs if near[row, column]]
+    found = zip(*optimize.linear_sum_assignment(weight, maximize=True), strict=True)
+    return [(int(row), int(column)) for row, column in found if near[row, column]]
 
 
 def _check(function: str, masks: Tensor) -> None:
