@@ -150,7 +150,7 @@ def leave_out(context: Context, name: str, reason: str) -> dict[str, Any]:
 
 
 def evaluate(context: Context, name: str) -> Regions:
-    """Evaluate a stage; ground truth of which nothing counts is said, and costs the run nothing."""
+    """Evaluate a stage; ground truth without a valid pixel is reported and does not stop the run."""
     notes: list[str] = []
     metrics: Regions = {}
     try:

@@ -167,7 +167,7 @@ class Slots(Schedule):
     size: tuple[Side, Side] = Field((128, 128), description="height and width that the net sees, multiples of 16")
     threshold: Fraction = Field(0.25, description="a slot's mask is where it has at least this share")
     min_moving: Fraction = Field(
-        0.0, description="training leaves out frames of which a smaller share moves; 0, published: none"
+        0.0, description="frames with a smaller share of moving pixels are not trained on; 0, published: all are"
     )
     depth: Weight = Field(0.2, description="weight of the reconstructed depth; that of the flow is 1")
     moving: Weight = Field(0.0, description="how much more a pixel that moves counts in both; 0: published")

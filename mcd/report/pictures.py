@@ -197,7 +197,7 @@ def _chosen_frames(config: Config) -> tuple[dict[str, Any], str]:
 
 
 def _items_with_truth(config: Config) -> list[dict[str, Any]]:
-    """Frames to choose from of which some pixel counts in the evaluation."""
+    """Candidate frames with at least one pixel that counts in the evaluation."""
     if not has_ground_truth(config):
         return []
     dataset = EvaluationSet(config)

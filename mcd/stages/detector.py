@@ -2,8 +2,8 @@
 
 Consumes ``predictions``, ``ground`` and, unless it does not train, ``slots``. Its parts are the objects that pass as
 such among the slots' masks, ``detector/candidates``, and rounds, ``detector/round_N``: each trains on the objects of
-the one before and then looks for objects in every frame. Leaves the detections of each part, of which later stages read
-those that count (:class:`mcd.masks.source.DiscoveredMasks`), and ``detector/weights.safetensors``.
+the one before and then looks for objects in every frame. Leaves the detections of each part, from which later stages
+select (:class:`mcd.masks.source.DiscoveredMasks`), and ``detector/weights.safetensors``.
 """
 
 from __future__ import annotations
