@@ -47,4 +47,11 @@ class InstancesStage(Section):
 
 
 class Pseudo(Section):
+    """Pseudo depth, of moving objects in the scene."""
+
     batch: Count = 16
+    contact: Fraction | None = Field(
+        None,
+        description="an object keeps one scale to the ground at its foot, the median of its frames (with "
+        "instances.tracks), and no farther from 1 than this; null, published: the scale net's in each frame",
+    )

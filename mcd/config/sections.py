@@ -30,23 +30,10 @@ from mcd.config.base import (
 )
 from mcd.config.data import Augment, Data
 from mcd.config.masks import InstancesStage, Pseudo, Segment
+from mcd.config.nets import Nets
 from mcd.ops.backend import BackendUnavailable
 from mcd.ops.photometric_error import C1, C2, L1_WEIGHT, SSIM_WEIGHT, check_photometric_weights
 from mcd.ops.registry import check_choice
-
-
-class Nets(Section):
-    depth: str = "light"
-    pose: str = "light"
-    motion: str = "light"
-    scale: str = "light"
-    slots: str = Field("light", description="light or published")
-    ground: str = Field("light", description="light, full, or published (one resolution only)")
-    detector: str = Field("light", description="light or resnet18")
-    segmenter: str = Field("resnet50_v2", description="resnet50_v2 (torchvision's, with COCO weights) or light")
-    camera: Literal["pinhole"] = Field("pinhole", description="what data.intrinsics: learn learns")
-    pretrained: bool = Field(False, description="start backbones from ImageNet weights")
-    positive_scale: bool = Field(True, description="scale net cannot go negative; False: the published linear output")
 
 
 class Photometric(Section):
@@ -276,6 +263,9 @@ class Scale(Schedule):
     )
     dilate: Annotated[int, Field(ge=0, le=512)] = Field(2, description="5x5 dilations of the box, at a width of 512")
     dilate_middle: Annotated[int, Field(ge=0, le=512)] = Field(5, description="the same for masks straight ahead")
+    contact: Fraction | None = Field(
+        None, description="objects farther from the ground at their foot, as a share, teach nothing; null: published"
+    )
 
 
 class Final(Scene):
@@ -381,6 +371,8 @@ class Config(Section):
             raise ValueError("the stages 'segment' and 'detector' both find the objects: leave one of them out")
         if self.instances.tracks and (self.data.kind != "sequence" or self.data.spacing[0] != 1):
             raise ValueError("'instances.tracks' needs data of kind sequence whose 'spacing' begins with 1")
+        if self.scale.contact is not None and self.store == "none":
+            raise ValueError("'scale.contact' needs a store of the scene's depth: set store: sqlite")
         if "ground" in self.stages and self.ground.steps != 0:
             least = 3 * self.ground.neighbours(self.data.size[1]) + 1
             if min(self.data.size) < least:
