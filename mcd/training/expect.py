@@ -44,14 +44,17 @@ def amount(config: Config, stage: str, frames: int) -> float | None:
     return float(schedule.epochs or 0) * frames
 
 
-def expected_stages(config: Config, frames: int) -> list[Expected]:
+def expected_stages(
+    config: Config, frames: int, earlier: Sequence[tuple[Path, Config]] | None = None
+) -> list[Expected]:
     """Every stage of a config with the seconds it will take, as far as this run or an earlier one says.
 
     Args:
         frames: of training and validation together.
+        earlier: of :func:`earlier_runs`.
     """
     own = run_folder(config)
-    before = list(_earlier(config))
+    before = list(earlier_runs(config)) if earlier is None else earlier
     found = []
     for stage in config.stages:
         facts = _facts(own / stage / "done.json")
@@ -68,7 +71,7 @@ def measured_stage(
     config: Config, stage: str, frames: int, before: Sequence[tuple[Path, Config]] | None = None
 ) -> Measured | None:
     """What an earlier run says of a stage; None where none with the same nets and images finished it here."""
-    for run, other in _earlier(config) if before is None else before:
+    for run, other in earlier_runs(config) if before is None else before:
         facts = _facts(run / stage / "done.json")
         seconds = facts.get("seconds")
         if not seconds or "left_out" in facts or not _alike(config, other, stage):
@@ -96,7 +99,7 @@ def logged_step(run: Path, stage: str) -> tuple[int, float] | None:
         return None
 
 
-def _earlier(config: Config) -> Iterator[tuple[Path, Config]]:
+def earlier_runs(config: Config) -> Iterator[tuple[Path, Config]]:
     """Runs in the same folder on this machine, the newest first."""
     here = environment()
     own = run_folder(config)

@@ -29,7 +29,7 @@ from mcd.run.folder import Run, run_folder
 from mcd.run.networks import make_net
 from mcd.run.progress import clock_text
 from mcd.stages import STAGES, TrainingStage
-from mcd.training.expect import amount, expected_stages, logged_step, measured_stage
+from mcd.training.expect import amount, earlier_runs, expected_stages, logged_step, measured_stage
 from mcd.training.state import make_optimizer
 
 # Seconds that measuring a stage may take, and steps; the first is not counted.
@@ -73,10 +73,10 @@ def plan(config: Config, device: torch.device) -> list[Row]:
     frames = _frames(config)
     both = frames["train"] + frames["val"]
     rows: list[Row] = []
-    probe = _Probe(config, device)
-    for expected in expected_stages(config, both):
+    probe, before = _Probe(config, device), list(earlier_runs(config))
+    for expected in expected_stages(config, both, before):
         stage = expected.name
-        earlier = None if expected.finished else measured_stage(config, stage, both)
+        earlier = None if expected.finished else measured_stage(config, stage, both, before)
         disk = _disk(config, stage, frames) if earlier is None else earlier.bytes
         memory = None if earlier is None else earlier.memory
         seconds, source = expected.seconds, expected.source
@@ -239,9 +239,9 @@ def _disk(config: Config, stage: str, frames: Mapping[str, int]) -> int:
         return round(_STORE * 4 * 5 * pixels * both)
     if stage == "pseudo":
         return 4 * pixels * both
-    if stage == "instances":
-        # Masks in three frames, a bit a pixel; five objects a frame.
-        return 3 * 5 * pixels // 8 * both
+    if stage in ("instances", "segment"):
+        # A bit a pixel, five objects a frame; of instances in three frames.
+        return (3 if stage == "instances" else 1) * 5 * pixels // 8 * both
     schedule = _schedule(config, stage)
     motion = getattr(schedule, "motion_from", None) is not None
     with torch.device("meta"):

@@ -81,9 +81,9 @@ def test_finished_stages_are_done_and_a_log_says_how_far_the_next_is(tmp_path: P
         f"step,{phases},validation\n10,1,2,3,4,5,5,\n20,1,2,3,4,5,5,\n20,,,,,,,0.3\n30,1"
     )
     assert logged_step(folder, "object") == (20, pytest.approx(0.02))
-    rows = {row.stage: row for row in plan(made, torch.device("cpu"))}
-    assert rows["scene"].source == "finished"
-    assert rows["object"].seconds == pytest.approx(0.02 * 30)
+    planned = {row.stage: row for row in plan(made, torch.device("cpu"))}
+    assert planned["scene"].source == "finished"
+    assert planned["object"].seconds == pytest.approx(0.02 * 30)
 
 
 def test_what_nothing_says_is_measured_and_named_and_nothing_is_written(
