@@ -43,6 +43,24 @@ def depth_range(depth: Tensor, low: float = 0.02, high: float = 0.98) -> tuple[f
     return 1 / near, 1 / far
 
 
+class RunningRange:
+    """The range of colours of a film: :func:`depth_range` over all frames so far, the last ``memory`` of them alike.
+
+    It settles with the first frames and then stays, so that a depth keeps its colour.
+    """
+
+    def __init__(self, memory: int = 250):
+        self._memory, self._frames = memory, 0
+        self._mean = np.zeros(2)
+
+    def update(self, depth: Tensor) -> tuple[float, float]:
+        """Nearest and farthest depth worth a colour, this frame among them."""
+        self._frames += 1
+        self._mean += (np.log(depth_range(depth)) - self._mean) / min(self._frames, self._memory)
+        near, far = np.exp(self._mean).tolist()
+        return near, far
+
+
 def colour_depth(depth: Tensor, limits: tuple[float, float] | None = None) -> Tensor:
     """Colour a depth map by its inverse depth.
 

@@ -31,48 +31,14 @@ from mcd.data.files import resize_image, resize_nearest
 from mcd.data.labels import moving_mask
 from mcd.data.sequence import consecutive_runs
 from mcd.files import DataError
-from mcd.geometry import backproject
-from mcd.inference.motion import CameraMotion
+from mcd.inference.motion import CameraMotion, Change, disagreement
 from mcd.inference.predictor import DepthPredictor, resize_depth
-from mcd.ops import backward_warp
 from mcd.visualize import from_bytes
 
 FIGURES = ("drift", "jump", "wobble")
 
-# Mean difference of the channels, of 1, between a pixel and where it is found again.
-_SAME_COLOUR = 0.1
 # Fewer pixels, and a pair says nothing.
 _LEAST_SHARE = 0.05
-
-
-class Change:
-    """How pixels of a frame move into the next, and how their depth changes, as a depth and a pose net see it.
-
-    Args:
-        depth: [1,1,H,W] of the frame.
-        T_next_frame: [1,4,4], in the unit of that depth.
-        K: [1,3,3] in pixels of H×W.
-    """
-
-    def __init__(self, depth: Tensor, T_next_frame: Tensor, K: Tensor):
-        self._depth, self._T, self._K = depth, T_next_frame, K
-        points = backproject(depth, K)
-        moved = T_next_frame[:, 2, :3].reshape(-1, 3, 1, 1) * points
-        after = moved.sum(1, keepdim=True) + T_next_frame[:, 2, 3].reshape(-1, 1, 1, 1)
-        self.growth = (after.clamp(min=1e-6) / depth).log()
-        """ln z' / z [1,1,H,W]."""
-
-    def fetch(self, following: Tensor) -> tuple[Tensor, Tensor]:
-        """What is seen at p' of an image [1,C,H,W] of the next frame, and where p' lies in it [1,1,H,W]."""
-        warped, _, valid = backward_warp(following, self._depth, self._K, self._T, return_coords=True)
-        return warped, valid
-
-
-def disagreement(change: Change, images: tuple[Tensor, Tensor], depths: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """e(p) and the pixels that count, [1,1,H,W] both, of two consecutive images [1,3,H,W] and depths [1,1,H,W]."""
-    found, valid = change.fetch(torch.cat((images[1], depths[1].log()), dim=1))
-    same = (found[:, :3] - images[0]).abs().mean(1, keepdim=True) < _SAME_COLOUR
-    return found[:, 3:] - depths[0].log() - change.growth, valid & same
 
 
 def pair_figures(e: Tensor, counted: Tensor) -> dict[str, float] | None:

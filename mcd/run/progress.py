@@ -16,6 +16,34 @@ _TERMINAL, _LOG = 0.2, 15.0
 _SETTLED = 3
 
 
+class Line:
+    """One line that is written over on a terminal; in a log file it comes anew now and then.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._shown = clock, -float("inf")
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=0, bar_format="{desc}", dynamic_ncols=True, leave=False, disable=not self._terminal)
+
+    def show(self, text: Callable[[], str]) -> None:
+        """Show what ``text`` says, if something was not shown just now."""
+        now = self._clock()
+        if now - self._shown < (_TERMINAL if self._terminal else _LOG):
+            return
+        self._shown = now
+        if self._terminal:
+            self._bar.set_description_str(text())
+        else:
+            tqdm.write(text(), file=sys.stderr)
+
+    def close(self) -> None:
+        """Take the line away."""
+        self._bar.close()
+
+
 @dataclass(frozen=True)
 class Expected:
     """A stage before it runs."""
@@ -47,9 +75,7 @@ class RunLine:
         self._stage: str | None = None
         self._stage_begin = self._begin
         self._part: Part | None = None
-        self._terminal = sys.stderr.isatty()
-        self._shown = -float("inf")
-        self._bar = tqdm(total=0, bar_format="{desc}", dynamic_ncols=True, leave=False, disable=not self._terminal)
+        self._line = Line(clock)
 
     def __enter__(self) -> RunLine:
         _lines.append(self)
@@ -57,7 +83,7 @@ class RunLine:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         _lines.remove(self)
-        self._bar.close()
+        self._line.close()
 
     def begin(self, name: str) -> None:
         """A stage begins."""
@@ -117,14 +143,7 @@ class RunLine:
 
     def show(self) -> None:
         """Show the line, if it was not shown just now."""
-        now = self._clock()
-        if now - self._shown < (_TERMINAL if self._terminal else _LOG):
-            return
-        self._shown = now
-        if self._terminal:
-            self._bar.set_description_str(self.text())
-        else:
-            tqdm.write(self.text(), file=sys.stderr)
+        self._line.show(self.text)
 
 
 _lines: list[RunLine] = []

@@ -34,6 +34,10 @@ class Measured:
     """Bytes at the most; None: not recorded."""
 
 
+Earlier = Sequence[tuple[Path, Config]]
+"""Runs and their configs."""
+
+
 def amount(config: Config, stage: str, frames: int) -> float | None:
     """Images that a stage works through: those of its steps, or every frame; None where objects decide on it."""
     schedule = getattr(config, "final" if stage == "control" else stage)
@@ -67,9 +71,7 @@ def expected_stages(
     return found
 
 
-def measured_stage(
-    config: Config, stage: str, frames: int, before: Sequence[tuple[Path, Config]] | None = None
-) -> Measured | None:
+def measured_stage(config: Config, stage: str, frames: int, before: Earlier | None = None) -> Measured | None:
     """What an earlier run says of a stage; None where none with the same nets and images finished it here."""
     for run, other in earlier_runs(config) if before is None else before:
         facts = _facts(run / stage / "done.json")

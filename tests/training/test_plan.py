@@ -25,7 +25,7 @@ def config(root: Path, run: str = "new", **keys: Any) -> Config:
     document = {
         "run": run, "runs": str(root / "runs"), "device": "cpu", "stages": ["scene", "instances", "object", "scale"],
         "data": {"root": str(root / "data"), "size": SIZE, "synthetic": {"frames": 30, "val_frames": 10}},
-        "scene": {"steps": 100, "batch": 4}, "object": {"steps": 50, "batch": 4},
+        "scene": {"steps": 100, "batch": 4, "motion_from": 50}, "object": {"steps": 50, "batch": 4},
     }  # fmt: skip
     return parse_config(document | keys)
 
@@ -43,7 +43,7 @@ def earlier(made: Config, machine: dict[str, Any] | None = None, **seconds: floa
 
 
 def test_times_of_an_earlier_run_are_brought_to_the_length_of_this_one(tmp_path: Path) -> None:
-    old = earlier(config(tmp_path, "old", scene={"steps": 50, "batch": 8}), scene=80.0, instances=6.0)
+    old = earlier(config(tmp_path, "old", scene={"steps": 50, "batch": 8, "motion_from": 9}), scene=80.0, instances=6.0)
     found = {stage.name: stage for stage in expected_stages(config(tmp_path), 20)}
     # 400 images each; half the frames.
     assert found["scene"].seconds == pytest.approx(80)
@@ -62,7 +62,7 @@ def test_times_of_an_earlier_run_are_brought_to_the_length_of_this_one(tmp_path:
     [
         {"data": {"size": [64, 96]}},
         {"nets": {"depth": "resnet18"}},
-        {"scene": {"steps": 100, "batch": 4, "motion_from": 20}},
+        {"scene": {"steps": 100, "batch": 4}},
         {"loss": {"scales": 1}},
     ],
 )
