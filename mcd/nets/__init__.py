@@ -1,7 +1,7 @@
 """Networks: depth, pose, residual motion, object scale, ground and slots, each built by name."""
 
 from mcd.nets.camera import build_camera
-from mcd.nets.depth import DEPTH_NETS, build_depth_net
+from mcd.nets.depth import DEPTH_NETS, build_depth_net, freeze_encoder
 from mcd.nets.detector import build_detector
 from mcd.nets.ground import build_ground_net
 from mcd.nets.layers import PretrainedError
@@ -21,4 +21,5 @@ __all__ = [
     "build_pose_net",
     "build_scale_net",
     "build_slot_net",
+    "freeze_encoder",
 ]
