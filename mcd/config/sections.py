@@ -55,9 +55,10 @@ class Photometric(Section):
         "which things move along; 0: published",
     )
     start_share: Fraction = Field(0.1, description="share of it where motion tells depth")
-    start_evidence: Weight = Field(
-        0.02,
-        description="motion tells depth where it lowers the photometric error by so much against a world at infinity",
+    start_evidence: float = Field(
+        -0.03,
+        description="motion tells depth unless its photometric error is higher by so much (below 0) than that of a "
+        "world at infinity; above 0: only where it is lower",
     )
     mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
 
