@@ -1,10 +1,10 @@
 """The depth that a net starts from, kept where the photometric loss tells nothing, and where it tells a lie.
 
 A net that was trained elsewhere knows what a car is. The photometric loss does not: what drives along with the camera
-looks the same in every frame, as something at infinity does, and so does a road without texture. So a pixel's depth
-follows the photometric loss only where there is evidence for a world that stands still: where the neighbouring frames
-fit better after the motion that depth and pose predict than after the camera's rotation alone. Elsewhere, and a little
-everywhere, it stays near the start's. Not in the paper; off unless `loss.start` is set.
+looks the same in every frame, as something at infinity does. So a pixel's depth does not follow the photometric loss
+where there is evidence against a world that stands still: where the neighbouring frames fit better as they are, or
+after the camera's rotation alone, than after the motion that depth and pose predict. There, and a little everywhere,
+it stays near the start's. Not in the paper; off unless `loss.start` is set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def told_by_motion(
         reference: [B,3,H,W]; sources: [B,S,3,H,W]; K: [B,3,3]; T_src_ref: [B,S,4,4].
         depths: [B,1,H,W] each; the one that fits a pixel best counts.
         least: by how much the photometric error, a mean over a window, has to be lower than with everything at
-            infinity, or with the camera standing still.
+            infinity, or with the camera standing still; below 0: how much higher it may be.
     """
     rotation = T_src_ref.clone()
     rotation[..., :3, 3] = 0
