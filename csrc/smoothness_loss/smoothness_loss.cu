@@ -7,33 +7,40 @@ namespace {
 
 constexpr int kThreads = 128, kRows = 4;
 
-// Four pixels in a row, or those `count` < 4 that are left of it, and what there is around them.
-struct Four {
-  int64_t at;  // within the sample
-  int width, count;
-  bool left, right, below;
-  bool quads;  // whether they are read as one
+// Four pixels in a row, or those `count` < 4 that are left of it, and where the ones around them lie: of what is not there,
+// a pixel at the edge stands for it. kQuads: whether they are read as one.
+template <bool kQuads> struct Four {
+  int at, count;  // within the sample
+  int left, right, below;
+  bool has_left, has_right, has_below;
+
+  template <typename T> __device__ Four(const SmoothScale<T>& scale, int y, int x)
+      : at(y * scale.width + x), count(kQuads ? 4 : min(4, scale.width - x)), has_left(x > 0),
+        has_right(x + 4 < scale.width), has_below(y + 1 < scale.height) {
+    left = has_left ? -1 : 0, right = has_right ? 4 : count - 1, below = has_below ? scale.width : 0;
+  }
+  __device__ bool has(int k) const { return kQuads || k < count; }
 };
 
-template <typename T, typename Stored> __device__ void read_four(T (&out)[4], const Stored* from, const Four& four) {
-  if (four.quads) {
+template <typename T, bool kQuads, typename Stored, typename Read>
+__device__ void read_four(T (&out)[4], const Stored* from, const Four<kQuads>& four, const Read& read) {
+  if constexpr (kQuads) {
     const auto quad = *reinterpret_cast<const Quad<Stored>*>(from);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) out[k] = load<T>(&quad.lanes[k], 1);
+    for (int k = 0; k < 4; ++k) out[k] = read(quad.lanes[k]);
   } else {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) out[k] = k < four.count ? load<T>(from + k, 1) : T(0);
+    for (int k = 0; k < 4; ++k) out[k] = four.has(k) ? read(from[k]) : T(0);
   }
 }
-// Values of four pixels, of those before and after them, and of those below. Of what is not there, 0.
+// Values of four pixels, of those before and after them, and of those below.
 template <typename T> struct Around {
-  T own[4], below[4] = {}, left = 0, right = 0;
+  T own[4], below[4], left, right;
 
-  template <typename Stored, typename Read> __device__ Around(const Stored* from, const Four& four, const Read& read) {
-    read(own, from);
-    if (four.below) read(below, from + four.width);
-    if (four.left) left = read(from - 1);
-    if (four.right) right = read(from + 4);
+  template <bool kQuads, typename Stored, typename Read>
+  __device__ Around(const Stored* from, const Four<kQuads>& four, bool left_too, const Read& read) {
+    read_four(own, from, four, read), read_four(below, from + four.below, four, read);
+    left = left_too ? read(from[four.left]) : T(0), right = read(from[four.right]);
   }
   // f(k, a, b) for the pairs along x: the k-th ends at the k-th pixel.
   template <typename F> __device__ void pairs(const F& f) const {
@@ -42,31 +49,15 @@ template <typename T> struct Around {
 };
 template <typename T> struct Weights {
   T x[5], y[4], inside[4];  // of pairs, the k-th along x ending at the k-th pixel, and of pixels
-
-  // Nothing for what is not there.
-  __device__ void limit(const Four& four, bool left) {
-    if (!left || !four.left) x[0] = 0;
-    if (!four.right) x[4] = 0;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (k > 0 && k >= four.count) x[k] = 0;
-      if (!four.below || k >= four.count) y[k] = 0;
-      if (k >= four.count) inside[k] = 0;
-    }
-  }
 };
 
-template <typename T, typename image_t>
-__device__ Weights<T> weigh(const EdgeGuide<T, image_t>& guide, int64_t b, const Four& four) {
-  struct Read {
-    const Four& four;
-    __device__ void operator()(T (&out)[4], const image_t* from) const { read_four(out, from, four); }
-    __device__ T operator()(const image_t* from) const { return load<T>(from, 1); }
-  };
+// `left_too`: also of the pair of the first and the one before it.
+template <typename T, typename image_t, bool kQuads>
+__device__ Weights<T> weigh(const EdgeGuide<T, image_t>& guide, int64_t b, const Four<kQuads>& four, bool left_too) {
   Weights<T> weights{};
   const image_t* channel = guide.image + b * guide.channels * guide.plane + four.at;
   const auto add = [&] {
-    const Around<T> image(channel, four, Read{four});
+    const Around<T> image(channel, four, left_too, [](const image_t& value) { return load<T>(&value, 1); });
     image.pairs([&](int k, T before, T after) { weights.x[k] += abs<T>(before - after); });
 #pragma unroll
     for (int k = 0; k < 4; ++k) weights.y[k] += abs<T>(image.own[k] - image.below[k]);
@@ -85,40 +76,35 @@ __device__ Weights<T> weigh(const EdgeGuide<T, image_t>& guide, int64_t b, const
   for (int k = 0; k < 4; ++k) weights.y[k] = exp_negative<T>(-weights.y[k] * scale), weights.inside[k] = 1;
   return weights;
 }
-template <typename T> __device__ Weights<T> weigh(const MaskGuide<T>& guide, int64_t b, const Four& four) {
-  struct Read {
-    const Four& four;
-    __device__ void operator()(T (&out)[4], const bool* from) const {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) out[k] = k < four.count && from[k] ? T(1) : T(0);
-    }
-    __device__ T operator()(const bool* from) const { return *from ? T(1) : T(0); }
-  };
+template <typename T, bool kQuads>
+__device__ Weights<T> weigh(const MaskGuide<T>& guide, int64_t b, const Four<kQuads>& four, bool left_too) {
   Weights<T> weights;
-  const Around<T> mask(guide.mask + b * guide.plane + four.at, four, Read{four});
+  const Around<T> mask(
+      guide.mask + b * guide.plane + four.at, four, left_too, [](bool inside) { return inside ? T(1) : T(0); });
   mask.pairs([&](int k, T before, T after) { weights.x[k] = before * after; });
 #pragma unroll
   for (int k = 0; k < 4; ++k) weights.y[k] = mask.own[k] * mask.below[k], weights.inside[k] = mask.own[k];
   return weights;
 }
 
-// Disparities of four pixels, and the weights of their pairs: of the first with the one before only if `left`.
-template <typename T, typename Guide> struct Pixels {
+// Disparities of four pixels, and the weights of their pairs, 0 of those that are none.
+template <typename T> struct Pixels {
   Around<T> disparity;
   Weights<T> weights;
 
-  __device__ Pixels(const SmoothScale<T>& scale, const Guide& guide, int64_t b, const Four& four, bool left)
-      : disparity(scale.disparity + b * scale.height * scale.width + four.at, four, Read{four}),
-        weights(weigh(guide, b, four)) {
-    weights.limit(four, left);
+  template <typename Guide, bool kQuads>
+  __device__ Pixels(const SmoothScale<T>& scale, const Guide& guide, int64_t b, const Four<kQuads>& four, bool left_too)
+      : disparity(scale.disparity + b * guide.plane + four.at, four, left_too, [](T value) { return value; }),
+        weights(weigh(guide, b, four, left_too)) {
+    if (!four.has_left) weights.x[0] = 0;
+    if (!four.has_right) weights.x[4] = 0;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (k > 0 && !four.has(k)) weights.x[k] = 0;
+      if (!four.has_below || !four.has(k)) weights.y[k] = 0;
+      if (!four.has(k)) weights.inside[k] = 0;
+    }
   }
-
- private:
-  struct Read {
-    const Four& four;
-    __device__ void operator()(T (&out)[4], const T* from) const { read_four(out, from, four); }
-    __device__ T operator()(const T* from) const { return *from; }
-  };
 };
 
 // Calls f(column, first row, last row) for four columns and a few rows each, shared among the block's threads.
@@ -129,9 +115,30 @@ template <typename T, typename F> __device__ void for_each_strip(const SmoothTas
     f(4 * column, first, min(first + kRows, task.last_row));
   });
 }
-template <typename T> __device__ Four four_at(const SmoothScale<T>& scale, int y, int x, bool quads, bool left) {
-  const int count = min(4, scale.width - x);
-  return {int64_t(y) * scale.width + x, scale.width, count, left && x > 0, x + 4 < scale.width, y + 1 < scale.height, quads};
+
+template <bool kQuads, typename T, typename Guide>
+__device__ __forceinline__ void sum_task(
+    const SmoothScale<T>& scale, const Guide& guide, const SmoothTask<T>& task, T (&total)[kSmoothSums]) {
+  for_each_strip(task, scale.width, [&](int x, int first_row, int last_row) {
+#pragma unroll 1
+    for (int y = first_row; y < last_row; ++y) {
+      const Four<kQuads> four(scale, y, x);
+      const Pixels<T> pixels(scale, guide, task.b, four, false);
+      const Around<T>& d = pixels.disparity;
+      const Weights<T>& weights = pixels.weights;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        total[kSumD] += select<T>(weights.inside[k] != 0, d.own[k], T(0));
+        total[kCostY] += pair_cost<T>(d.own[k], d.below[k], weights.y[k]);
+        if (!Guide::kCountsAll) total[kArea] += weights.inside[k], total[kPairsY] += weights.y[k];
+      }
+      d.pairs([&](int k, T before, T after) {
+        if (k == 0) return;
+        total[kCostX] += pair_cost<T>(before, after, weights.x[k]);
+        if (!Guide::kCountsAll) total[kPairsX] += weights.x[k];
+      });
+    }
+  });
 }
 
 template <typename T, typename Guide>
@@ -140,43 +147,24 @@ __global__ void __launch_bounds__(kThreads)
   const auto task = p.task(blockIdx.x);
   const SmoothScale<T>& scale = p.scales[task.scale];
   const Guide guide = p.template guide<Guide>(task.scale);
-  const bool quads = in_quads >> task.scale & 1;
   T total[kSmoothSums] = {};
-  for_each_strip(task, scale.width, [&](int x, int first_row, int last_row) {
-#pragma unroll 1
-    for (int y = first_row; y < last_row; ++y) {
-      const Four four = four_at(scale, y, x, quads, false);
-      const Pixels<T, Guide> pixels(scale, guide, task.b, four, false);
-      const auto& [d, weights] = pixels;
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        total[kSumD] += select<T>(weights.inside[k] != 0, d.own[k], T(0));
-        total[kArea] += weights.inside[k];
-        total[kCostY] += pair_cost<T>(d.own[k], d.below[k], weights.y[k]);
-        total[kPairsY] += four.below && k < four.count ? Guide::template counted<T>(weights.y[k]) : T(0);
-      }
-      d.pairs([&](int k, T before, T after) {
-        if (k == 0) return;
-        total[kCostX] += pair_cost<T>(before, after, weights.x[k]);
-        total[kPairsX] += (k < 4 ? k < four.count : four.right) ? Guide::template counted<T>(weights.x[k]) : T(0);
-      });
-    }
-  });
+  if (in_quads >> task.scale & 1)
+    sum_task<true>(scale, guide, task, total);
+  else
+    sum_task<false>(scale, guide, task, total);
   block_sum<kThreads>(total);
   if (threadIdx.x == 0)
     for (int k = 0; k < kSmoothSums; ++k) sums[int64_t(blockIdx.x) * kSmoothSums + k] = total[k];
 }
 
-constexpr int kFinishThreads = 1024, kFinishWarps = kFinishThreads / 32;
+constexpr int kFinishThreads = 512;
 constexpr int kFinishItems = 256;  // samples of scales that are finished at a time
 
-// One block for all: warps sum the tasks of each sample of each scale, a thread finishes it.
+// One block for all: a thread for each sum over the tasks of a sample at a scale, then one for each sample and scale.
 template <typename T, typename Guide>
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, 1)
     finish(__grid_constant__ const SmoothnessParams<T> p, const T* sums, T* loss, T* factors) {
-  static_assert(kFinishWarps == 32, "a lane for what each warp has summed");
   __shared__ double pairs_of[kMaxSmoothScales][2], kept[kFinishItems][kSmoothSums];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll 1
   for (int s = 0; s < p.count; ++s) {
     const SmoothScale<T>& scale = p.scales[s];
@@ -197,21 +185,20 @@ __global__ void __launch_bounds__(kFinishThreads)
 #pragma unroll 1
   for (int64_t first = 0; first < items; first += kFinishItems) {
     const int some = int(min<int64_t>(kFinishItems, items - first));
-#pragma unroll 1
-    for (int i = warp; i < some; i += kFinishWarps) {
-      const SmoothScale<T>& scale = p.scales[(first + i) / p.batch];
-      const T* tasks = sums + (scale.first_task + (first + i) % p.batch * scale.blocks) * kSmoothSums;
-      double values[kSumsOfWarp] = {};
-      for (int block = lane; block < scale.blocks; block += 32)
-#pragma unroll
-        for (int k = 0; k < kSmoothSums; ++k) values[k] += tasks[block * kSmoothSums + k];
-      const double value = sum_of_warp(values);
-      if (lane % 2 == 0 && lane / 2 < kSmoothSums) kept[i][lane / 2] = value;
+    for (int i = threadIdx.x; i < some * kSmoothSums; i += kFinishThreads) {
+      const int64_t item = first + i / kSmoothSums;
+      const SmoothScale<T>& scale = p.scales[item / p.batch];
+      const T* tasks = sums + (scale.first_task + item % p.batch * scale.blocks) * kSmoothSums + i % kSmoothSums;
+      double value = 0;
+#pragma unroll 8
+      for (int task = 0; task < scale.blocks; ++task) value += tasks[task * kSmoothSums];
+      kept[i / kSmoothSums][i % kSmoothSums] = value;
     }
     __syncthreads();
     if (int(threadIdx.x) < some) {
       const int64_t item = first + threadIdx.x;
       const int s = int(item / p.batch);
+      if (Guide::kCountsAll) kept[threadIdx.x][kArea] = double(p.scales[s].height) * p.scales[s].width;
       total[0] += finish_smoothness_sample(
           p, kept[threadIdx.x], s, item % p.batch, pairs_of[s][0], pairs_of[s][1], factors);
     }
@@ -222,40 +209,47 @@ __global__ void __launch_bounds__(kFinishThreads)
 }
 
 // Each weight is found once: the one above is kept as threads go down.
+template <bool kQuads, typename T, typename Guide>
+__device__ __forceinline__ void grad_task(
+    const SmoothScale<T>& scale, const Guide& guide, const SmoothTask<T>& task, const T* factor, T grad) {
+  const T factor_x = factor[0], factor_y = factor[1], factor_inside = factor[2];
+  for_each_strip(task, scale.width, [&](int x, int first_row, int last_row) {
+    T above[4] = {};
+#pragma unroll 1
+    for (int y = max(first_row - 1, 0); y < last_row; ++y) {
+      const Four<kQuads> four(scale, y, x);
+      const Pixels<T> pixels(scale, guide, task.b, four, true);
+      const Around<T>& d = pixels.disparity;
+      const Weights<T>& weights = pixels.weights;
+      T slopes[5], out[4];
+      d.pairs([&](int k, T before, T after) { slopes[k] = pair_slope<T>(before, after, weights.x[k]); });
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const T down = pair_slope<T>(d.own[k], d.below[k], weights.y[k]);
+        out[k] = grad * (factor_x * (slopes[k + 1] - slopes[k]) + factor_y * (down - above[k]) - factor_inside * weights.inside[k]);
+        above[k] = down;
+      }
+      if (y < first_row) continue;
+      T* to = scale.grad + task.b * guide.plane + four.at;
+      if constexpr (kQuads)
+        *reinterpret_cast<Quad<T>*>(to) = {out[0], out[1], out[2], out[3]};
+      else
+        for (int k = 0; k < four.count; ++k) to[k] = out[k];
+    }
+  });
+}
+
 template <typename T, typename Guide>
 __global__ void __launch_bounds__(kThreads) grad_tasks(
     __grid_constant__ const SmoothnessParams<T> p, const T* grad_loss, const T* factors, unsigned in_quads) {
   const auto task = p.task(blockIdx.x);
   const SmoothScale<T>& scale = p.scales[task.scale];
   const Guide guide = p.template guide<Guide>(task.scale);
-  const bool quads = in_quads >> task.scale & 1;
   const T* factor = factors + (task.scale * p.batch + task.b) * 3;
-  const T factor_x = factor[0], factor_y = factor[1], factor_inside = factor[2], grad = *grad_loss;
-  for_each_strip(task, scale.width, [&](int x, int first_row, int last_row) {
-    T above[4] = {};
-#pragma unroll 1
-    for (int y = max(first_row - 1, 0); y < last_row; ++y) {
-      const Four four = four_at(scale, y, x, quads, true);
-      const Pixels<T, Guide> pixels(scale, guide, task.b, four, true);
-      const auto& [d, weights] = pixels;
-      T slopes[5], out[4];
-      d.pairs([&](int k, T before, T after) { slopes[k] = pair_slope<T>(before, after, weights.x[k]); });
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        // What the last of a row has after it stands behind the last of four.
-        const T after = k + 1 < four.count ? slopes[k + 1] : k == 3 ? slopes[4] : T(0);
-        const T down = pair_slope<T>(d.own[k], d.below[k], weights.y[k]);
-        out[k] = grad * (factor_x * (after - slopes[k]) + factor_y * (down - above[k]) - factor_inside * weights.inside[k]);
-        above[k] = down;
-      }
-      if (y < first_row) continue;
-      T* to = scale.grad + task.b * scale.height * scale.width + four.at;
-      if (quads)
-        *reinterpret_cast<Quad<T>*>(to) = {out[0], out[1], out[2], out[3]};
-      else
-        for (int k = 0; k < four.count; ++k) to[k] = out[k];
-    }
-  });
+  if (in_quads >> task.scale & 1)
+    grad_task<true>(scale, guide, task, factor, *grad_loss);
+  else
+    grad_task<false>(scale, guide, task, factor, *grad_loss);
 }
 
 // Of which scales disparities, guides and gradients are read by four: a bit each.
