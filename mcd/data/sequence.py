@@ -201,7 +201,9 @@ def _list_images(folder: Path) -> list[Path]:
     paths = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGES and path.name[0] != "."]
     if not paths:
         raise DataError(f"sequence {folder} holds no .png, .jpg or .jpeg")
-    paths.sort(key=lambda path: [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t])
+    paths.sort(
+        key=lambda path: [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t]
+    )
     for path, following in itertools.pairwise(paths):
         if path.stem == following.stem:
             raise DataError(f"sequence {folder} holds frame {path.stem} twice: {path.name} and {following.name}")
