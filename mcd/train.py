@@ -40,6 +40,7 @@ from mcd.run.lock import lock_run
 from mcd.run.networks import check_motion, check_nets
 from mcd.run.warned import DATA, warn
 from mcd.stages import STAGES, Preparation, Stage, TrainingStage
+from mcd.stages.segment import check_segmenter
 from mcd.streets.synthetic import generate
 from mcd.training.checks import look_at_frames, look_at_results
 from mcd.training.loop import train
@@ -83,6 +84,8 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
     """Train, evaluate and report every stage of ``config``; returns the run folder."""
     check_nets(config)
     check_motion(config)
+    if "segment" in config.stages and Run.at(run_folder(config), config).finished("segment") is None:
+        check_segmenter(config)
     device = set_up(config)
     with lock_run(run_folder(config)):
         run = Run(config)
@@ -149,7 +152,7 @@ def leave_out(context: Context, name: str, reason: str) -> dict[str, Any]:
 
 
 def evaluate(context: Context, name: str) -> Regions:
-    """Evaluate a stage; ground truth of which nothing counts is said, and costs the run nothing."""
+    """Evaluate a stage; ground truth without a valid pixel is reported and does not stop the run."""
     notes: list[str] = []
     metrics: Regions = {}
     try:

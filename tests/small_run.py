@@ -2,12 +2,14 @@
 
 Nets of a few steps find nothing. So what the slots and the detector look for is whatever is there: every slot has every
 pixel, no candidate is turned down but for its size, and all below the camera is ground. What is straight ahead counts
-as moving, the rest stands still.
+as moving, the rest stands still. What such nets see depends on how the machine rounds, so the seed is looked for.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,13 @@ SHORT = {"batch": 4, "validate_every": 3, "validate_batches": 1, "checkpoint_eve
 ANYTHING = {"largest_box": 1, "fill": 0, "reach": 500, "open": 0, "close": 0}
 
 
-def make_document(folder: Path, runs: str) -> dict[str, Any]:
+def make_document(folder: Path, runs: str, seed: int = 0, stages: Sequence[str] = STAGES) -> dict[str, Any]:
     return {
+        "seed": seed,
         "run": "tiny",
         "runs": str(folder / runs),
         "device": "cpu",
-        "stages": STAGES,
+        "stages": list(stages),
         "store": "sqlite",
         "data": {
             "root": str(folder / "data"),
@@ -55,8 +58,14 @@ def make_document(folder: Path, runs: str) -> dict[str, Any]:
     }
 
 
-def make_config(folder: Path, runs: str) -> Config:
-    return parse_config(make_document(folder, runs))
+def make_config(folder: Path, runs: str, seed: int = 0, stages: Sequence[str] = STAGES) -> Config:
+    return parse_config(make_document(folder, runs, seed, stages))
+
+
+def classes(config: Config) -> dict[str, int]:
+    """Numbers of objects in the training split."""
+    numbers: dict[str, int] = json.loads((config.runs / "tiny" / "instances" / "done.json").read_text())["train"]
+    return numbers
 
 
 def files(config: Config) -> dict[str, bytes]:

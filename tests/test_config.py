@@ -29,7 +29,7 @@ def test_a_config_that_comes_with_the_program_is_found_from_anywhere_by_its_name
 def test_a_config_that_is_not_there_is_answered_with_those_that_are(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ConfigError, match=rf"config {name} does not exist; .* are cityscapes, .*, synthetic_unsup.*, video$"
+        ConfigError, match=rf"config {name} does not exist; .* are cityscapes, .*, synthetic_.*, video, video_masks$"
     ):
         load_config(name)
 
@@ -51,11 +51,12 @@ def test_the_cityscapes_config_has_the_published_schedule():
     assert [s.drops for s in (scene, objects, scale, final)] == [((10, 0.5),), (), ((3, 0.5), (10, 0.5)), ()]
     assert (scene.motion_from, scene.joint_from, final.motion_from, final.joint_from) == (1, 2, 0, 0)
     assert (final.pseudo_weight, objects.smoothness, scale.huber) == (0.1, 0.02, 0.005)
+    assert scale.contact is None and config.pseudo.contact is None
     weights = config.loss.model_dump(include={"ssim", "l1", "c2", "smoothness", "sparsity"})
     assert weights == {"ssim": 3, "l1": 2, "c2": 9e-6, "smoothness": 0.002, "sparsity": 0.02}
     assert config.loss.c1 == float("inf")
     assert config.instances.model_dump(exclude={"batch"}) == {
-        "flow_threshold": 1.0, "coverage": 0.5, "middle": 20, "min_area": 0.005,
+        "flow_threshold": 1.0, "coverage": 0.5, "middle": 20, "min_area": 0.005, "tracks": False, "persist": 1,
     }  # fmt: skip
 
 

@@ -1,10 +1,28 @@
-"""What all sections of a config share: their base, and the kinds of numbers."""
+"""What all sections of a config share: their base, the names of the stages, and the kinds of numbers."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+StageName = Literal[
+    "scene",
+    "predictions",
+    "ground",
+    "slots",
+    "detector",
+    "segment",
+    "instances",
+    "object",
+    "scale",
+    "pseudo",
+    "final",
+    "control",
+]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+MASKED_STAGES: tuple[StageName, ...] = ("scene", "instances", "object", "scale", "pseudo", "final")
+"""The variant whose masks come with the data."""
 
 # Numbers beyond a billion mean nothing here, and products of two still fit into 64 bits.
 MOST = 10**9

@@ -9,35 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mcd.config.base import Count, Fraction, Moment, Pixels, Positive, Section, Seed, Side, Weight, Whole
+from mcd.config.base import (
+    MASKED_STAGES,
+    STAGES,
+    Count,
+    Fraction,
+    Moment,
+    Pixels,
+    Positive,
+    Section,
+    Seed,
+    Side,
+    StageName,
+    Weight,
+    Whole,
+)
 from mcd.config.data import Augment, Data
+from mcd.config.masks import InstancesStage, Pseudo, Segment
+from mcd.config.nets import Nets
 from mcd.ops.backend import BackendUnavailable
 from mcd.ops.photometric_error import C1, C2, L1_WEIGHT, SSIM_WEIGHT, check_photometric_weights
 from mcd.ops.registry import check_choice
-
-StageName = Literal[
-    "scene", "predictions", "ground", "slots", "detector", "instances", "object", "scale", "pseudo", "final", "control"
-]
-STAGES: tuple[StageName, ...] = get_args(StageName)
-MASKED_STAGES: tuple[StageName, ...] = ("scene", "instances", "object", "scale", "pseudo", "final")
-"""The variant whose masks come with the data."""
-
-
-class Nets(Section):
-    depth: str = "light"
-    pose: str = "light"
-    motion: str = "light"
-    scale: str = "light"
-    slots: str = Field("light", description="light or published")
-    ground: str = Field("light", description="light, full, or published (one resolution only)")
-    detector: str = Field("light", description="light or resnet18")
-    camera: Literal["pinhole"] = Field("pinhole", description="what data.intrinsics: learn learns")
-    pretrained: bool = Field(False, description="start backbones from ImageNet weights")
-    positive_scale: bool = Field(True, description="scale net cannot go negative; False: the published linear output")
 
 
 class Photometric(Section):
@@ -171,7 +167,7 @@ class Slots(Schedule):
     size: tuple[Side, Side] = Field((128, 128), description="height and width that the net sees, multiples of 16")
     threshold: Fraction = Field(0.25, description="a slot's mask is where it has at least this share")
     min_moving: Fraction = Field(
-        0.0, description="training leaves out frames of which a smaller share moves; 0, published: none"
+        0.0, description="frames with a smaller share of moving pixels are not trained on; 0, published: all are"
     )
     depth: Weight = Field(0.2, description="weight of the reconstructed depth; that of the flow is 1")
     moving: Weight = Field(0.0, description="how much more a pixel that moves counts in both; 0: published")
@@ -256,16 +252,6 @@ class Detector(Schedule):
         return self
 
 
-class InstancesStage(Section):
-    """Which masks move, and where they are in the neighbouring frames."""
-
-    batch: Count = 8
-    flow_threshold: Positive = Field(1.0, description="pixels at a width of 512")
-    coverage: Fraction = Field(0.5, description="share of a mask that must move")
-    middle: Count | None = Field(20, description="masks in the central 1/k of the columns count as dynamic; None: off")
-    min_area: Fraction = Field(0.005, description="smallest mask, share of the image")
-
-
 class Object(Schedule):
     smoothness: Weight = 0.02
 
@@ -277,10 +263,9 @@ class Scale(Schedule):
     )
     dilate: Annotated[int, Field(ge=0, le=512)] = Field(2, description="5x5 dilations of the box, at a width of 512")
     dilate_middle: Annotated[int, Field(ge=0, le=512)] = Field(5, description="the same for masks straight ahead")
-
-
-class Pseudo(Section):
-    batch: Count = 16
+    contact: Fraction | None = Field(
+        None, description="objects farther from the ground at their foot, as a share, teach nothing; null: published"
+    )
 
 
 class Final(Scene):
@@ -350,6 +335,7 @@ class Config(Section):
     ground: Ground = Ground(steps=300)
     slots: Slots = Slots(steps=600)
     detector: Detector = Detector(epochs=1)
+    segment: Segment = Segment()
     instances: InstancesStage = InstancesStage()
     object: Object = Object(steps=200)
     scale: Scale = Scale(steps=350)
@@ -381,6 +367,12 @@ class Config(Section):
             missing = [other for other in needs.get(name, ()) if other not in self.stages]
             if missing:
                 raise ValueError(f"stage '{name}' needs the stage '{missing[0]}' before it")
+        if {"segment", "detector"} <= set(self.stages):
+            raise ValueError("the stages 'segment' and 'detector' both find the objects: leave one of them out")
+        if self.instances.tracks and (self.data.kind != "sequence" or self.data.spacing[0] != 1):
+            raise ValueError("'instances.tracks' needs data of kind sequence whose 'spacing' begins with 1")
+        if self.scale.contact is not None and self.store == "none":
+            raise ValueError("'scale.contact' needs a store of the scene's depth: set store: sqlite")
         if "ground" in self.stages and self.ground.steps != 0:
             least = 3 * self.ground.neighbours(self.data.size[1]) + 1
             if min(self.data.size) < least:

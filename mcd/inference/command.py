@@ -17,11 +17,9 @@ picture by picture, and --scale where a length is known.
 from __future__ import annotations
 
 import argparse
-import glob
 import math
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,127 +28,24 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from mcd.errors import McdError, out_of_memory
+from mcd.errors import out_of_memory
 from mcd.files import atomic_path
 from mcd.geometry import MAX_DEPTH, MIN_DEPTH
+from mcd.inference.inputs import IMAGES, RGB, VIDEOS, InputError, Job, find_inputs, named, plan, read_image
 from mcd.inference.metric import AnyPredictor, MetricPredictor, NoRoadError
 from mcd.inference.predictor import DepthPredictor, choose_device
 from mcd.run.checkpoint import CheckpointError
 from mcd.visualize import colour_depth, depth_range, to_bytes
 
-RGB = NDArray[np.uint8]
-"""An image [H, W, 3]."""
-
-IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))
-VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".ts"))
 FORMATS = ("png", "npy", "16bit")
 # The nets' farthest depth is 100, so that no pixel of theirs saturates.
 FACTOR = 650.0
 MOST_AT_ONCE = 4096
-
-
-class InputError(McdError, ValueError):
-    """An input that cannot be read, or an output that must not be written."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One input file and the path, without an ending, of its outputs."""
-
-    source: Path
-    target: Path
-
-    @property
-    def is_video(self) -> bool:
-        return self.source.suffix.lower() in VIDEOS
-
-    def outputs(self, formats: Iterable[str]) -> list[Path]:
-        """What will be written; for a video's npy and 16-bit frames the folder that holds them."""
-        endings = {"png": "_depth.png", "npy": "_depth.npy", "16bit": "_depth16.png"}
-        if self.is_video:
-            endings = {"png": "_depth.mp4", "npy": "", "16bit": ""}
-        return list(dict.fromkeys(_named(self.target, endings[name]) for name in formats))
-
-
-def find_inputs(names: Sequence[str]) -> list[Path]:
-    """Files that the names mean: files, folders (their images and videos, sorted), or globs.
-
-    Raises:
-        InputError: a name matches nothing, or a file is neither image nor video.
-    """
-    known = IMAGES | VIDEOS
-    found: list[Path] = []
-    for name in names:
-        path = Path(name)
-        if path.is_file():
-            if path.suffix.lower() not in known:
-                raise InputError(f"input {path} is neither an image nor a video (known: {' '.join(sorted(known))})")
-            found.append(path)
-            continue
-        if not path.exists() and not glob.has_magic(name):
-            raise InputError(f"input {path} does not exist")
-        # Path.glob takes no absolute pattern.
-        inside = path.iterdir() if path.is_dir() else map(Path, glob.glob(name, recursive=True))  # noqa: PTH207
-        files = sorted(file for file in inside if file.is_file() and file.suffix.lower() in known)
-        # Results of an earlier call in the same folder are no inputs, nor hidden files of another system.
-        files = [file for file in files if not file.stem.endswith(("_depth", "_depth16")) and file.name[0] != "."]
-        if not files:
-            raise InputError(f"{name} holds no image and no video")
-        found += files
-    return list(dict.fromkeys(found))
-
-
-def plan(sources: Sequence[Path], out: Path, formats: Sequence[str], force: bool) -> list[Job]:
-    """One job per file, all in one folder; files of one name keep the folders that they do not share.
-
-    Raises:
-        InputError: two inputs would be written to one file, or outputs exist and ``force`` is off.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"output {out} is a file; -o names a folder")
-    if not sources:
-        return []
-    names = [Path(source.stem) for source in sources]
-    if len(set(names)) < len(names):
-        absolute = [source.absolute().with_suffix("") for source in sources]
-        top = os.path.commonpath([path.parent for path in absolute])
-        names = [path.relative_to(top) for path in absolute]
-    jobs = [Job(source, out / name) for source, name in zip(sources, names, strict=True)]
-    writers: dict[Path, Path] = {}
-    for job in jobs:
-        for output in job.outputs(formats):
-            if output in writers:
-                raise InputError(f"{writers[output]} and {job.source} would both be written to {output}")
-            writers[output] = job.source
-    existing = [output for output in writers if output.exists()]
-    if existing and not force:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise InputError(f"{existing[0]}{more} exists already; --force overwrites")
-    return jobs
-
-
-def read_image(path: Path) -> RGB:
-    """An image as RGB uint8 [H, W, 3], turned as its EXIF orientation says.
-
-    Raises:
-        InputError: the file is no image, truncated, or holds floating-point or 32-bit pixels.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode in ("I", "F"):
-                raise ValueError(f"its pixels are of kind '{image.mode}', expected 8 or 16 bits a channel")
-            if image.mode.startswith("I;16"):
-                # PIL would clip 16-bit grey at 255 instead of scaling it.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -167,13 +62,13 @@ class Options:
 def save_depth(target: Path, depth: Tensor, options: Options) -> None:
     """Write the npy and 16-bit files of one depth map [H, W]; depths above 65535 / factor saturate."""
     if "npy" in options.formats:
-        with atomic_path(_named(target, "_depth.npy")) as path:
+        with atomic_path(named(target, "_depth.npy")) as path:
             np.save(path, depth.cpu().numpy())
     if "16bit" in options.formats:
         text = PngInfo()
         text.add_text("depth_factor", f"{options.factor:g}")
         levels = (depth.double() * options.factor).round().clamp(1, 65535).cpu().numpy().astype(np.uint16)
-        with atomic_path(_named(target, "_depth16.png")) as path:
+        with atomic_path(named(target, "_depth16.png")) as path:
             Image.fromarray(levels).save(path, pnginfo=text)
 
 
@@ -189,7 +84,7 @@ def predict_images(predictor: AnyPredictor, jobs: Sequence[Job], options: Option
     def write(job: Job, image: RGB, depth: Tensor) -> None:
         save_depth(job.target, depth, options)
         if "png" in options.formats:
-            with atomic_path(_named(job.target, "_depth.png")) as path:
+            with atomic_path(named(job.target, "_depth.png")) as path:
                 Image.fromarray(draw(image, depth, options.with_image)).save(path)
 
     with ThreadPoolExecutor(max_workers=8) as pool:
@@ -220,7 +115,7 @@ def predict_video(predictor: AnyPredictor, job: Job, options: Options) -> Iterat
         with ExitStack() as stack:
             movie = None
             if "png" in options.formats:
-                movie = stack.enter_context(VideoWriter(_named(job.target, "_depth.mp4"), clip.rate))
+                movie = stack.enter_context(VideoWriter(named(job.target, "_depth.mp4"), clip.rate))
             frames = iter(clip)
             while images := list(islice(frames, options.batch)):
                 for image, depth in zip(images, predictor.predict(images), strict=True):
@@ -247,10 +142,6 @@ def draw(image: RGB, depth: Tensor, with_image: bool, limits: tuple[float, float
     """Coloured depth, below its image if ``with_image``."""
     coloured = to_bytes(colour_depth(depth, limits))
     return np.vstack([image, coloured]) if with_image else coloured
-
-
-def _named(target: Path, ending: str) -> Path:
-    return target.with_name(target.name + ending)
 
 
 def parse_size(text: str) -> tuple[int, int]:

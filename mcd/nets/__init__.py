@@ -8,6 +8,7 @@ from mcd.nets.layers import PretrainedError
 from mcd.nets.motion import build_motion_net
 from mcd.nets.pose import build_pose_net
 from mcd.nets.scale import build_scale_net
+from mcd.nets.segmenter import build_segmenter
 from mcd.nets.slots import build_slot_net
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "build_motion_net",
     "build_pose_net",
     "build_scale_net",
+    "build_segmenter",
     "build_slot_net",
 ]

@@ -38,7 +38,11 @@ Draw = Callable[[Config, Path], Gallery | None]
 PANELS: dict[str, tuple[Draw, str, str]] = {
     "panel": (depth_panel, "one picture of a few frames", "no stage with a depth net"),
     "motion": (motion_gallery, "one picture of what moves by itself", "no net of residual motion"),
-    "objects": (detection_gallery, "one picture of the objects found", "no finished round of a detector"),
+    "objects": (
+        detection_gallery,
+        "one picture of the objects found",
+        "no stage that finds objects",
+    ),
 }
 """Options of the command line: what each draws, its help, and what a run lacks that has nothing to draw."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mcd.config import Config, Evaluation
 from mcd.data import EvaluationSet, FrameDataset, WholeFrame, collate, open_reader, to_device
 from mcd.data.files import resize_image, resize_nearest
-from mcd.evaluation.discovery import detector_parts
+from mcd.evaluation.discovery import finders
 from mcd.evaluation.protocol import align
 from mcd.evaluation.stages import has_ground_truth, stage_predictor
 from mcd.files import frame_path
@@ -147,8 +147,8 @@ def slots_gallery(config: Config, run_folder: Path) -> Gallery | None:
 
 
 def detection_gallery(config: Config, run_folder: Path) -> Gallery | None:
-    """What slots and rounds found, and what of it is dynamic; None if no part has finished. Raises as above."""
-    parts = detector_parts(run_folder)
+    """What slots and rounds, or a segmenter, found, and what is dynamic; None if no part is over. Raises as above."""
+    parts = finders(run_folder)
     rounds = [name for name in parts if name != "slots"]
     shown = {rounds[max((index + 1) * len(rounds) // ROUNDS - 1, 0)] for index in range(ROUNDS)} if rounds else set()
     parts = {name: part for name, part in parts.items() if name in shown or name == "slots"}
@@ -197,7 +197,7 @@ def _chosen_frames(config: Config) -> tuple[dict[str, Any], str]:
 
 
 def _items_with_truth(config: Config) -> list[dict[str, Any]]:
-    """Frames to choose from of which some pixel counts in the evaluation."""
+    """Candidate frames with at least one pixel that counts in the evaluation."""
     if not has_ground_truth(config):
         return []
     dataset = EvaluationSet(config)

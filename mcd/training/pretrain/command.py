@@ -1,6 +1,6 @@
 """Make the start that ships with mcd: ``mcd pretrain OUT``.
 
-Three steps, each of which is gone on with where it was interrupted: rendered views (OUT/views, or --views), a depth net
+Three steps, each of which resumes where it was interrupted: rendered views (OUT/views, or --views), a depth net
 (OUT/depth) and a pose net (OUT/pose), and OUT/start.safetensors that holds both. A folder OUT/depth or OUT/pose has
 last.pt, the state; log.csv; and weights.safetensors, the mean weights in half precision.
 """
