@@ -302,7 +302,7 @@ class Config(Section):
         None,
         description="run, stage folder or weights file to start from (of a run, its final weights before its scene's)",
     )
-    stages: tuple[StageName, ...] = MASKED_STAGES
+    stages: tuple[StageName, ...] = Field(MASKED_STAGES, min_length=1)
     store: Literal["none", "sqlite"] = Field(
         "none",
         description="depth and residual flow of the scene nets for later stages: computed anew, or in one file of the "
