@@ -78,7 +78,9 @@ class SequenceFolder:
         self.size = self._lens.kept_size
         """Height and width of every frame, without its lens and cut to ``data.crop``."""
         if min(self.size) < 2:
-            raise DataError(f"data.crop leaves {text(self.size)} pixels of the {text(self._native)} of {config.root}")
+            raise DataError(
+                f"data.crop leaves {text(self.size)} pixels of the {text(self.native_size)} of {config.root}"
+            )
         self.K: NDArray[np.float64] = self._lens.intrinsic_matrix
         self.every_frame = names[self._first : self._last + 1]
         """All frames of the range, those at its ends too."""

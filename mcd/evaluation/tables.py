@@ -154,12 +154,19 @@ def to_latex(results: Sequence[Result]) -> str:
         rows = [result for result in results if region in result.regions]
         if rows:
             lines.append(r"\midrule")
-        best = {m: (min if m in lower else max)(rows, key=lambda r, m=m: r.regions[region][m]) for m in METRICS if rows}
+        best = {m: _best(rows, region, m, lowest=m in lower) for m in METRICS if rows}
         for number, result in enumerate(rows):
             first = [region if number == 0 else "", *([result.place] if several else []), result.stage]
             cells = [_latex_cell(result, best[m] if len(rows) > 1 else None, region, m) for m in METRICS]
             lines.append(" & ".join([*map(_escaped, first), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _best(results: Sequence[Result], region: str, metric: str, lowest: bool) -> Result:
+    def figure(result: Result) -> float:
+        return result.regions[region][metric]
+
+    return min(results, key=figure) if lowest else max(results, key=figure)
 
 
 def _arrow(down: bool) -> str:
