@@ -84,7 +84,7 @@ def draw(pictures: Pictures, depths: Depths, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300, help="of the scene stage (default 300)")
+    parser.add_argument("--steps", type=int, default=200, help="of the scene stage (default 200)")
     parser.add_argument("--folder", type=Path, default=ROOT / "data" / "clip", help="where the frames go")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the run folder is")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "clip.png", help="file to draw")
