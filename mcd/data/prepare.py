@@ -80,7 +80,7 @@ def prepare_cityscapes(
     Args:
         gap: distance of the sources from their reference, in frames.
         workers: processes, at most one a sequence and :data:`MOST_PER_CORE` a core.
-        skip: leave triplets out of which a file is broken, instead of stopping.
+        skip: leave out triplets with a broken file, instead of stopping.
 
     Returns:
         What was left out, a line each.

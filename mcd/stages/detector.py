@@ -2,8 +2,8 @@
 
 Consumes ``predictions``, ``ground`` and, unless it does not train, ``slots``. Its parts are the objects that pass as
 such among the slots' masks, ``detector/candidates``, and rounds, ``detector/round_N``: each trains on the objects of
-the one before and then looks for objects in every frame. Leaves the detections of each part, of which later stages read
-those that count (:class:`mcd.masks.source.DiscoveredMasks`), and ``detector/weights.safetensors``.
+the one before and then looks for objects in every frame. Leaves the detections of each part, from which later stages
+select (:class:`mcd.masks.source.DiscoveredMasks`), and ``detector/weights.safetensors``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,8 @@ from mcd.masks.detections import (
     objects_of_slots,
     paste_back,
     read_counts,
+    summarise,
     tidied,
-    write_counts,
 )
 from mcd.masks.morphology import boxes
 from mcd.masks.packed import load_arrays
@@ -63,7 +62,9 @@ class CandidatesPreparation(Preparation):
                 for frame, masks, counts in zip(batch["frame"], found, dropped.cpu().numpy(), strict=True):
                     objects = FrameDetections(masks, torch.ones(len(masks)))
                     objects.save(frame_path(self.folder, split, frame), dropped=counts)
-            facts[split] = summarise(self.folder, split, dataset) | {"dropped": self._dropped(split)}
+            facts[split] = summarise(self.folder, split, [item.frame for item in dataset.items]) | {
+                "dropped": self._dropped(split)
+            }
         return facts
 
     def _dropped(self, split: str) -> dict[str, int]:
@@ -221,7 +222,7 @@ class DetectorStage(TrainingStage):
             for batch in self.each_batch(dataset, split, self.schedule.batch, ".npz", should_stop):
                 for frame, found in zip(batch["frame"], self.detect(net, scene, windows, batch), strict=True):
                     found.save(frame_path(self.folder, split, frame))
-            facts[split] = summarise(self.folder, split, dataset)
+            facts[split] = summarise(self.folder, split, [item.frame for item in dataset.items])
         # Too few to train on: the next round, or the next stage, takes what was found before, if there is anything.
         facts["usable"] = facts["train"]["frames_with_objects"] >= self.schedule.batch or self.schedule.steps == 0
         if self.is_last:
@@ -261,19 +262,6 @@ def target(masks: Tensor) -> dict[str, Tensor]:
         "boxes": boxes(masks).float(),
         "labels": torch.ones(len(masks), dtype=torch.int64, device=masks.device),
         "masks": masks.to(torch.uint8),
-    }
-
-
-def summarise(folder: Path, split: str, dataset: FrameDataset) -> dict[str, Any]:
-    """Write the list of a part's frames with their numbers of objects, and say what it adds up to."""
-    paths = {item.frame: frame_path(folder, split, item.frame) for item in dataset.items}
-    # Without a file: its image could not be read, and data.on_error is skip.
-    counts = {frame: len(load_arrays(path, "scores")[0]) for frame, path in paths.items() if path.is_file()}
-    write_counts(folder / f"{split}.csv", counts)
-    return {
-        "frames": len(counts),
-        "frames_with_objects": sum(count > 0 for count in counts.values()),
-        "objects": sum(counts.values()),
     }
 
 

@@ -37,7 +37,7 @@ def look_at_frames(config: Config) -> list[str]:
         try:
             images = [image[::2, ::2].astype(np.float32) for image in reader.read(frame).images]
         except DataError:
-            continue  # whoever needs it says so, or leaves it out
+            continue  # the stage that needs it reports it
         if len({image.shape for image in images}) > 1:
             continue
         seen += 1
