@@ -154,9 +154,11 @@ def to_latex(results: Sequence[Result]) -> str:
     ]
     for region in REGIONS:
         rows = [result for result in results if region in result.regions]
-        if rows:
-            lines.append(r"\midrule")
-        best = {m: (min if m in lower else max)(rows, key=lambda r, m=m: r.regions[region][m]) for m in METRICS if rows}
+        if not rows:
+            continue
+        lines.append(r"\midrule")
+        values = {m: [result.regions[region][m] for result in rows] for m in METRICS}
+        best = {m: rows[values[m].index((min if m in lower else max)(values[m]))] for m in METRICS}
         for number, result in enumerate(rows):
             first = [region if number == 0 else "", *([result.place] if several else []), result.stage]
             cells = [_latex_cell(result, best[m] if len(rows) > 1 else None, region, m) for m in METRICS]

@@ -31,6 +31,7 @@ from mcd.visualize import RunningRange
 if TYPE_CHECKING:
     import av
 
+    from mcd.data.video import PipeWriter, VideoWriter
     from mcd.inference.command import Options
 
 # Of the last so many frames the latency is shown.
@@ -234,7 +235,9 @@ class Sinks:
 
     def __init__(self, name: str, out: Path, options: Options, *, force: bool):
         self._options, self._pipe = options, str(out) == "-"
-        self._colours, self._movie, self._standard = RunningRange(), None, None
+        self._colours = RunningRange()
+        self._movie: VideoWriter | None = None
+        self._standard: PipeWriter | None = None
         self.roadless = 0
         """Frames before the first that shows a road, where metres are wanted."""
         if self._pipe:
