@@ -67,7 +67,7 @@ def errors(frames: int, jump: float, noise: float, **keys: Any) -> tuple[np.ndar
 def test_jumps_and_noise_become_less_and_nothing_drifts() -> None:
     before, after = errors(60, 0.03, 0.02)
     jumps = [np.abs(np.diff(np.median(e, axis=(1, 2)))).mean() for e in (before, after)]
-    # A filter of weight 0.8 leaves sqrt(2/9) · 0.2 of the steps of white noise.
+    # A filter of weight w leaves (1 - w) / sqrt(1 + w) of the steps of white noise: 0.23.
     assert jumps[1] < 0.3 * jumps[0]
     noise = [(e - np.median(e, axis=(1, 2), keepdims=True))[20:].std() for e in (before, after)]
     assert noise[1] < 0.6 * noise[0]
