@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,7 +49,8 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the command's status, 1 where a package is missing, 2 for an unknown command."""
+    """Command line; returns the command's status, 1 where a package is missing, 2 for an unknown command, 130 where it
+    was stopped by Ctrl-C or SIGTERM: what was half written is taken away then."""
     name, *rest = sys.argv[1:] if arguments is None else arguments or [""]
     if name in ("-V", "--version"):
         print(f"mcd {mcd.__version__}")
@@ -61,7 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mcd: no command {name!r}; {hint}", file=sys.stderr)
         return 2
     command = COMMANDS[name]
+    before = signal.getsignal(signal.SIGTERM)
+    alone = threading.current_thread() is threading.main_thread()
     try:
+        if alone:  # elsewhere Python sets no handlers
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         if command.extra:
             with extra(command.extra, f"mcd {name}"):
                 module = importlib.import_module(command.module)
@@ -71,9 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MissingPackage as error:  # says itself who needs the package
         print(error, file=sys.stderr)
         return 1
-    except McdError as error:
+    except (McdError, OSError) as error:
         print(f"mcd {name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"mcd {name}: stopped", file=sys.stderr)
+        return 130
+    finally:
+        if alone:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _help() -> str:

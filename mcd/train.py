@@ -31,7 +31,7 @@ from mcd.evaluation.discovery import evaluate_discovery
 from mcd.evaluation.protocol import NothingCountsError, Regions
 from mcd.evaluation.stages import evaluate_stage, run_contact, write_metrics
 from mcd.extras import MissingPackage, extra
-from mcd.files import atomic_path
+from mcd.files import atomic_path, remove_partial
 from mcd.inference.predictor import choose_device
 from mcd.run.checkpoint import WEIGHTS
 from mcd.run.context import Context
@@ -59,8 +59,8 @@ DEFAULT_CONFIG = PACKAGED / "synthetic.yaml"
 CONFIG_HELP = "YAML file, or the name of a config that comes with the program (default: synthetic)"
 
 
-# FileExistsError: another's folder stands where data should.
-EXPECTED = (McdError, FileExistsError, BlockingIOError)
+# OSError: a full or read-only disk, a folder of another where data should be.
+EXPECTED = (McdError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,6 +102,8 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
     device = set_up(config)
     with lock_run(run_folder(config)):
         run = Run(config)
+        for name in STAGES:
+            remove_partial(run.stage(name))
         make_data(config)
         context = Context(config, run, device)
         frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))

@@ -20,10 +20,10 @@ from torch import Tensor
 from torchvision.utils import flow_to_image
 
 # Colours between which is interpolated. The first map rises steadily in lightness, so it survives a grey print and
-# colour blindness; the second runs blue, white, red.
+# colour blindness; the second runs blue, white, red. The third is Okabe and Ito's, which the colour-blind tell apart.
 _DEPTH_COLOURS = "000004 180f3d 440f76 721f81 9e2f7f cd4071 f1605d fd9668 feca8d fcfdbf"
 _ERROR_COLOURS = "0b3c8c 3f7fd0 9cc4ea f4f4f4 f2b79c d5563f 8c0b1d"
-_SHARE_COLOURS = "dcdcdc e45756 4c78a8 f2a93b 54a24b b279a2 72b7b2 9d755d"
+_SHARE_COLOURS = "dcdcdc d55e00 0072b2 f0e442 009e73 cc79a7 56b4e9 e69f00"
 _UNKNOWN = (0.13, 0.13, 0.15)
 # Percentiles of a huge map are those of every n-th of its pixels.
 _ENOUGH = 100_000

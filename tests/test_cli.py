@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import re
 import runpy
+import signal
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from mcd import cli
 from mcd.config import parse_config
 from mcd.data.sequence import sequence_folder
 from mcd.extras import MissingPackage, extra
+from mcd.files import atomic_path
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,6 +71,34 @@ def test_every_command_has_a_module_and_an_extra_that_exist(name: str, capsys: p
 def test_commands_pass_their_arguments_and_their_status_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "no-such-config"]) == 1
     assert "no-such-config does not exist; those that come with mcd are cityscapes," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_stopped_leaves_nothing_half_written(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(arguments: list[str]) -> int:
+        with atomic_path(tmp_path / "result.png") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        return 0
+
+    monkeypatch.setattr("mcd.backend.main", work)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["backend"]) == 130
+    assert capsys.readouterr().err == "mcd backend: stopped\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def work(arguments: list[str]) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "result.png")
+
+    monkeypatch.setattr("mcd.backend.main", work)
+    assert cli.main(["backend"]) == 1
+    assert capsys.readouterr().err == "mcd backend: [Errno 28] No space left on device: 'result.png'\n"
 
 
 @pytest.mark.parametrize(

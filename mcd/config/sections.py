@@ -50,6 +50,17 @@ class Photometric(Section):
     road: Weight = Field(
         0.0, description="weight of depth beyond the road plane, for cameras that look along a road; 0: published"
     )
+    start: Weight = Field(
+        0.0,
+        description="weight of depth that leaves that of the net in 'init' where motion does not tell it, for clips in "
+        "which things move along; 0: published",
+    )
+    start_share: Fraction = Field(0.1, description="share of it where motion tells depth")
+    start_evidence: float = Field(
+        -0.03,
+        description="motion tells depth unless its photometric error is higher by so much (below 0) than that of a "
+        "world at infinity; above 0: only where it is lower",
+    )
     mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
 
     @model_validator(mode="after")
@@ -103,6 +114,15 @@ class Schedule(Section):
 class Scene(Schedule):
     """Depth, pose and residual motion, self-supervised."""
 
+    depth_from: Moment = Field(
+        0, description="when depth begins to learn; before, the pose net learns against the depth of 'init'"
+    )
+    pose_rate: Positive = Field(1.0, description="learning rate of the pose net, as a multiple of 'lr'")
+    frozen_blocks: Whole | None = Field(
+        None,
+        description="the stem and so many blocks of the depth net's encoder (lite0 has them), and its normalisation "
+        "statistics, stay those of 'init'; null, published: all is learned",
+    )
     motion_from: Moment | None = Field(None, description="when the motion net starts, alone; None: no residual motion")
     joint_from: Moment | None = Field(None, description="when all nets train together")
     motion_floor: Weight = Field(1e-5, description="residual motion below this magnitude is dropped")
@@ -111,8 +131,10 @@ class Scene(Schedule):
     def _phases(self) -> Scene:
         if self.motion_from is not None and self.joint_from is not None and self.joint_from < self.motion_from:
             raise ValueError("'joint_from' must not lie before 'motion_from'")
+        if self.motion_from is not None and self.depth_from > self.motion_from:
+            raise ValueError("'depth_from' must not lie after 'motion_from'")
         length = self.steps if self.steps is not None else self.epochs
-        for key in ("motion_from", "joint_from"):
+        for key in ("depth_from", "motion_from", "joint_from"):
             begin = getattr(self, key)
             if begin is not None and length is not None and begin >= length:
                 raise ValueError(f"'{key}', {begin:g}, must lie before the end of the stage, {length:g}")
@@ -280,7 +302,7 @@ class Config(Section):
         None,
         description="run, stage folder or weights file to start from (of a run, its final weights before its scene's)",
     )
-    stages: tuple[StageName, ...] = MASKED_STAGES
+    stages: tuple[StageName, ...] = Field(MASKED_STAGES, min_length=1)
     store: Literal["none", "sqlite"] = Field(
         "none",
         description="depth and residual flow of the scene nets for later stages: computed anew, or in one file of the "

@@ -45,8 +45,6 @@ class VideoReader:
     def __init__(self, path: Path):
         try:
             self._container = av.open(str(path))
-            if not self._container.streams.video:
-                raise VideoError(f"video {path} has no picture stream")
             self._stream = _film(self._container, path)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"video {path} cannot be read: {error.strerror or error}") from None
@@ -136,12 +134,18 @@ def frame_count(path: Path) -> int | None:
     try:
         with av.open(str(path)) as container:
             return _film(container, path).frames or None
-    except (av.FFmpegError, OSError, IndexError):
+    except (av.FFmpegError, OSError, VideoError):
         return None
 
 
 def _film(container: InputContainer, path: Path) -> av.VideoStream:
-    """The stream that moves: a file may begin with its cover, as a video stream of one picture."""
+    """The stream that moves: a file may begin with its cover, as a video stream of one picture.
+
+    Raises:
+        VideoError: there is none.
+    """
+    if not container.streams.video:
+        raise VideoError(f"video {path} has no picture stream")
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     streams = streams or list(container.streams.video)
     if len(streams) == 1:

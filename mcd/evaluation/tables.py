@@ -154,16 +154,21 @@ def to_latex(results: Sequence[Result]) -> str:
     ]
     for region in REGIONS:
         rows = [result for result in results if region in result.regions]
-        if not rows:
-            continue
-        lines.append(r"\midrule")
-        values = {m: [result.regions[region][m] for result in rows] for m in METRICS}
-        best = {m: rows[values[m].index((min if m in lower else max)(values[m]))] for m in METRICS}
+        if rows:
+            lines.append(r"\midrule")
+        best = {m: _best(rows, region, m, lowest=m in lower) for m in METRICS if rows}
         for number, result in enumerate(rows):
             first = [region if number == 0 else "", *([result.place] if several else []), result.stage]
             cells = [_latex_cell(result, best[m] if len(rows) > 1 else None, region, m) for m in METRICS]
             lines.append(" & ".join([*map(_escaped, first), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _best(results: Sequence[Result], region: str, metric: str, lowest: bool) -> Result:
+    def figure(result: Result) -> float:
+        return result.regions[region][metric]
+
+    return min(results, key=figure) if lowest else max(results, key=figure)
 
 
 def _arrow(down: bool) -> str:

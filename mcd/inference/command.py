@@ -305,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bar = tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True)
         try:
             problems += [problem for problem in bar if problem]
-        except NoRoadError as error:
+        except (NoRoadError, CheckpointError) as error:
             problems.append(f"{title}: {error}")
         except OSError as error:
             problems.append(f"results of {title} cannot be written: {error}")

@@ -70,8 +70,8 @@ def find_inputs(names: Sequence[str]) -> list[Path]:
         # Path.glob takes no absolute pattern.
         inside = path.iterdir() if path.is_dir() else map(Path, glob.glob(name, recursive=True))  # noqa: PTH207
         files = sorted(file for file in inside if file.is_file() and file.suffix.lower() in known)
-        # Results of an earlier call in the same folder are no inputs.
-        files = [file for file in files if not file.stem.endswith(("_depth", "_depth16"))]
+        # Results of an earlier call in the same folder are no inputs, nor hidden files of another system.
+        files = [file for file in files if not file.stem.endswith(("_depth", "_depth16")) and file.name[0] != "."]
         if not files:
             raise InputError(f"{name} holds no image and no video")
         found += files

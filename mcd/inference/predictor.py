@@ -20,6 +20,7 @@ from mcd.visualize import from_bytes
 
 # The nets halve the image five times.
 STRIDE = 32
+LARGEST = 16384
 
 
 class DepthPredictor:
@@ -42,8 +43,10 @@ class DepthPredictor:
         camera: tuple[float, float, float, float] | None = None,
         any_shape: bool = False,
     ):
-        if any(side < STRIDE or side % STRIDE for side in size):
-            raise ValueError(f"size {size[0]}x{size[1]}: height and width must be multiples of {STRIDE}")
+        if any(not STRIDE <= side <= LARGEST or side % STRIDE for side in size):
+            raise ValueError(
+                f"size {size[0]}x{size[1]}: height and width must be multiples of {STRIDE}, up to {LARGEST}"
+            )
         self.size = size
         self.camera = camera
         self.any_shape = any_shape
@@ -82,8 +85,15 @@ class DepthPredictor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Depth [B, 1, h, w] (float32, up to scale) of images [B, 3, h, w] in [0, 1] at the net's size."""
-        return self.net(images.to(self.device))[0].float()
+        """Depth [B, 1, h, w] (float32, up to scale) of images [B, 3, h, w] in [0, 1] at the net's size.
+
+        Raises:
+            CheckpointError: it is not finite.
+        """
+        depth = self.net(images.to(self.device))[0].float()
+        if not torch.isfinite(depth).all():
+            raise CheckpointError("the depth that the net predicts is not finite: its weights overflow")
+        return depth
 
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         """Depth [H, W] of images uint8 [H, W, 3] of any sizes, each at its own resolution."""

@@ -23,6 +23,7 @@ from mcd.errors import McdError
 from mcd.files import atomic_path
 
 _Side = Annotated[int, Field(ge=1, le=2**20)]
+_Share = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 WEIGHTS = "weights.safetensors"
 METADATA = "mcd"
@@ -160,6 +161,8 @@ class _About(BaseModel):
     size: Annotated[tuple[_Side, _Side], Field(strict=False)] | None = None
     magnify: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     hide_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    camera: Annotated[tuple[_Share, _Share, _Share, _Share], Field(strict=False)] | None = None
+    """fx, fy, cx, cy in terms of width and height."""
 
 
 def find_weights(place: Path | str, stage: str | None = None) -> Path:
@@ -189,7 +192,14 @@ def find_weights(place: Path | str, stage: str | None = None) -> Path:
 def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
     """Write the resumable state of a stage atomically (one file, so it can never be half of two moments)."""
     with atomic_path(path) as temporary:
-        torch.save(dict(state), temporary)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(state), file)
+        except RuntimeError as error:
+            # What torch's zip writer makes of a full disk.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_state(path: Path | str) -> dict[str, Any] | None:

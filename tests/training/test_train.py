@@ -195,6 +195,20 @@ def test_a_log_forgets_what_was_not_saved(tmp_path):
     assert (run.path / "log" / "scene.csv").read_text() == "step,total,validation\n1,3,\n5,,4\n"
 
 
+def test_a_log_that_cannot_be_written_is_named_and_its_thread_is_quiet(tmp_path, capsys):
+    run = Run(parse_config({"runs": str(tmp_path), "run": "a"}))
+    log = StageLog(run, "scene", 0)
+    events = next((run.path / "log" / "scene").iterdir())
+    events.unlink()
+    events.mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        for step in range(10**5):
+            log.scalars(step, {"total": 1.0})
+    with pytest.raises(OSError, match="Is a directory"):
+        log.close()
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_a_small_run_ends_with_weights(config):
     assert main([str(config)]) == 0
     assert (config.parent / "runs" / "small" / "scene" / "weights.safetensors").is_file()
