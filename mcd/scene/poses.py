@@ -11,7 +11,7 @@ from torch import Tensor
 from mcd.geometry import invert_rigid, pose_matrix
 from mcd.run.context import Context, widen
 
-_GREY = 0.45  # about the mean of the pictures that nets start from
+GREY = 0.45  # about the mean of the pictures that nets start from
 
 
 def without_own_vehicle(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -23,7 +23,7 @@ def without_own_vehicle(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     if "own" not in batch:
         return batch["reference"], batch["sources"]
     own = batch["own"]
-    return batch["reference"].masked_fill(own, _GREY), batch["sources"].masked_fill(own[:, None], _GREY)
+    return batch["reference"].masked_fill(own, GREY), batch["sources"].masked_fill(own[:, None], GREY)
 
 
 def predict_poses(context: Context, net: torch.nn.Module, reference: Tensor, sources: Tensor) -> Tensor:
