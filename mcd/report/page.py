@@ -64,7 +64,7 @@ def write_report(run_folder: Path | str) -> Path:
         f"depth net {config.nets.depth}",
         f"{config.data.size[0]} x {config.data.size[1]} pixels",
         environment.get("gpu") or environment.get("processor"),
-        f"commit {environment['commit'][:10]}" if environment.get("commit") else None,
+        f"commit {str(environment['commit'])[:10]}" if environment.get("commit") else None,
     ]
     if camera := metrics.get("camera"):
         facts.append(
