@@ -38,13 +38,16 @@ from mcd.run.context import Context
 from mcd.run.folder import Run, run_folder
 from mcd.run.lock import lock_run
 from mcd.run.networks import check_motion, check_nets
+from mcd.run.progress import RunLine
 from mcd.run.warned import DATA, warn
 from mcd.stages import STAGES, Preparation, Stage, TrainingStage
 from mcd.stages.segment import check_segmenter
 from mcd.streets.synthetic import generate
 from mcd.training.checks import look_at_frames, look_at_results
+from mcd.training.expect import expected_stages
 from mcd.training.loop import train
 from mcd.training.memory import keep_freed_memory
+from mcd.training.plan import peak_bytes, plan, show
 from mcd.training.profiling import ProfileWindow, step_window
 from mcd.training.state import LAST
 from mcd.training.stop import InterruptedRun, StopSignal
@@ -64,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         config = load_config(options.config, options.set)
+        if options.plan:
+            return show_plan(config)
         with StopSignal() as stop:
             train_run(config, stop, options.profile)
     except InterruptedRun:
@@ -77,6 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mcd.train: not enough memory: lower data.size or the stage's batch ({error})", file=sys.stderr)
         return 1
+    return 0
+
+
+def show_plan(config: Config) -> int:
+    """Print what a run will do and take; returns 0."""
+    check_nets(config)
+    check_motion(config)
+    show(config, plan(config, set_up(config)))
     return 0
 
 
@@ -94,12 +107,13 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
         make_data(config)
         context = Context(config, run, device)
         frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))
-        with closing(ProfileWindow(profile, run.path)) as window:
+        with RunLine(expected_stages(config, frames)) as line, closing(ProfileWindow(profile, run.path)) as window:
             if any(run.finished(name) is None for name in config.stages):
                 warn(run.path, DATA, look_at_frames(config))
             for name in config.stages:
                 if run.finished(name) is not None:
                     continue
+                line.begin(name)
                 reason = why_left_out(run, name)
                 try:
                     if reason is None:
@@ -111,8 +125,9 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
                     facts = leave_out(context, name, str(error))
                 facts["metrics"] = evaluate(context, name)
                 facts["discovery"] = evaluate_discovery(context, name)
-                facts["frames"] = frames
+                facts |= {"frames": frames, "peak_bytes": peak_bytes(device)}
                 run.finish(name, **facts)
+                line.end()
                 write_metrics(run.path)
         write_metrics(run.path, contact=run_contact(config, run.path, device), show=True)
         report(run.path)
@@ -248,6 +263,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         metavar="METRES",
         help="of the camera above the road; short for --set data.camera_height=",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="say what stages, steps, time, disk and memory a run takes, and do nothing"
     )
     parser.add_argument("--profile", type=step_window, metavar="START:STOP", help="profile these training steps")
     options = parser.parse_args(arguments)

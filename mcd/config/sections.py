@@ -29,6 +29,7 @@ from mcd.config.base import (
     Whole,
 )
 from mcd.config.data import Augment, Data
+from mcd.config.evaluation import Evaluation
 from mcd.config.masks import InstancesStage, Pseudo, Segment
 from mcd.config.nets import Nets
 from mcd.ops.backend import BackendUnavailable
@@ -48,6 +49,17 @@ class Photometric(Section):
     sparsity: Weight = 0.02
     road: Weight = Field(
         0.0, description="weight of depth beyond the road plane, for cameras that look along a road; 0: published"
+    )
+    start: Weight = Field(
+        0.0,
+        description="weight of depth that leaves that of the net in 'init' where motion does not tell it, for clips in "
+        "which things move along; 0: published",
+    )
+    start_share: Fraction = Field(0.1, description="share of it where motion tells depth")
+    start_evidence: float = Field(
+        -0.03,
+        description="motion tells depth unless its photometric error is higher by so much (below 0) than that of a "
+        "world at infinity; above 0: only where it is lower",
     )
     mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
 
@@ -102,6 +114,15 @@ class Schedule(Section):
 class Scene(Schedule):
     """Depth, pose and residual motion, self-supervised."""
 
+    depth_from: Moment = Field(
+        0, description="when depth begins to learn; before, the pose net learns against the depth of 'init'"
+    )
+    pose_rate: Positive = Field(1.0, description="learning rate of the pose net, as a multiple of 'lr'")
+    frozen_blocks: Whole | None = Field(
+        None,
+        description="the stem and so many blocks of the depth net's encoder (lite0 has them), and its normalisation "
+        "statistics, stay those of 'init'; null, published: all is learned",
+    )
     motion_from: Moment | None = Field(None, description="when the motion net starts, alone; None: no residual motion")
     joint_from: Moment | None = Field(None, description="when all nets train together")
     motion_floor: Weight = Field(1e-5, description="residual motion below this magnitude is dropped")
@@ -110,8 +131,10 @@ class Scene(Schedule):
     def _phases(self) -> Scene:
         if self.motion_from is not None and self.joint_from is not None and self.joint_from < self.motion_from:
             raise ValueError("'joint_from' must not lie before 'motion_from'")
+        if self.motion_from is not None and self.depth_from > self.motion_from:
+            raise ValueError("'depth_from' must not lie after 'motion_from'")
         length = self.steps if self.steps is not None else self.epochs
-        for key in ("motion_from", "joint_from"):
+        for key in ("depth_from", "motion_from", "joint_from"):
             begin = getattr(self, key)
             if begin is not None and length is not None and begin >= length:
                 raise ValueError(f"'{key}', {begin:g}, must lie before the end of the stage, {length:g}")
@@ -270,38 +293,6 @@ class Scale(Schedule):
 
 class Final(Scene):
     pseudo_weight: Weight = Field(0.1, description="weight of the pseudo-depth loss; 0 is the control")
-
-
-class Evaluation(Section):
-    protocol: Literal["cityscapes", "kitti"] = "cityscapes"
-    split: Literal["val", "test"] = "val"
-    min_depth: Positive = 1e-3
-    max_depth: Positive = 80.0
-    keep_rows: Fraction = Field(0.75, description="cityscapes: upper share of the full image that is kept")
-    crop: tuple[Fraction, Fraction, Fraction, Fraction] | None = Field(
-        None, description="top, bottom, left, right as shares of the kept image; None: the protocol's own"
-    )
-    min_mask_area: Fraction = Field(0.005, description="cityscapes: smallest object mask, share of the full image")
-    scale: Literal["median", "none", "height", "poses"] = Field(
-        "median",
-        description="what puts predictions into metres: the ratio of each image's medians (published), nothing, "
-        "data.camera_height, or data.poses",
-    )
-    boxes: Path | None = Field(
-        None,
-        description="sequence: CSV of boxes of vehicles: frame, x0, y0, x1, y1 and, if known, moving",
-    )
-    batch: Count = 8
-
-    @model_validator(mode="after")
-    def _leaves_something(self) -> Evaluation:
-        if self.min_depth >= self.max_depth:
-            raise ValueError(f"'min_depth', {self.min_depth:g}, must lie below 'max_depth', {self.max_depth:g}")
-        if self.keep_rows == 0:
-            raise ValueError("'keep_rows' must not be 0: nothing would be kept")
-        if self.crop is not None and not (self.crop[0] < self.crop[1] and self.crop[2] < self.crop[3]):
-            raise ValueError(f"'crop' is top, bottom, left, right, the smaller ones first, not {list(self.crop)}")
-        return self
 
 
 class Config(Section):

@@ -69,15 +69,18 @@ class SequenceFolder:
         self._run_of = [run for run in self._runs for _ in range(run[0], run[1] + 1)]
         if len(self._runs) > 1 and split != "eval":
             self._say_gaps(names)
-        self._native = image_size(self._paths[0])
-        K = _intrinsics(config, self._native, self._paths[0].parent)
+        self.native_size = image_size(self._paths[0])
+        """Height and width of the files."""
+        K = _intrinsics(config, self.native_size, self._paths[0].parent)
         self._lens = Lens(
-            self._native, (K[0, 0], K[1, 1], K[0, 2], K[1, 2]), config.camera, config.distortion, config.crop
+            self.native_size, (K[0, 0], K[1, 1], K[0, 2], K[1, 2]), config.camera, config.distortion, config.crop
         )
         self.size = self._lens.kept_size
         """Height and width of every frame, without its lens and cut to ``data.crop``."""
         if min(self.size) < 2:
-            raise DataError(f"data.crop leaves {text(self.size)} pixels of the {text(self._native)} of {config.root}")
+            raise DataError(
+                f"data.crop leaves {text(self.size)} pixels of the {text(self.native_size)} of {config.root}"
+            )
         self.K: NDArray[np.float64] = self._lens.intrinsic_matrix
         self.every_frame = names[self._first : self._last + 1]
         """All frames of the range, those at its ends too."""
@@ -114,8 +117,8 @@ class SequenceFolder:
             raise DataError(f"{self._config.root} has no ground truth: data.depth names no folder")
         path = self._config.root / self._config.depth / f"{frame}.png"
         depth = read_depth(path)
-        if depth.shape != self._native:
-            raise DataError(f"depth {path} is {text(depth.shape)}, but its image is {text(self._native)}")
+        if depth.shape != self.native_size:
+            raise DataError(f"depth {path} is {text(depth.shape)}, but its image is {text(self.native_size)}")
         return self._lens.nearest(depth)
 
     @property
@@ -132,8 +135,12 @@ class SequenceFolder:
     def _given_mask(self) -> NDArray[np.bool_]:
         path = self._config.root / str(self._config.own_mask)
         mask = read_mask(path)
-        if mask.shape != self._native:
-            raise DataError(f"own_mask {path} is {text(mask.shape)}, but the frames are {text(self._native)}")
+        if mask.shape != self.native_size:
+            raise DataError(f"own_mask {path} is {text(mask.shape)}, but the frames are {text(self.native_size)}")
+        return self.as_seen(mask)
+
+    def as_seen(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A mask of the files' size without their lens and cut to ``data.crop``, as the frames are."""
         return self._lens.nearest(mask).astype(bool)
 
     def _say_gaps(self, names: list[str]) -> None:
@@ -148,10 +155,10 @@ class SequenceFolder:
 
     def _image(self, position: int) -> Picture:
         image = read_image(self._paths[position])
-        if image.shape[:2] != self._native:
+        if image.shape[:2] != self.native_size:
             raise DataError(
                 f"image {self._paths[position]} is {text(image.shape)}, but {self._paths[0].name} is "
-                f"{text(self._native)}: the frames of a sequence have one size"
+                f"{text(self.native_size)}: the frames of a sequence have one size"
             )
         return self._lens.picture(image)
 

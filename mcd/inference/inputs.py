@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ class Job:
         if self.is_video:
             endings = {"png": "_depth.mp4", "npy": "", "16bit": ""}
         return list(dict.fromkeys(named(self.target, endings[name]) for name in formats))
+
+
+def is_stream(name: str) -> bool:
+    """Whether an input is a pipe (``-``), a camera or an address rather than files."""
+    return name == "-" or re.match(r"(/dev/video\d+$|[a-z]{3,5}://)", name) is not None
 
 
 def find_inputs(names: Sequence[str]) -> list[Path]:

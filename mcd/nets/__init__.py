@@ -1,7 +1,7 @@
 """Networks: depth, pose, residual motion, object scale, ground and slots, each built by name."""
 
 from mcd.nets.camera import build_camera
-from mcd.nets.depth import DEPTH_NETS, build_depth_net
+from mcd.nets.depth import DEPTH_NETS, build_depth_net, freeze_encoder
 from mcd.nets.detector import build_detector
 from mcd.nets.ground import build_ground_net
 from mcd.nets.layers import PretrainedError
@@ -23,4 +23,5 @@ __all__ = [
     "build_scale_net",
     "build_segmenter",
     "build_slot_net",
+    "freeze_encoder",
 ]

@@ -64,8 +64,9 @@ class TrainState:
             self.phase, self.best = stage.phase(self.step), math.inf
             self.optimizer = make_optimizer(stage, self.step)
         stage.set_mode(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(stage, self.step)
+        # One group a net, as `make_optimizer` made them.
+        for role, group in zip(stage.active(self.step), self.optimizer.param_groups, strict=True):
+            group["lr"] = stage.rate(role) * learning_rate(stage, self.step)
         return self.optimizer
 
     def keep_if_best(self, score: float) -> None:
