@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from mcd import world
 from mcd.files import write_text
 from mcd.run.folder import Run
 
@@ -16,9 +17,13 @@ class StageLog:
     """Scalars of one stage, to TensorBoard and to ``log/STAGE.csv``; both drop what was logged after step ``start``.
 
     The table grows by appending, a line a call. It is written anew only where a scalar appears that has no column yet.
+    The first process of a run writes; for the others nothing happens here.
     """
 
     def __init__(self, run: Run, stage: str, start: int):
+        self._board: SummaryWriter | None = None
+        if not world.is_first():
+            return
         self._path = run.path / "log" / f"{stage}.csv"
         rows = [row for row in self._read() if int(row["step"]) <= start]
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -26,6 +31,8 @@ class StageLog:
         self._board = SummaryWriter(str(run.path / "log" / stage), purge_step=start + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if self._board is None:
+            return
         row = {"step": str(step)} | {name: f"{value:.6g}" for name, value in values.items()}
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -40,10 +47,12 @@ class StageLog:
 
     def image(self, step: int, name: str, image: Tensor) -> None:
         """image: [3,H,W] in [0,1]."""
-        self._board.add_image(name, image, step)
+        if self._board is not None:
+            self._board.add_image(name, image, step)
 
     def close(self) -> None:
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
     def _line(self, row: Mapping[str, str]) -> str:
         return ",".join(row.get(name, "") for name in self._columns) + "\n"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcd import Instances, ops
+from mcd import Instances, ops, world
 from mcd.config import InstancesStage
 from mcd.data import Batch
 from mcd.files import frame_path, write_text
@@ -38,19 +38,27 @@ class InstancesPreparation(Preparation):
         facts: dict[str, Any] = {}
         for split in ("train", "val"):
             frames = self._split(split, should_stop)
+            facts[split] = self._list(split, frames)
+        return facts
+
+    def _list(self, split: str, frames: list[str]) -> dict[str, Any]:
+        """Write the list of all masks, in the first process; returns what it adds up to."""
+
+        def write() -> dict[str, Any]:
             rows = list(_rows(self.folder, split, frames))
             lines = ["frame,row,id,dynamic,large,triplet,coverage"]
             lines += [
                 f"{r.frame},{r.row},{r.id},{r.dynamic:d},{r.large:d},{r.triplet:d},{r.coverage:.4f}" for r in rows
             ]
             write_text(self.folder / f"{split}.csv", "\n".join(lines) + "\n")
-            facts[split] = {
+            return {
                 "frames": len(frames),
                 "instances": len(rows),
                 "dynamic": sum(row.dynamic for row in rows),
                 "triplets": sum(row.triplet for row in rows),
             }
-        return facts
+
+        return world.from_first(write)
 
     def _split(self, split: str, should_stop: Callable[[], bool]) -> list[str]:
         dataset = self.frames(split, None, labels=lambda item: self._labels(split, item.frame))

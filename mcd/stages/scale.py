@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcd import Instances, ops
+from mcd import Instances, ops, world
 from mcd.config import Augment, Config, Scale
 from mcd.data import Batch, FrameDataset
 from mcd.files import frame_path
 from mcd.masks.instances import FrameInstances, middle_band
 from mcd.masks.morphology import boxes, filled_boxes
+from mcd.nets.layers import widen
 from mcd.run.context import Context
 from mcd.scene.predictions import ScenePredictions
 from mcd.stages.object import ObjectItem, object_items
@@ -118,8 +119,8 @@ class ScaleStage(TrainingStage):
             delta=self.schedule.huber,
         )
         # An object without pixels has loss 0 and is not counted.
-        count = inputs.mask.flatten(1).any(dim=1).sum().clamp(min=1)
-        return {"total": losses.sum() / count}
+        count = inputs.mask.flatten(1).any(dim=1).sum()
+        return {"total": world.part_of_mean(losses.sum() / count.clamp(min=1), count)}
 
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
         inputs: ScaleInputs = outputs["inputs"]
@@ -133,7 +134,7 @@ def scale_inputs(
     """Run the frozen object net for N objects: depth [N,1,H,W] and image [N,3,H,W] of their frames, mask [N,1,H,W]
     bool, road [N,1,H,W] bool."""
     with context.networks():
-        object_depth = object_net(image * mask)[0].float()
+        object_depth = widen(object_net(image * mask)[0])
     ground = scene_depth * (road & ~surrounding_box(context.config, mask) & ~mask)
     return ScaleInputs(image, mask, scene_depth, ground, object_depth * mask)
 
@@ -146,7 +147,7 @@ def predict_scale(context: Context, net: nn.Module, inputs: ScaleInputs) -> Tens
     normalised = inputs.object_depth / torch.where(mean > 0, mean, 1.0)[:, None, None, None]
     with context.networks():
         scale = net(inputs.image, inputs.ground + normalised, normalised)
-    return scale.float()
+    return widen(scale)
 
 
 def surrounding_box(config: Config, mask: Tensor) -> Tensor:

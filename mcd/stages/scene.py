@@ -19,8 +19,9 @@ from mcd.config import Augment, Scene
 from mcd.data import Batch, FrameDataset, open_reader
 from mcd.data.frames import SHARES, camera_shares
 from mcd.nets.camera import LearnedCamera, apply_changes
+from mcd.nets.layers import widen
 from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
-from mcd.run.context import Context, widen
+from mcd.run.context import Context
 from mcd.scene.poses import predict_poses, without_own_vehicle
 from mcd.scene.residual import residual_motion
 from mcd.scene.road import road_loss
@@ -115,7 +116,7 @@ class SceneStage(TrainingStage):
         depths, motion = outputs["depths"], outputs.get("motion")
         reference, sources = without_own_vehicle(batch)
         K: Tensor = outputs["K"] if "K" in outputs else batch["K"]
-        photometric, _, _ = self.view_synthesis(reference, sources, depths, K, outputs["T_src_ref"], motion)
+        photometric = self.photometric(reference, sources, depths, K, outputs["T_src_ref"], motion)
         terms = {"photometric": photometric}
         if "depth" in self.active(step):
             images = image_pyramid(batch["reference"], depths)
