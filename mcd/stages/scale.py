@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,7 +43,9 @@ class ScaleInputs:
     object_depth: Tensor
     """[N,1,H,W] depth of the frozen object net; only the mask's pixels mean anything."""
 
+    @cached_property
     def instances(self) -> Instances:
+        """The masks as lists of pixels: their number is what the host has to wait for, once."""
         return Instances.from_masks(list(self.mask))
 
     def shifted(self, pixels: Tensor) -> ScaleInputs:
@@ -110,7 +113,7 @@ class ScaleStage(TrainingStage):
 
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         inputs: ScaleInputs = outputs["inputs"]
-        instances = inputs.instances()
+        instances = inputs.instances
         _, losses = ops.align_scale(
             instances.gather(inputs.object_depth),
             inputs.scene_depth,
@@ -141,7 +144,7 @@ def scale_inputs(
 
 def predict_scale(context: Context, net: nn.Module, inputs: ScaleInputs) -> Tensor:
     """Scale [N] of every object: its mean depth in the units of the scene."""
-    instances = inputs.instances()
+    instances = inputs.instances
     mean = ops.instance_stats(inputs.object_depth, instances).mean
     # An object without pixels has no mean; its depth plane is empty anyway.
     normalised = inputs.object_depth / torch.where(mean > 0, mean, 1.0)[:, None, None, None]

@@ -103,7 +103,10 @@ class SlotsStage(TrainingStage):
         drawn = np.random.default_rng(key).standard_normal((whole, SLOTS, net.channels), dtype=np.float32)
         if step is not None:
             drawn = drawn[world.slice_of(whole)]
-        return torch.from_numpy(drawn).to(self.context.device)
+        noise = torch.from_numpy(drawn)
+        if self.context.device.type == "cuda":
+            noise = noise.pin_memory()  # what is not pinned is waited for
+        return noise.to(self.context.device, non_blocking=True)
 
     def _reached(self, when: float | None, step: int) -> bool:
         return when is not None and step >= self.schedule.in_steps(when, self.steps_per_epoch)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def shares(folder: Path, what: str) -> dict[int, dict]:
     """What ``shares.py`` finds, by the number of processes."""
-    command = [sys.executable, str(Path(__file__).with_name("shares.py")), str(folder), what]
+    command = [sys.executable, str(Path(__file__).parents[1] / "shares.py"), str(folder), what]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from mcd import world
@@ -37,6 +38,7 @@ from mcd.training.loop import take_step
 from mcd.training.nan_guard import NanGuard
 from mcd.training.profiling import StepTimer
 from mcd.training.state import TrainState
+from mcd.training.together import average_gradients, normalise_together
 
 SIZE, BATCH, STEPS = (64, 96), 6, 20
 DISTURBED = 1 + 1e-7
@@ -59,7 +61,7 @@ CASES: dict[str, tuple[Make, int]] = {
 }
 
 
-def settings(folder: Path) -> Config:
+def settings(folder: Path, nets: dict[str, str] | None = None) -> Config:
     thirds = {"thirds_from": 2, "thirds_full_from": 4, "label_until": 2, "label_floor_from": 4}
     timing = {"background_from": 1, "emptiness_from": 2, "emptiness_full_from": 4}
     # Clipped gradients would hide a factor.
@@ -68,6 +70,7 @@ def settings(folder: Path) -> Config:
         {
             "runs": str(folder),
             "data": {"size": SIZE},
+            "nets": nets or {},
             "scene": common | {"motion_from": 1, "joint_from": 2},
             "ground": common | thirds | {"hide_depth": 0.5},
             "slots": common | timing | {"size": (16, 32)},
@@ -129,8 +132,8 @@ def share_of(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return {name: value[part].to(dtype) if name in floats - {"flow"} else value[part] for name, value in batch.items()}
 
 
-def make_state(case: str, folder: Path, dtype: torch.dtype) -> TrainState:
-    config = settings(folder)
+def make_state(case: str, folder: Path, dtype: torch.dtype, nets: dict[str, str] | None = None) -> TrainState:
+    config = settings(folder, nets)
     make, step = CASES[case]
     stage = make(Context(config, Run.at(folder / "run", config), CPU))
     stage.steps_per_epoch = 1
@@ -170,9 +173,24 @@ def losses(case: str, folder: Path, scale: float) -> Tensor:
 
 
 def first_steps(folder: Path) -> dict[str, Tensor]:
-    found = {case: first_step(case, folder) for case in CASES}
+    found = {case: first_step(case, folder) for case in CASES} | {"batch norm": batch_norm()}
     assert_agreed(found)
     return found
+
+
+def batch_norm() -> Tensor:
+    """Gradients and statistics of torch's layer, and of timm's, which ends with an activation."""
+    generator = torch.Generator().manual_seed(3)
+    x, weight = (torch.randn(BATCH, 4, 5, 7, generator=generator).double() for _ in range(2))
+    net = normalise_together(nn.Sequential(BatchNormAct2d(4), nn.BatchNorm2d(4)).double().train())
+    mine = x[world.slice_of(BATCH)].clone().requires_grad_()
+    loss = (net(mine) * weight[world.slice_of(BATCH)]).square().mean()
+    loss.backward()
+    loss = average_gradients([net], loss)
+    assert mine.grad is not None
+    inner = torch.cat(world.gather(mine.grad)) / world.size()
+    parts = [loss, inner, *(parameter.grad for parameter in net.parameters()), *net.buffers()]
+    return torch.cat([part.detach().double().flatten() for part in parts])
 
 
 def short_trainings(folder: Path) -> dict[tuple[str, float], Tensor]:
