@@ -16,8 +16,8 @@ The time of a launch is the largest of five, and 2.5 microseconds come to each l
                without unrolled loops, else it would count what runs once several times
     shared     cycles of shared memory, and lines of 128 bytes that warps load and store, one a cycle
     atomics    sectors that global atomics touch, at one a cycle in each of the second-level cache's slices
-    chain      the longest warp's instructions at 4 cycles each, its barriers at 40, and an average one's for each wave
-               of blocks after the first
+    chain      the longest warp's instructions at 4 cycles each, its barriers at 40, those of a cluster with what it
+               then reads of other blocks at 1000, and an average one's for each wave of blocks after the first
 
 Where a grid does not fill the multiprocessors evenly, the fullest counts. Sectors that several warps or blocks read
 count once for memory: caches hold them. What the model does not know: the latency of memory beyond occupancy, and how
@@ -65,6 +65,8 @@ PARTS: dict[str, tuple[tuple[int, int, int], int | None]] = {
     "photometric_error": ((1, 192, 512), 8),
     "view_synthesis_loss": ((1, 192, 512), 4),
 }
+BY_CAPABILITY = ("scale_invariant_loss",)
+"""Operators that launch other kernels on other processors."""
 WHOLE_SAMPLE = ((1, 192, 512), None)
 
 
@@ -167,9 +169,8 @@ def evenly(count: int, most: int | None) -> np.ndarray | None:
     return None if most is None or count <= most else (np.arange(most) + 0.5) * count // most
 
 
-def model(operator: str) -> list[dict[str, Any]]:
-    """A row for each processor."""
-    device = Device(check=False, count=True)
+def count(operator: str, device: Device) -> tuple[list[tuple[Kernel, Counts]], list[tuple[Kernel, Counts]]]:
+    """The launches on a part, and those at the full size."""
     size, most = PARTS.get(operator, WHOLE_SAMPLE)
 
     def some(_: Kernel, launch: Launch) -> Any:
@@ -187,9 +188,18 @@ def model(operator: str) -> list[dict[str, Any]]:
     full = run(operator, device, FULL)
     if [kernel.name for kernel, _ in part] != [kernel.name for kernel, _ in full]:
         raise RuntimeError(f"{operator}: other kernels are launched at {size} than at {FULL}")
-    larger = float(np.prod(FULL) / np.prod(size))
+    return part, full
+
+
+def model(operator: str) -> list[dict[str, Any]]:
+    """A row for each processor."""
+    device = Device(check=False, count=True)
+    larger = float(np.prod(FULL) / np.prod(PARTS.get(operator, WHOLE_SAMPLE)[0]))
     rows = []
     for architecture, processor in PROCESSORS.items():
+        if not rows or operator in BY_CAPABILITY:
+            device.capability.value = int(architecture[3])
+            part, full = count(operator, device)
         kernels = []
         for (kernel, counts), (_, whole) in zip(part, full, strict=True):
             counts = whole if whole.blocks_run else counts
@@ -220,7 +230,7 @@ def timed(
     uneven = uneven if blocks < 4 * resident * processor.multiprocessors else 1.0
     cycles = processor.multiprocessors * processor.clock / uneven
     waves = -(-blocks // (resident * processor.multiprocessors))
-    barriers = memory["barriers"] / counts.blocks_run
+    barriers = (40 * memory["barriers"] + 1000 * memory["cluster barriers"]) / counts.blocks_run
     warps = -(-int(np.prod(whole.launch.block)) // 32)
     chain = counts.longest_warp + (waves - 1) * counts.issued / (counts.blocks_run * warps)
     # Tiles that lie apart share no border; all together read no more than there is.
@@ -233,7 +243,7 @@ def timed(
         "issue": issued * times / (4 * 0.8 * cycles),
         "shared": (memory["shared cycles"] + memory["shared atomic serial"] + lines) * times / cycles,
         "atomics": memory["global atomic sectors"] * times / (processor.slices * processor.clock),
-        "chain": (chain * issued / max(counts.issued, 1) * 4 + barriers * 40 * waves) / processor.clock,
+        "chain": (chain * issued / max(counts.issued, 1) * 4 + barriers * waves) / processor.clock,
     }
     bound = max(terms, key=terms.__getitem__)
     return {

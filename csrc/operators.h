@@ -69,7 +69,8 @@ void align_scale_bwd(
 
 void scale_invariant_loss_fwd(
     const Tensor& prediction, const Tensor& target, const Tensor& mask, const Tensor& loss, const Tensor& gate,
-    const Tensor& factor, const Tensor& weight, const Tensor& error, const Tensor& compared, const Where& where);
+    const Tensor& factor, const Tensor& weight, const Tensor& error, const Tensor& compared, const Tensor& samples,
+    const Where& where);
 void scale_invariant_loss_bwd(
     const Tensor& grad_loss, const Tensor& prediction, const Tensor& target, const Tensor& mask, const Tensor& gate,
     const Tensor& factor, const Tensor& weight, const Tensor& grad_prediction, const Where& where);

@@ -39,12 +39,16 @@ from mcd.run.folder import Run, run_folder
 from mcd.run.lock import lock_run
 from mcd.run.networks import check_motion, check_nets
 from mcd.run.processes import check_processes, count_frames, open_run
+from mcd.run.progress import RunLine
 from mcd.run.warned import DATA, warn
 from mcd.stages import STAGES, Preparation, Stage, TrainingStage
+from mcd.stages.segment import check_segmenter
 from mcd.streets.synthetic import generate
 from mcd.training.checks import look_at_frames, look_at_results
+from mcd.training.expect import expected_stages
 from mcd.training.loop import train
 from mcd.training.memory import keep_freed_memory
+from mcd.training.plan import peak_bytes, plan, show
 from mcd.training.profiling import ProfileWindow, step_window
 from mcd.training.state import LAST
 from mcd.training.stop import InterruptedRun, StopSignal
@@ -56,15 +60,18 @@ DEFAULT_CONFIG = PACKAGED / "synthetic.yaml"
 CONFIG_HELP = "YAML file, or the name of a config that comes with the program (default: synthetic)"
 
 
-# FileExistsError: another's folder stands where data should.
-EXPECTED = (McdError, FileExistsError, BlockingIOError)
+# OSError: a full or read-only disk, a folder of another where data should be.
+EXPECTED = (McdError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         with StopSignal() as stop, world.joined():
-            train_run(load_config(options.config, options.set), stop, options.profile)
+            config = load_config(options.config, options.set)
+            if options.plan:
+                return world.from_first(partial(show_plan, config))
+            train_run(config, stop, options.profile)
     except InterruptedRun:
         world.complain("stopped; the same command goes on from here")
         return 130
@@ -79,6 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def show_plan(config: Config) -> int:
+    """Print what a run will do and take; returns 0."""
+    check_nets(config)
+    check_motion(config)
+    show(config, plan(config, set_up(config)))
+    return 0
+
+
 def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None = None) -> Path:
     """Train, evaluate and report every stage of ``config``; returns the run folder.
 
@@ -86,6 +101,8 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
     """
     check_nets(config)
     check_motion(config)
+    if "segment" in config.stages and Run.at(run_folder(config), config).finished("segment") is None:
+        world.from_first(partial(check_segmenter, config))
     check_processes(config)
     device = set_up(config)
     with lock_run(run_folder(config)) if world.is_first() else nullcontext():
@@ -93,13 +110,17 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
         world.from_first(partial(make_data, config))
         context = Context(config, run, device)
         frames = count_frames(config)
-        with closing(ProfileWindow(profile if world.is_first() else None, run.path)) as window:
+        window = ProfileWindow(profile if world.is_first() else None, run.path)
+        with RunLine(expected_stages(config, frames)) as line, closing(window):
             left = world.from_first(lambda: [name for name in config.stages if run.finished(name) is None])
             if left:
                 world.from_first(lambda: warn(run.path, DATA, look_at_frames(config)))
             for name in left:
-                facts = run_or_leave_out(name, context, stop, window) | {"frames": frames}
+                line.begin(name)
+                facts = run_or_leave_out(name, context, stop, window)
+                facts |= {"frames": frames, "peak_bytes": peak_bytes(device)}
                 world.from_first(partial(finish, context, name, facts))
+                line.end()
         world.from_first(partial(conclude, context))
     return run.path
 
@@ -153,7 +174,7 @@ def leave_out(context: Context, name: str) -> None:
 
 
 def evaluate(context: Context, name: str) -> Regions:
-    """Evaluate a stage; ground truth of which nothing counts is said, and costs the run nothing."""
+    """Evaluate a stage; ground truth without a valid pixel is reported and does not stop the run."""
     notes: list[str] = []
     metrics: Regions = {}
     try:
@@ -289,6 +310,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         metavar="METRES",
         help="of the camera above the road; short for --set data.camera_height=",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="say what stages, steps, time, disk and memory a run takes, and do nothing"
     )
     parser.add_argument("--profile", type=step_window, metavar="START:STOP", help="profile these training steps")
     options = parser.parse_args(arguments)

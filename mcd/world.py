@@ -10,7 +10,6 @@ Everything that is called by all processes has to be called by all, in the same 
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -197,9 +196,8 @@ def from_first(make: Callable[[], T]) -> T:
         try:
             with alone():
                 box[0] = make()
-        except (McdError, OSError) as error:
+        except (McdError, OSError, KeyboardInterrupt) as error:
             box[1] = error
-            pickle.dumps(error)
     with _asking():
         dist.broadcast_object_list(box, src=0, group=_world.patient)
     if box[1] is not None:

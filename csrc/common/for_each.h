@@ -57,6 +57,15 @@ __device__ __forceinline__ void for_each_place(int first_row, int last_row, int 
   }
 }
 
+// Neighbours that are read and written as one.
+template <typename T> struct alignas(4 * sizeof(T)) Quad {
+  T lanes[4];
+};
+// Whether images of `size` numbers are whole quads, those that begin at `first`.
+template <typename... T> bool in_quads(int64_t size, const T*... first) {
+  return size % 4 == 0 && ((reinterpret_cast<uintptr_t>(first) % sizeof(Quad<T>) == 0) && ...);
+}
+
 constexpr int kLoopThreads = 256;
 // One block at least: else ptxas spills registers where it need not.
 template <typename Body> __global__ void __launch_bounds__(kLoopThreads, 1) loop_cuda(Body body, int64_t count) {

@@ -7,19 +7,30 @@ namespace mcd::MCD_TARGET {
 
 // `value` of all threads, combined in a fixed order.
 template <int kThreads, typename T, typename Combine> __device__ T block_reduce(T value, Combine combine) {
-  static_assert(kThreads % 32 == 0, "whole warps");
-  __shared__ T shared[kThreads / 32];
+  constexpr int kWarps = kThreads / 32;
+  static_assert(kThreads % 32 == 0 && kWarps <= 32 && (kWarps & (kWarps - 1)) == 0, "whole warps, a power of two");
+  __shared__ T shared[kWarps];
+#pragma unroll
   for (int step = 16; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(0xffffffffu, value, step));
   __syncthreads();  // the last reduction has been read
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
   __syncthreads();
-  value = shared[0];
-  for (int warp = 1; warp < kThreads / 32; ++warp) value = combine(value, shared[warp]);
+  value = shared[threadIdx.x % kWarps];
+#pragma unroll
+  for (int step = kWarps / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(0xffffffffu, value, step));
   return value;
 }
 template <int kThreads, typename T> __device__ T block_sum_all(T value) {
   return block_reduce<kThreads>(value, [](T a, T b) { return a + b; });
 }
+
+// The least and the largest of `value` of a warp.
+template <typename K> __device__ K warp_min(K value) {
+  if constexpr (sizeof(K) == 4) return __reduce_min_sync(0xffffffffu, value);
+  for (int step = 16; step > 0; step /= 2) value = min(value, __shfl_xor_sync(0xffffffffu, value, step));
+  return value;
+}
+template <typename K> __device__ K warp_max(K value) { return ~warp_min(K(~value)); }
 
 // f(value, taken) for what `read(i, &taken)` gives at every i in [0, size), shared among the block's threads. Several are on
 // their way while one is worked on: atomics in f would keep the compiler from reading ahead.

@@ -25,9 +25,12 @@ template <typename T> MCD_HD T value_of(Key<T> key) {
 
 // How far to shift so that [0, width] falls into at most 2^bits bins.
 template <typename K> MCD_HD int bin_shift(K width, int bits) {
-  int shift = 0;
-  while (shift < int(8 * sizeof(K)) && (width >> shift) >> bits != 0) ++shift;
-  return shift;
+#ifdef __CUDA_ARCH__
+  const int used = width == 0 ? 0 : 64 - __clzll(static_cast<long long>(width));
+#else
+  const int used = width == 0 ? 0 : 64 - __builtin_clzll(width);
+#endif
+  return used > bits ? used - bits : 0;
 }
 
 // The values of two neighbouring ranks.

@@ -7,14 +7,6 @@
 namespace mcd::MCD_TARGET {
 namespace {
 
-// Neighbours that are read and written as one: images pass through whole, and are most of what this operator moves.
-template <typename T> struct alignas(4 * sizeof(T)) Quad {
-  T lanes[4];
-};
-template <typename T> bool in_quads(int64_t image_size, const T* first) {
-  return image_size % 4 == 0 && reinterpret_cast<uintptr_t>(first) % sizeof(Quad<T>) == 0;
-}
-
 // The nearest depth of every pixel, one instance after another: of equal ones the first.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kTileThreads) fuse_tiles(FuseDepthFwd<scalar_t> p, bool quads) {

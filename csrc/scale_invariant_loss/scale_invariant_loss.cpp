@@ -38,6 +38,8 @@ template <typename Values, typename scalar_t> struct Set {
 template <typename scalar_t> struct Sample {
   using V = Pack<scalar_t>;
   ScaleInvariantFwd<scalar_t> fwd;
+  double* error;      // [B], sums over gate and mask
+  int64_t* compared;  // [B], of so many pixels
 
   MCD_HD void operator()(int64_t b) const {
     const auto& p = fwd.params;
@@ -52,17 +54,20 @@ template <typename scalar_t> struct Sample {
     gated.summarize();
     const scalar_t factor = gated.quantile(0.5, false);
 
-    typename Lanes<V>::template of<double> error{};
-    Int<V> compared{};
+    typename Lanes<V>::template of<double> errors{};
+    Int<V> counts{};
     for (int64_t i = 0; i < p.pixels; i += kLanes<V>) {
-      Mask<V> chosen;
-      const V size = fwd.template pixels<V>(b, i, int(min<int64_t>(kLanes<V>, p.pixels - i)), gate, factor, &chosen);
-      error += convert<decltype(error)>(size);
-      compared += convert<Int<V>>(chosen & 1);
+      const int count = int(min<int64_t>(kLanes<V>, p.pixels - i));
+      const V target = load<V>(p.target + b * p.pixels + i, count);
+      Mask<V> counted, chosen;
+      const V ratio = of_sample.template at<V>(i, count, &counted);
+      const V size = fwd.template pixels<V>(b, i, count, target, ratio, gate.template at<V>(target, counted), factor, &chosen);
+      errors += convert<decltype(errors)>(size);
+      counts += convert<Int<V>>(chosen & 1);
     }
     fwd.factor[b] = factor;
-    fwd.error[b] = sum(error);
-    fwd.compared[b] = sum(compared);
+    error[b] = sum(errors);
+    compared[b] = sum(counts);
   }
 };
 
@@ -75,8 +80,15 @@ template <typename scalar_t> struct GradOfChunk {
 
   MCD_HD void operator()(int64_t i) const {
     const int64_t b = i / chunks, begin = i % chunks * kChunk, end = min(begin + kChunk, bwd.params.pixels);
-    for (int64_t x = begin; x < end; x += kLanes<V>)
-      bwd.template pixels<V>(b, x, int(min<int64_t>(kLanes<V>, end - x)));
+    const auto& p = bwd.params;
+    for (int64_t x = begin; x < end; x += kLanes<V>) {
+      const int count = int(min<int64_t>(kLanes<V>, end - x));
+      const int64_t at = b * p.pixels + x;
+      const Mask<V> chosen = load_mask<V>(bwd.gate + at, count) & load_mask<V>(p.mask + at, count);
+      const V prediction = load<V>(p.prediction + at, count), target = load<V>(p.target + at, count);
+      const V grad = bwd.template grad<V>(prediction, target, chosen, bwd.factor[b], *bwd.grad_loss * *bwd.weight);
+      store(bwd.grad_prediction + at, grad, count);
+    }
   }
 };
 
@@ -84,13 +96,18 @@ template <typename scalar_t> struct GradOfChunk {
 
 void scale_invariant_loss_fwd(
     const Tensor& prediction, const Tensor& target, const Tensor& mask, const Tensor& loss, const Tensor& gate,
-    const Tensor& factor, const Tensor& weight, const Tensor& error, const Tensor& compared, const Where& where) {
+    const Tensor& factor, const Tensor& weight, const Tensor& error, const Tensor& compared, const Tensor&,
+    const Where& where) {
   dispatch_scale_invariant(prediction, target, mask, [&](auto params) {
     using scalar_t = typename decltype(params)::scalar;
     const ScaleInvariantFwd<scalar_t> fwd{params, loss.as<scalar_t>(), gate.as<bool>(), factor.as<scalar_t>(),
-                                          weight.as<scalar_t>(), error.as<double>(), compared.as<int64_t>()};
-    for_each_cpu(params.batch, where.threads, Sample<scalar_t>{fwd});
-    fwd.finish();
+                                          weight.as<scalar_t>()};
+    const Sample<scalar_t> sample{fwd, error.as<double>(), compared.as<int64_t>()};
+    for_each_cpu(params.batch, where.threads, sample);
+    double total = 0;
+    int64_t count = 0;
+    for (int64_t b = 0; b < params.batch; ++b) total += sample.error[b], count += sample.compared[b];
+    fwd.finish(total, count);
   });
 }
 

@@ -66,24 +66,18 @@ template <typename scalar_t> struct ScaleInvariantFwd {
   bool* gate;         // [B, P]
   scalar_t* factor;   // [B], r₂
   scalar_t* weight;   // scalar, 1 / the loss's divisor
-  double* error;      // [B], sums over gate and mask
-  int64_t* compared;  // [B], of so many pixels
 
   // Writes the gate of `count` pixels of sample b from its i-th on; their errors, 0 where they are not compared.
   template <typename V>
-  MCD_HD V pixels(int64_t b, int64_t i, int count, const Gate<scalar_t>& bounds, scalar_t scale, Mask<V>* chosen) const {
+  MCD_HD V pixels(int64_t b, int64_t i, int count, V target, V ratio, Mask<V> passed, scalar_t scale, Mask<V>* chosen) const {
     const int64_t at = b * params.pixels + i;
-    const V target = load<V>(params.target + at, count);
-    const Mask<V> passed = bounds.template at<V>(target, params.template counted<V>(target, count));
     store_mask<V>(gate + at, passed, count);
     *chosen = passed & load_mask<V>(params.mask + at, count);
-    return select<V>(*chosen, abs(load<V>(params.prediction + at, count) / target - scale) * target, V{});
+    return select<V>(*chosen, abs(ratio - scale) * target, V{});
   }
 
-  MCD_HD void finish() const {
-    double total = 0;
-    int64_t count = 0;
-    for (int64_t b = 0; b < params.batch; ++b) total += error[b], count += compared[b];
+  // From the sum of errors over gate and mask, and of how many pixels it is.
+  MCD_HD void finish(double total, int64_t count) const {
     const scalar_t divisor = scalar_t(count) + scalar_t(1e-10);
     *loss = scalar_t(total) / divisor;
     *weight = count ? 1 / divisor : scalar_t(0);
@@ -98,16 +92,13 @@ template <typename scalar_t> struct ScaleInvariantBwd {
   const scalar_t* weight;     // scalar
   scalar_t* grad_prediction;  // [B, P]
 
-  // `count` pixels of sample b from its i-th on.
-  template <typename V> MCD_HD void pixels(int64_t b, int64_t i, int count) const {
-    const int64_t at = b * params.pixels + i;
+  template <typename V>
+  MCD_HD V grad(V prediction, V target, Mask<V> chosen, scalar_t factor_of_sample, scalar_t size) const {
     // The error's sign. At the pixel whose ratio is the median it is 0; of p - r₂ q it would be noise.
-    const V error = load<V>(params.prediction + at, count) / load<V>(params.target + at, count) - factor[b];
-    const V size = splat<V>(*grad_loss * *weight);
+    const V error = prediction / target - factor_of_sample, sized = splat<V>(size);
     // A NaN error has a NaN gradient, as a zero one has none.
-    const V grad = select<V>(error > 0, size, select<V>(error < 0, -size, error * size));
-    const Mask<V> chosen = load_mask<V>(gate + at, count) & load_mask<V>(params.mask + at, count);
-    store(grad_prediction + at, select<V>(chosen, grad, V{}), count);
+    const V grad = select<V>(error > 0, sized, select<V>(error < 0, -sized, error * sized));
+    return select<V>(chosen, grad, V{});
   }
 };
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,20 +76,30 @@ def build_detector(name: str, size: tuple[int, int], *, magnify: float = 1.0, pr
         backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
         _take_five_channels(backbone.body, pretrained)
         return MaskRCNN(backbone, CLASSES, **common)
-    channels, hidden = 64, 128
+    return light_mask_rcnn(CHANNELS, CLASSES, **common)
+
+
+def light_mask_rcnn(channels: int, classes: int, **options: Any) -> MaskRCNN:
+    """A small Mask R-CNN of images with so many channels: 1.6 M parameters, few proposals.
+
+    Args:
+        classes: the background is one of them.
+        options: further ones of torchvision's ``MaskRCNN``.
+    """
+    width, hidden = 64, 128
     return MaskRCNN(
-        _LightPyramid(channels),
-        box_head=TwoMLPHead(channels * 7 * 7, hidden),
-        box_predictor=FastRCNNPredictor(hidden, CLASSES),
-        mask_head=MaskRCNNHeads(channels, (channels, channels), 1),
-        mask_predictor=MaskRCNNPredictor(channels, channels, CLASSES),
+        _LightPyramid(channels, width),
+        box_head=TwoMLPHead(width * 7 * 7, hidden),
+        box_predictor=FastRCNNPredictor(hidden, classes),
+        mask_head=MaskRCNNHeads(width, (width, width), 1),
+        mask_predictor=MaskRCNNPredictor(width, width, classes),
         rpn_pre_nms_top_n_train=500,
         rpn_pre_nms_top_n_test=300,
         rpn_post_nms_top_n_train=300,
         rpn_post_nms_top_n_test=100,
         rpn_batch_size_per_image=128,
         box_batch_size_per_image=64,
-        **common,
+        **options,
     )
 
 
@@ -142,10 +153,10 @@ def first_layers(net: MaskRCNN) -> nn.Module | None:
 class _LightPyramid(nn.Module):
     """A feature pyramid over the ResNet-18 layout of width 32, normalised by group so that it trains from nothing."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.out_channels = channels
-        self.body = ResNet18(CHANNELS, 32, norm=one_group)
+        self.body = ResNet18(in_channels, 32, norm=one_group)
         self.fpn = FeaturePyramidNetwork(list(self.body.channels[1:]), channels, LastLevelMaxPool())
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

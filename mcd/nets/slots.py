@@ -45,7 +45,7 @@ class SlotNet(nn.Module):
         channels: width of every layer, and of a slot.
         kernel: side of the convolutions of the encoder and of those that double in the decoder.
         doublings: how many of the decoder's layers double its grid. The fewer, the finer is the grid that slots are
-            broadcast to, and the sooner the decoder knows where to draw what it is told.
+            broadcast to, and the earlier the decoder knows the position of each object.
         own_starts: every slot begins from a mean of its own, where the published ones differ by their noise alone.
         still_bias: what does not move begins as the background: the background's attention is raised there by so much,
             and lowered elsewhere. With 0, as published, it takes a long training until slots look at what moves, which

@@ -13,6 +13,7 @@ A NaN prediction where there is a target makes its sample's factor, and so the l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def scale_invariant_loss_reference(prediction: Tensor, target: Tensor, mask: Ten
         rescaled = _quantile(ratio, counted, 0.5, "lower") * target
         least = _quantile(prediction, counted, 0.0, "lower")
         large = _quantile(prediction, counted, 0.9, "linear")
-        # Written so that a NaN factor passes, and the loss tells of it.
+        # Written so that a NaN factor passes and shows in the loss.
         gate = counted & ~(rescaled < least) & ~(rescaled > large)
         factor = _quantile(ratio, gate, 0.5, "lower")
     chosen = gate & mask
@@ -77,8 +78,15 @@ def _allocate_fwd(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Ten
 
 
 def _workspace_fwd(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """Each sample's sum of errors, and of how many pixels."""
-    return tuple(prediction.new_empty(prediction.shape[0], dtype=dtype) for dtype in (torch.float64, torch.int64))
+    """On CPU each sample's sum of errors, and of how many pixels; on CUDA what a sample's blocks tell each other."""
+    on_cpu, on_cuda = (0, prediction.shape[0]) if prediction.is_cuda else (prediction.shape[0], 0)
+    # Three histograms of 2048 bins for every eleven bits of a value, and a little for each block.
+    words = 3 * math.ceil(8 * prediction.itemsize / 11) * 2048 // 2 + 64
+    return (
+        prediction.new_empty(on_cpu, dtype=torch.float64),
+        prediction.new_empty(on_cpu, dtype=torch.int64),
+        prediction.new_empty((on_cuda, words), dtype=torch.int64),
+    )
 
 
 def _allocate_bwd(grad_loss: Tensor, prediction: Tensor, *arguments: Tensor) -> Tensor:

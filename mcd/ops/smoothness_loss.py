@@ -85,8 +85,8 @@ def _allocate_fwd(disparities: Sequence[Tensor], guides: Sequence[Tensor]) -> tu
 
 
 def _workspace_fwd(disparities: Sequence[Tensor], guides: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Sums of blocks of rows, of which there are no more than rows."""
-    rows = sum(disparity.shape[0] * max(disparity.shape[2], 1) for disparity in disparities)
+    """Sums of blocks of rows; there are at most as many blocks as rows."""
+    rows = sum([disparity.shape[0] * max(disparity.shape[2], 1) for disparity in disparities])
     return (disparities[0].new_empty((rows, _SUMS)),)
 
 

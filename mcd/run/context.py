@@ -81,7 +81,11 @@ class Context:
 
     def trained(self, stage: str, role: str) -> nn.Module:
         """The net that an earlier stage of this run left behind, frozen."""
-        weights = load_weights(self.weights_of(stage))
+        return self.frozen(role, self.weights_of(stage))
+
+    def frozen(self, role: str, path: Path) -> nn.Module:
+        """The net of a weights file, frozen."""
+        weights = load_weights(path)
         net = self.build(role)
         weights.load_into(role, net, getattr(self.config.nets, role))
         return net.eval().requires_grad_(False)

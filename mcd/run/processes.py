@@ -6,11 +6,13 @@ import hashlib
 import socket
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from mcd import world
-from mcd.config import Config, ConfigError, Schedule
+from mcd.config import STAGES, Config, ConfigError, Schedule
 from mcd.data import open_reader
+from mcd.files import remove_partial
 from mcd.run.folder import Run, RunError, version
 
 _SEEN_WITHIN = 30.0
@@ -41,9 +43,16 @@ def open_run(config: Config) -> Run:
     Raises:
         RunError: it is not usable, or not the same for all.
     """
-    run = world.from_first(lambda: Run(config))
+    run = world.from_first(partial(_open, config))
     if world.size() > 1:
         check_shared(run.path)
+    return run
+
+
+def _open(config: Config) -> Run:
+    run = Run(config)
+    for name in STAGES:
+        remove_partial(run.stage(name))
     return run
 
 

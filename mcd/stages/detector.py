@@ -2,8 +2,8 @@
 
 Consumes ``predictions``, ``ground`` and, unless it does not train, ``slots``. Its parts are the objects that pass as
 such among the slots' masks, ``detector/candidates``, and rounds, ``detector/round_N``: each trains on the objects of
-the one before and then looks for objects in every frame. Leaves the detections of each part, of which later stages read
-those that count (:class:`mcd.masks.source.DiscoveredMasks`), and ``detector/weights.safetensors``.
+the one before and then looks for objects in every frame. Leaves the detections of each part, from which later stages
+select (:class:`mcd.masks.source.DiscoveredMasks`), and ``detector/weights.safetensors``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,8 @@ from mcd.masks.detections import (
     objects_of_slots,
     paste_back,
     read_counts,
+    summarise,
     tidied,
-    write_counts,
 )
 from mcd.masks.morphology import boxes
 from mcd.masks.packed import load_arrays
@@ -69,7 +69,8 @@ class CandidatesPreparation(Preparation):
         return facts
 
     def _summary(self, split: str, dataset: FrameDataset) -> dict[str, Any]:
-        return world.from_first(lambda: summarise(self.folder, split, dataset) | {"dropped": self._dropped(split)})
+        frames = [item.frame for item in dataset.items]
+        return world.from_first(lambda: summarise(self.folder, split, frames) | {"dropped": self._dropped(split)})
 
     def _dropped(self, split: str) -> dict[str, int]:
         """How many candidates of a split are no objects, by reason."""
@@ -243,7 +244,7 @@ class DetectorStage(TrainingStage):
         return facts
 
     def _summary(self, split: str, dataset: FrameDataset) -> dict[str, Any]:
-        return world.from_first(lambda: summarise(self.folder, split, dataset))
+        return world.from_first(partial(summarise, self.folder, split, [item.frame for item in dataset.items]))
 
     @torch.no_grad()
     def detect(
@@ -275,19 +276,6 @@ def target(masks: Tensor) -> dict[str, Tensor]:
         "boxes": boxes(masks).float(),
         "labels": torch.ones(len(masks), dtype=torch.int64, device=masks.device),
         "masks": masks.to(torch.uint8),
-    }
-
-
-def summarise(folder: Path, split: str, dataset: FrameDataset) -> dict[str, Any]:
-    """Write the list of a part's frames with their numbers of objects, and say what it adds up to."""
-    paths = {item.frame: frame_path(folder, split, item.frame) for item in dataset.items}
-    # Without a file: its image could not be read, and data.on_error is skip.
-    counts = {frame: len(load_arrays(path, "scores")[0]) for frame, path in paths.items() if path.is_file()}
-    write_counts(folder / f"{split}.csv", counts)
-    return {
-        "frames": len(counts),
-        "frames_with_objects": sum(count > 0 for count in counts.values()),
-        "objects": sum(counts.values()),
     }
 
 

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from mcd import Instances, ops, world
 from mcd.config import Augment, Config, Scale
 from mcd.data import Batch, FrameDataset
+from mcd.errors import NothingToLearnError
 from mcd.files import frame_path
 from mcd.masks.instances import FrameInstances, middle_band
 from mcd.masks.morphology import boxes, filled_boxes
 from mcd.nets.layers import widen
 from mcd.run.context import Context
+from mcd.scene.contact import contact_ratio
 from mcd.scene.predictions import ScenePredictions
 from mcd.stages.object import ObjectItem, object_items
 from mcd.stages.stage import Outputs, TrainingStage
@@ -80,6 +82,8 @@ class ScaleStage(TrainingStage):
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         folder = self.context.run.stage("instances")
         items = object_items(self, split, lambda row: row.large and not row.dynamic)
+        if self.schedule.contact is not None:
+            items = self._in_contact(split, items, self.schedule.contact)
         # Colours stay as they are: the frozen nets' depth is the target.
         flip_only = augment.model_copy(update={"jitter": 0.0}) if augment is not None else None
 
@@ -89,6 +93,26 @@ class ScaleStage(TrainingStage):
             return read | self._predictions.depth_label(split, item.frame)
 
         return self.frames(split, flip_only, items=items, images="reference", labels=labels)
+
+    def _in_contact(self, split: str, items: list[ObjectItem], most: float) -> list[ObjectItem]:
+        """Objects whose depth in the scene, the label, does not contradict that of the ground at their foot.
+
+        Raises:
+            NothingToLearnError: all do, of those to train on.
+        """
+        kept = []
+        for item in items:
+            mask = FrameInstances.load(frame_path(self.context.run.stage("instances"), split, item.frame))
+            depth = self._predictions.stored(split, item.frame).depth[0]
+            ratio = contact_ratio(depth, depth, self.masks.ground(split, item.frame)[0], mask.masks[item.row, 1])
+            if ratio is None or abs(ratio - 1) <= most:
+                kept.append(item)
+        if items and not kept and split == "train":
+            raise NothingToLearnError(
+                f"stage scale: the depth of all {len(items)} static objects of split 'train' contradicts that of the "
+                f"ground at their foot by more than scale.contact, {most:g}"
+            )
+        return kept
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         depth = self._predictions.depth(batch)

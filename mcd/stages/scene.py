@@ -1,7 +1,7 @@
 """Scene stage: depth, camera pose and residual motion of the whole image, self-supervised.
 
 Consumes image triplets. Leaves ``scene/weights.safetensors``: a depth net that is right where nothing moves.
-The stage has up to three phases: depth and pose; the motion net alone; all together.
+The stage has up to four phases: the pose net alone; depth and pose; the motion net alone; all together.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mcd.config import Augment, Scene
 from mcd.data import Batch, FrameDataset, open_reader
 from mcd.data.files import resize_nearest
 from mcd.data.frames import SHARES, camera_shares
+from mcd.nets import freeze_encoder
 from mcd.nets.camera import LearnedCamera, apply_changes
 from mcd.nets.layers import widen
 from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
@@ -29,6 +30,7 @@ from mcd.run.context import Context
 from mcd.scene.poses import predict_poses, without_own_vehicle
 from mcd.scene.residual import residual_motion
 from mcd.scene.road import road_loss
+from mcd.scene.start import start_loss, told_by_motion, without_untold
 from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import colour_depth, colour_flow
 
@@ -43,6 +45,9 @@ class SceneStage(TrainingStage):
         if self.name == "scene" and context.config.data.intrinsics == "learn":
             self.roles = (*self.roles, "camera")
         super().__init__(context)
+        self.start = None
+        if self.config.init is not None and self.config.loss.start:
+            self.start = context.frozen("depth", find_weights(self.config.init))
 
     def _schedule(self, context: Context) -> Scene:
         return context.config.scene
@@ -80,16 +85,30 @@ class SceneStage(TrainingStage):
         return facts
 
     def phase(self, step: int) -> int:
-        """0: depth and pose; 1: the motion net alone; 2: all together."""
+        """-1: the pose net, before depth learns; 0: depth and pose; 1: the motion net alone; 2: all together."""
+
+        def begun(when: float) -> bool:
+            return step >= self.schedule.in_steps(when, self.steps_per_epoch)
+
+        if self.config.init is not None and not begun(self.schedule.depth_from):
+            return -1
         first, joint = self.schedule.motion_from, self.schedule.joint_from
-        starts = [start for start in (first, first if joint is None else joint) if start is not None]
-        return sum(step >= self.schedule.in_steps(start, self.steps_per_epoch) for start in starts)
+        return sum(begun(when) for when in (first, first if joint is None else joint) if when is not None)
 
     def active(self, step: int) -> Sequence[str]:
-        if self.schedule.motion_from is None:
-            return self.roles
-        first = tuple(role for role in self.roles if role != "motion")
-        return (first, ("motion",), self.roles)[self.phase(step)]
+        phase = self.phase(step)
+        if phase == 1:
+            return ("motion",)
+        without = {-1: ("depth", "motion"), 0: ("motion",)}.get(phase, ())
+        return tuple(role for role in self.roles if role not in without)
+
+    def set_mode(self, step: int) -> None:
+        super().set_mode(step)
+        if self.config.init is not None and self.schedule.frozen_blocks is not None:
+            freeze_encoder(self.nets["depth"], self.schedule.frozen_blocks)
+
+    def rate(self, role: str) -> float:
+        return self.schedule.pose_rate if role == "pose" else 1.0
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         with self.context.networks():
@@ -98,6 +117,9 @@ class SceneStage(TrainingStage):
         reference, sources = without_own_vehicle(batch)
         T_src_ref = predict_poses(self.context, self.nets["pose"], reference, sources)
         outputs: Outputs = {"depths": depths, "T_src_ref": T_src_ref}
+        if self.start is not None and "depth" in self.active(step):
+            with torch.no_grad(), self.context.networks():
+                outputs["start"] = widen(self.start(batch["reference"])[0])
         K: Tensor = batch["K"]
         if "camera" in self.nets:
             K = outputs["K"] = self.nets["camera"](batch["K"], batch["flipped"])
@@ -120,8 +142,14 @@ class SceneStage(TrainingStage):
         depths, motion = outputs["depths"], outputs.get("motion")
         reference, sources = without_own_vehicle(batch)
         K: Tensor = outputs["K"] if "K" in outputs else batch["K"]
+        terms: dict[str, Tensor] = {}
+        if "start" in outputs:
+            start, T = outputs["start"], outputs["T_src_ref"]
+            told = told_by_motion(reference, sources, depths[0], start, K, T, weights.start_evidence)
+            reference, sources = without_untold(told, reference, sources)
+            terms["start"] = weights.start * start_loss(depths[0], start, told, weights.start_share)
         photometric = self.photometric(reference, sources, depths, K, outputs["T_src_ref"], motion)
-        terms = {"photometric": photometric}
+        terms = {"photometric": photometric} | terms
         if "depth" in self.active(step):
             images = image_pyramid(batch["reference"], depths)
             terms["smoothness"] = weights.smoothness * self.smoothness([1 / depth for depth in depths], images)

@@ -160,6 +160,10 @@ class TrainingStage(Stage):
         """Roles optimised at this step."""
         return self.roles
 
+    def rate(self, role: str) -> float:
+        """Learning rate of a net, as a multiple of the schedule's."""
+        return 1.0
+
     def ramp(self, step: int, begin: float | None, end: float | None) -> float | None:
         """0 at the moment ``begin`` of the schedule, 1 from ``end`` on; None before it, and where there is none."""
         if begin is None or end is None:

@@ -71,8 +71,9 @@ class TrainState:
         if self.phase != self._mode:
             stage.set_mode(self.step)
             self._mode = self.phase
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(stage, self.step)
+        # One group a net, as `make_optimizer` made them.
+        for role, group in zip(stage.active(self.step), self.optimizer.param_groups, strict=True):
+            group["lr"] = stage.rate(role) * learning_rate(stage, self.step)
         return self.optimizer
 
     def keep_if_best(self, score: float) -> None:

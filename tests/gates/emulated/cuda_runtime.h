@@ -23,10 +23,14 @@
 #define __global__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __grid_constant__
 #define __shared__ static
 
 using cudaStream_t = void*;
+struct int4 {
+  int x, y, z, w;
+};
 enum cudaError_t { cudaSuccess };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -35,6 +39,10 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
+// A processor without clusters.
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor };
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 8, cudaSuccess; }
 template <typename Kernel> cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) { return cudaSuccess; }
 
 using std::fabs, std::fma, std::frexp, std::isfinite, std::ldexp;
@@ -188,6 +196,15 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   for (int step = 16; step > 0; step /= 2) votes |= __shfl_xor_sync(~0u, votes, step);
   return votes;
 }
+inline int __reduce_add_sync(unsigned, int value) {
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
+  return value;
+}
+inline unsigned __reduce_min_sync(unsigned, unsigned value) {
+  for (int step = 16; step > 0; step /= 2) value = std::min(value, __shfl_xor_sync(~0u, value, step));
+  return value;
+}
+template <typename T> T __ldcg(const T* from) { return *from; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __clzll(long long bits) { return __builtin_clzll(bits); }
 

@@ -158,6 +158,8 @@ class Device(Memory):
         self._fault: BaseException | None = None
         self._functions = _LAUNCH(self._launched), _FILL(self._filled)
         self._library = ctypes.CDLL(str(path))
+        self.capability = ctypes.c_int.in_dll(self._library, "capability")
+        """What the host code takes the device for, the first digit."""
 
     def text(self, stem: str) -> str:
         return ptx_of(self._texts[stem])

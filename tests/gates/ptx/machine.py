@@ -14,7 +14,7 @@ import numpy as np
 from gates.ptx.access import Access
 from gates.ptx.emit import functions_of
 from gates.ptx.memory import BARRIER, SECTOR, GlobalMemory, KernelError, SharedMemory
-from gates.ptx.parse import SYNCHRONISES, Kernel
+from gates.ptx.parse import Kernel
 
 DONE, WAITING = np.int32(2**31 - 1), np.int32(2**31 - 2)
 LANES = 4096  # at most so many side by side: where NumPy's overhead is small and arrays still fit the cache
@@ -100,7 +100,7 @@ class Machine(Access):
         self.memory_counts = counts.memory
         self._padded_parameters = launch.parameters.ljust(kernel.parameter_bytes + 16, b"\0")
         numbers = np.arange(counts.blocks) if blocks is None else blocks
-        side = max(LANES // self.threads, 1)
+        side = max(LANES // self.threads // kernel.cluster, 1) * kernel.cluster
         with np.errstate(all="ignore"):
             for first in range(0, len(numbers), side):
                 self._run_group(numbers[first : first + side], threads)
@@ -188,7 +188,7 @@ class Machine(Access):
             block = kernel.blocks[number]
             last = block.instructions[-1] if block.instructions else None
             onward = DONE if block.next is None else np.int32(block.next)
-            if last is not None and last.name in SYNCHRONISES and last.op[1:2] != ["warp"]:
+            if last is not None and last.waits:
                 resume[lanes] = number
                 if taken is not None:
                     votes[lanes] = taken
@@ -208,10 +208,11 @@ class Machine(Access):
         self.counts.memory["divergent branches"] += int(((some > 0) & (some < whole)).sum())
 
     def _release(self, pc: np.ndarray, resume: np.ndarray, votes: np.ndarray, registers: dict) -> None:
-        """Every block whose threads all wait at the same barrier goes on."""
+        """Every block whose threads all wait at the same barrier goes on; at a cluster's, if its other blocks wait."""
         shape = (len(self.numbers), self.threads)
         waits, at = (pc == WAITING).reshape(shape), resume.reshape(shape)
         exist = (self._special["tid.x"] >= 0).reshape(shape) & (np.arange(self.threads) < np.prod(self.launch.block))
+        kernel, released, alone = self.kernel, 0, []
         for i in range(shape[0]):
             if not waits[i].any():
                 continue
@@ -222,7 +223,7 @@ class Machine(Access):
                 raise self._located(KernelError(BARRIER, "threads wait at different barriers", lane), number)
             if (waits[i] != exist[i]).any():
                 raise self._located(KernelError(BARRIER, "some threads of the block have ended", lane), number)
-            last = self.kernel.blocks[number].instructions[-1]
+            last = kernel.blocks[number].instructions[-1]
             lanes = slice(i * self.threads, i * self.threads + int(exist[i].sum()))
             if "red" in last.op:
                 found = votes[lanes]
@@ -230,9 +231,20 @@ class Machine(Access):
                 value = {"or": found.any(), "and": found.all(), "popc": found.sum()}[last.op[2]]
                 if target in registers:
                     registers[target][lanes] = value
-            pc[lanes] = DONE if self.kernel.blocks[number].next is None else self.kernel.blocks[number].next
+            of_cluster = "cluster" in last.op
+            if of_cluster:
+                first = i - i % kernel.cluster
+                together = slice(first, first + kernel.cluster)
+                if (at[together][exist[together]] != number).any() or (waits[together] != exist[together]).any():
+                    alone.append((lane, number))
+                    continue
+            released += 1
+            pc[lanes] = DONE if kernel.blocks[number].next is None else kernel.blocks[number].next
             self._barriers[lanes] += 1
-            self.counts.memory["barriers"] += 1
+            self.counts.memory["cluster barriers" if of_cluster else "barriers"] += 1
+        if not released:
+            lane, number = alone[0]
+            raise self._located(KernelError(BARRIER, "other blocks of the cluster have ended", lane), number)
 
     def _located(self, fault: KernelError, number: int | None) -> KernelError:
         lane = fault.lane or 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-SYNCHRONISES = ("bar", "barrier")  # of a whole block
+SYNCHRONISES = ("bar", "barrier")
 _GAP = 128  # bytes between shared variables, which belong to none
 
 
@@ -31,6 +31,11 @@ class Instruction:
     @property
     def kind(self) -> str:
         return self.op[-1]
+
+    @property
+    def waits(self) -> bool:
+        """For all threads of the block, or of its cluster."""
+        return self.name in SYNCHRONISES and "warp" not in self.op and "arrive" not in self.op
 
     @property
     def space(self) -> str | None:
@@ -83,6 +88,8 @@ class Kernel:
     blocks: list[Block]
     constants: dict[str, bytes]
     max_threads: int
+    cluster: int
+    """Blocks that run together."""
 
     @property
     def parameter_bytes(self) -> int:
@@ -136,6 +143,8 @@ class Module(Mapping[str, Kernel]):
         loops = {at for label, at in labels if re.search(rf"\bbra(?:\.uni)?\s+{re.escape(label)};", body[at:])}
         for at in sorted(loops, reverse=True):
             body = f'{body[:at]}\n.pragma "nounroll";{body[at:]}'
+        if architecture < "sm_90":  # there code has no clusters
+            directives = re.sub(r"\.(explicitcluster|reqnctapercluster[^.\n]*)", "", directives)
         version = re.search(r"\.version [\d.]+", self._between[0])[0]
         variables = "\n".join(match[0] for match in self._variables if match[5] in body)
         start = f"{version}\n.target {architecture}\n.address_size 64\n{variables}\n"
@@ -212,6 +221,7 @@ def _kernel(name: str, head: str, directives: str, body: str, module_level: list
         elif statement and not statement.startswith("."):
             code.append(_instruction(statement))
     threads = re.search(r"\.(?:maxntid|reqntid)\s+(\d+)", directives)
+    cluster = re.search(r"\.reqnctapercluster\s+(\d+)", directives)
     blocks = _blocks(code)
     _find_live(blocks)
     return Kernel(
@@ -224,6 +234,7 @@ def _kernel(name: str, head: str, directives: str, body: str, module_level: list
         blocks,
         constants,
         int(threads[1]) if threads else 0,
+        int(cluster[1]) if cluster else 1,
     )
 
 
@@ -264,7 +275,7 @@ def _blocks(code: list[Instruction | str]) -> list[Block]:
             blocks.append(Block(len(blocks)))
             open_block = True
         blocks[-1].instructions.append(item)
-        if item.name in ("bra", "ret", "exit", "trap", *SYNCHRONISES) and item.op[1:2] != ["warp"]:
+        if item.waits or item.name in ("bra", "ret", "exit", "trap"):
             open_block = False
     for block in blocks:
         last = block.instructions[-1] if block.instructions else None

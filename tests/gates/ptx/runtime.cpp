@@ -27,6 +27,9 @@ struct Configuration {
 } pushed;
 }  // namespace
 
+extern "C" __attribute__((visibility("default"))) int capability;
+int capability = 9;  // of the device, its first digit
+
 EXPORT void set_functions(LaunchFunction launch, FillFunction fill) { launch_function = launch, fill_function = fill; }
 
 EXPORT void** __cudaRegisterFatBinary(void*) {
@@ -75,7 +78,7 @@ EXPORT int cudaDeviceGetAttribute(int* value, int attribute, int) {
   switch (attribute) {
     case 16: *value = 132; break;           // multiprocessors
     case 39: *value = 2048; break;          // threads of one
-    case 75: *value = 9; break;             // compute capability
+    case 75: *value = capability; break;    // compute capability
     case 76: *value = 0; break;
     case 81: *value = 228 * 1024; break;    // shared memory of a multiprocessor
     case 97: *value = 227 * 1024; break;    // and of a block that asks for it
