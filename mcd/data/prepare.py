@@ -13,9 +13,9 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    from mcd.cli import main
+    from mcd.cli import main as command
 
-    sys.exit(main(["prepare", *sys.argv[1:]]))
+    sys.exit(command(["prepare", *sys.argv[1:]]))
 
 import argparse
 import os
