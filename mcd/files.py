@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import struct
@@ -34,6 +35,7 @@ _BROKEN = (
     zlib.error,
     zipfile.BadZipFile,
     Image.DecompressionBombError,
+    csv.Error,
 )
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import time
 import tomllib
@@ -90,6 +91,23 @@ def test_a_command_that_is_stopped_leaves_nothing_half_written(
     assert capsys.readouterr().err == "mcd backend: stopped\n"
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_warning_is_said_once_and_without_the_line_that_said_it() -> None:
+    code = """
+import sys, warnings, mcd.backend
+from mcd import cli
+def work(arguments):
+    for _ in range(3):
+        with warnings.catch_warnings():  # after which Python would say it again
+            warnings.simplefilter("ignore")
+        warnings.warn("the lens is guessed")
+    return 0
+mcd.backend.main = work
+sys.exit(cli.main(["backend"]))
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "warning: the lens is guessed\n")
 
 
 def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

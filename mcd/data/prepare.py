@@ -13,9 +13,9 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    from mcd.cli import main as command
+    from mcd import cli
 
-    sys.exit(command(["prepare", *sys.argv[1:]]))
+    sys.exit(cli.main(["prepare", *sys.argv[1:]]))
 
 import argparse
 import os
