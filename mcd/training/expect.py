@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcd.config import Config, ConfigError, Schedule, load_config
+from mcd.config import Config, ConfigError, Detector, Schedule, load_config
 from mcd.errors import McdError
 from mcd.files import read_json
 from mcd.run.folder import environment, run_folder
@@ -38,14 +38,14 @@ Earlier = Sequence[tuple[Path, Config]]
 """Runs and their configs."""
 
 
-def amount(config: Config, stage: str, frames: int) -> float | None:
-    """Images that a stage works through: those of its steps, or every frame; None where objects decide on it."""
+def amount(config: Config, stage: str, frames: int) -> float:
+    """Images that a stage works through: those of its steps, or every frame."""
     schedule = getattr(config, "final" if stage == "control" else stage)
     if not isinstance(schedule, Schedule):
         return float(frames)
-    if schedule.steps is not None:
-        return float(schedule.steps * schedule.batch)
-    return float(schedule.epochs or 0) * frames
+    rounds = len(schedule.scores) if isinstance(schedule, Detector) else 1
+    images = schedule.steps * schedule.batch if schedule.steps is not None else (schedule.epochs or 0) * frames
+    return float(rounds * images)
 
 
 def expected_stages(
@@ -80,7 +80,7 @@ def measured_stage(config: Config, stage: str, frames: int, before: Earlier | No
             continue
         theirs = amount(other, stage, int(facts.get("frames") or frames))
         ours = amount(config, stage, frames)
-        if theirs and ours:
+        if theirs:
             share, size = ours / theirs, sum(f.stat().st_size for f in (run / stage).rglob("*") if f.is_file())
             # Files of a stage grow with the frames; its weights do not.
             grown = size if isinstance(getattr(config, stage, None), Schedule) else round(size * share)
