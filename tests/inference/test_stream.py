@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -246,3 +247,23 @@ def test_memory_does_not_grow_with_the_stream(
     assert done + dropped == frames
     assert done >= frames // 400
     assert max(sizes[begin:]) - sizes[begin] < most, (last, sizes)
+
+
+def test_an_address_whose_sender_goes_in_mid_frame_is_said(weights: Path, tmp_path: Path, capsys: Shown) -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(60)
+
+    def send() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.sendall(nut(6)[:-1000])
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    name = f"tcp://127.0.0.1:{listening.getsockname()[1]}"
+    assert predict(weights, name, "-o", tmp_path, "--format", "npy", "--every-frame") == 1
+    sender.join()
+    listening.close()
+    shown = capsys.readouterr().err
+    assert f"error: stream {name} broke off after 5 frames: its last frame is cut off; 5 frames are kept" in shown
+    assert len(list(tmp_path.rglob("*.npy"))) == 5
