@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import struct
@@ -36,6 +37,7 @@ _BROKEN = (
     zipfile.BadZipFile,
     tokenize.TokenError,
     Image.DecompressionBombError,
+    csv.Error,
 )
 
 

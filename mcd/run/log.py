@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from mcd.files import naming, write_text
+from mcd.files import DataError, naming, reading, write_text
 from mcd.run.folder import Run
 
 
@@ -71,6 +71,10 @@ class StageLog:
     def _read(self) -> list[dict[str, str]]:
         if not self._path.is_file():
             return []
-        # A line without its end was cut off by a kill.
-        whole = self._path.read_text().rpartition("\n")[0].splitlines()
-        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]
+        with reading("log", self._path):
+            # A line without its end was cut off by a kill.
+            whole = self._path.read_text().rpartition("\n")[0].splitlines()
+            rows = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(whole)]
+            if not all(row.get("step", "").isdecimal() for row in rows):
+                raise DataError(f"log {self._path} has a line without the number of its step; delete it")
+        return rows
