@@ -10,6 +10,7 @@ from typing import Any
 
 from mcd.config import Config, ConfigError, Detector, Schedule, load_config
 from mcd.errors import McdError
+from mcd.evaluation.figures import read_facts
 from mcd.files import read_json
 from mcd.run.folder import environment, run_folder
 from mcd.run.progress import Expected
@@ -63,7 +64,7 @@ def expected_stages(
     for stage in config.stages:
         facts = _facts(own / stage / "done.json")
         if facts:
-            found.append(Expected(stage, facts.get("seconds", 0.0), "finished", finished=True))
+            found.append(Expected(stage, facts.get("seconds") or 0.0, "finished", finished=True))
             continue
         measured = measured_stage(config, stage, frames, before)
         known = None if measured is None else measured.seconds
@@ -93,11 +94,11 @@ def logged_step(run: Path, stage: str) -> tuple[int, float] | None:
     path = run / "log" / f"{stage}.csv"
     if not path.is_file():
         return None
-    rows = [row for row in csv.DictReader(path.read_text().rpartition("\n")[0].splitlines()) if row.get("forward")]
     try:
+        rows = [row for row in csv.DictReader(path.read_text().rpartition("\n")[0].splitlines()) if row.get("forward")]
         times = [sum(float(row[phase]) for phase in PHASES) for row in rows]
         return (int(rows[-1]["step"]), sum(times) / len(times) / 1e3) if times else None
-    except (KeyError, TypeError, ValueError):
+    except (OSError, LookupError, TypeError, ValueError, csv.Error):
         return None
 
 
@@ -130,7 +131,8 @@ def _alike(config: Config, other: Config, stage: str) -> bool:
 
 
 def _facts(path: Path) -> dict[str, Any]:
+    """Facts of a stage; empty where they are missing or broken, which is said by whoever needs them."""
     try:
-        return read_json("facts of a stage", path) if path.is_file() else {}
+        return read_facts(path)
     except McdError:
         return {}
