@@ -31,20 +31,23 @@ from mcd.evaluation.discovery import evaluate_discovery
 from mcd.evaluation.protocol import NothingCountsError, Regions
 from mcd.evaluation.stages import evaluate_stage, run_contact, write_metrics
 from mcd.extras import MissingPackage, extra
-from mcd.files import atomic_path
+from mcd.files import atomic_path, remove_partial
 from mcd.inference.predictor import choose_device
 from mcd.run.checkpoint import WEIGHTS
 from mcd.run.context import Context
 from mcd.run.folder import Run, run_folder
 from mcd.run.lock import lock_run
 from mcd.run.networks import check_motion, check_nets
+from mcd.run.progress import RunLine
 from mcd.run.warned import DATA, warn
 from mcd.stages import STAGES, Preparation, Stage, TrainingStage
 from mcd.stages.segment import check_segmenter
 from mcd.streets.synthetic import generate
 from mcd.training.checks import look_at_frames, look_at_results
+from mcd.training.expect import expected_stages
 from mcd.training.loop import train
 from mcd.training.memory import keep_freed_memory
+from mcd.training.plan import peak_bytes, plan, show
 from mcd.training.profiling import ProfileWindow, step_window
 from mcd.training.state import LAST
 from mcd.training.stop import InterruptedRun, StopSignal
@@ -56,14 +59,16 @@ DEFAULT_CONFIG = PACKAGED / "synthetic.yaml"
 CONFIG_HELP = "YAML file, or the name of a config that comes with the program (default: synthetic)"
 
 
-# FileExistsError: another's folder stands where data should.
-EXPECTED = (McdError, FileExistsError, BlockingIOError)
+# OSError: a full or read-only disk, a folder of another where data should be.
+EXPECTED = (McdError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         config = load_config(options.config, options.set)
+        if options.plan:
+            return show_plan(config)
         with StopSignal() as stop:
             train_run(config, stop, options.profile)
     except InterruptedRun:
@@ -80,6 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def show_plan(config: Config) -> int:
+    """Print what a run will do and take; returns 0."""
+    check_nets(config)
+    check_motion(config)
+    show(config, plan(config, set_up(config)))
+    return 0
+
+
 def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None = None) -> Path:
     """Train, evaluate and report every stage of ``config``; returns the run folder."""
     check_nets(config)
@@ -89,15 +102,18 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
     device = set_up(config)
     with lock_run(run_folder(config)):
         run = Run(config)
+        for name in STAGES:
+            remove_partial(run.stage(name))
         make_data(config)
         context = Context(config, run, device)
         frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))
-        with closing(ProfileWindow(profile, run.path)) as window:
+        with RunLine(expected_stages(config, frames)) as line, closing(ProfileWindow(profile, run.path)) as window:
             if any(run.finished(name) is None for name in config.stages):
                 warn(run.path, DATA, look_at_frames(config))
             for name in config.stages:
                 if run.finished(name) is not None:
                     continue
+                line.begin(name)
                 reason = why_left_out(run, name)
                 try:
                     if reason is None:
@@ -109,8 +125,9 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
                     facts = leave_out(context, name, str(error))
                 facts["metrics"] = evaluate(context, name)
                 facts["discovery"] = evaluate_discovery(context, name)
-                facts["frames"] = frames
+                facts |= {"frames": frames, "peak_bytes": peak_bytes(device)}
                 run.finish(name, **facts)
+                line.end()
                 write_metrics(run.path)
         write_metrics(run.path, contact=run_contact(config, run.path, device), show=True)
         report(run.path)
@@ -246,6 +263,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         metavar="METRES",
         help="of the camera above the road; short for --set data.camera_height=",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="say what stages, steps, time, disk and memory a run takes, and do nothing"
     )
     parser.add_argument("--profile", type=step_window, metavar="START:STOP", help="profile these training steps")
     options = parser.parse_args(arguments)

@@ -71,6 +71,7 @@ def test_the_cityscapes_config_has_the_published_schedule():
         ({"object": {"steps": 1, "select": "ground_truth"}}, "select: ground_truth needs"),
         ({"data": {"size": [64]}}, "'data.size"),
         ({"stages": ["scene", "ground_truth"]}, "'stages.1'"),
+        ({"stages": []}, "'stages'"),
         ({"augment": {"flip": 1.5}}, "'augment.flip'"),
         (
             {"loss": {"ssim": -1}},
@@ -208,6 +209,11 @@ def test_epochs_become_steps():
         ({"evaluation": {"min_depth": 9, "max_depth": 3}}, "'min_depth', 9, must lie below 'max_depth', 3"),
         ({"evaluation": {"crop": [0.5, 0.5, 0, 1]}}, "'crop' is top, bottom, left, right"),
         ({"evaluation": {"keep_rows": 0}}, "'keep_rows' must not be 0"),
+        ({"data": {"fov": 180}}, "'data.fov'"),
+        ({"data": {"fov": 1e-9}}, "'data.fov'"),
+        ({"data": {"intrinsics": [1e-9, 9, 1, 1]}}, "'data.intrinsics"),
+        ({"data": {"intrinsics": [9, 9, 1e300, 1]}}, "'data.intrinsics"),
+        ({"data": {"distortion": [1e300, 0, 0, 0, 0]}}, "'data.distortion.0'"),
         ({"final": {"steps": 1, "pseudo_weight": -1}}, "'final.pseudo_weight'"),
     ],
 )

@@ -46,6 +46,7 @@ template <typename V> MCD_HD V exp_negative(V x) {
 template <typename T, typename image_t> struct EdgeGuide {
   using scalar_t = T;
   using value_t = image_t;
+  static constexpr bool kCountsAll = true;  // every pair counts as one
   const image_t* image;  // [B, C, h, w]
   int channels;
   int64_t plane;
@@ -55,14 +56,6 @@ template <typename T, typename image_t> struct EdgeGuide {
     V difference{};
     const image_t* here = image + b * channels * plane + at;
     const auto add = [&] { difference += abs<V>(load<V>(here, count) - load<V>(here + step, count)), here += plane; };
-#ifdef __CUDACC__
-    // Without a loop nvcc reads what two weights share but once.
-    if (channels == 3) {
-      add(), add(), add();
-      return exp_negative<V>(-difference * (T(1) / 3));
-    }
-#pragma unroll 1
-#endif
     for (int c = 0; c < channels; ++c) add();
     return exp_negative<V>(-difference * (T(1) / channels));
   }
@@ -73,6 +66,7 @@ template <typename T, typename image_t> struct EdgeGuide {
 template <typename T> struct MaskGuide {
   using scalar_t = T;
   using value_t = bool;
+  static constexpr bool kCountsAll = false;
   const bool* mask;  // [B, 1, h, w]
   int channels;
   int64_t plane;

@@ -29,6 +29,7 @@ from mcd.config.base import (
     Whole,
 )
 from mcd.config.data import Augment, Data
+from mcd.config.evaluation import Evaluation
 from mcd.config.masks import InstancesStage, Pseudo, Segment
 from mcd.config.nets import Nets
 from mcd.ops.backend import BackendUnavailable
@@ -294,38 +295,6 @@ class Final(Scene):
     pseudo_weight: Weight = Field(0.1, description="weight of the pseudo-depth loss; 0 is the control")
 
 
-class Evaluation(Section):
-    protocol: Literal["cityscapes", "kitti"] = "cityscapes"
-    split: Literal["val", "test"] = "val"
-    min_depth: Positive = 1e-3
-    max_depth: Positive = 80.0
-    keep_rows: Fraction = Field(0.75, description="cityscapes: upper share of the full image that is kept")
-    crop: tuple[Fraction, Fraction, Fraction, Fraction] | None = Field(
-        None, description="top, bottom, left, right as shares of the kept image; None: the protocol's own"
-    )
-    min_mask_area: Fraction = Field(0.005, description="cityscapes: smallest object mask, share of the full image")
-    scale: Literal["median", "none", "height", "poses"] = Field(
-        "median",
-        description="what puts predictions into metres: the ratio of each image's medians (published), nothing, "
-        "data.camera_height, or data.poses",
-    )
-    boxes: Path | None = Field(
-        None,
-        description="sequence: CSV of boxes of vehicles: frame, x0, y0, x1, y1 and, if known, moving",
-    )
-    batch: Count = 8
-
-    @model_validator(mode="after")
-    def _leaves_something(self) -> Evaluation:
-        if self.min_depth >= self.max_depth:
-            raise ValueError(f"'min_depth', {self.min_depth:g}, must lie below 'max_depth', {self.max_depth:g}")
-        if self.keep_rows == 0:
-            raise ValueError("'keep_rows' must not be 0: nothing would be kept")
-        if self.crop is not None and not (self.crop[0] < self.crop[1] and self.crop[2] < self.crop[3]):
-            raise ValueError(f"'crop' is top, bottom, left, right, the smaller ones first, not {list(self.crop)}")
-        return self
-
-
 class Config(Section):
     run: str | None = Field(None, description="name of the run folder; None: the config's stem")
     runs: Path = Field(Path("runs"), description="where run folders are")
@@ -333,7 +302,7 @@ class Config(Section):
         None,
         description="run, stage folder or weights file to start from (of a run, its final weights before its scene's)",
     )
-    stages: tuple[StageName, ...] = MASKED_STAGES
+    stages: tuple[StageName, ...] = Field(MASKED_STAGES, min_length=1)
     store: Literal["none", "sqlite"] = Field(
         "none",
         description="depth and residual flow of the scene nets for later stages: computed anew, or in one file of the "

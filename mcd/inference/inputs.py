@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,11 @@ class Job:
         return list(dict.fromkeys(named(self.target, endings[name]) for name in formats))
 
 
+def is_stream(name: str) -> bool:
+    """Whether an input is a pipe (``-``), a camera or an address rather than files."""
+    return name == "-" or re.match(r"(/dev/video\d+$|[a-z]{3,5}://)", name) is not None
+
+
 def find_inputs(names: Sequence[str]) -> list[Path]:
     """Files that the names mean: files, folders (their images and videos, sorted), or globs.
 
@@ -64,8 +70,8 @@ def find_inputs(names: Sequence[str]) -> list[Path]:
         # Path.glob takes no absolute pattern.
         inside = path.iterdir() if path.is_dir() else map(Path, glob.glob(name, recursive=True))  # noqa: PTH207
         files = sorted(file for file in inside if file.is_file() and file.suffix.lower() in known)
-        # Results of an earlier call in the same folder are no inputs.
-        files = [file for file in files if not file.stem.endswith(("_depth", "_depth16"))]
+        # Results of an earlier call in the same folder are no inputs, nor hidden files of another system.
+        files = [file for file in files if not file.stem.endswith(("_depth", "_depth16")) and file.name[0] != "."]
         if not files:
             raise InputError(f"{name} holds no image and no video")
         found += files
@@ -109,15 +115,25 @@ def read_image(path: Path) -> RGB:
     """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode in ("I", "F"):
-                raise ValueError(f"its pixels are of kind '{image.mode}', expected 8 or 16 bits a channel")
-            if image.mode.startswith("I;16"):
-                # PIL would clip 16-bit grey at 255 instead of scaling it.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
+            return rgb(file)
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"image {path} cannot be read: {error}") from None
+
+
+def rgb(image: Image.Image) -> RGB:
+    """A PIL image as RGB uint8 [H, W, 3], turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: it holds floating-point or 32-bit pixels.
+        OSError: it is of a file that cannot be decoded.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of kind '{image.mode}', expected 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):
+        # PIL would clip 16-bit grey at 255 instead of scaling it.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
 
 
 def named(target: Path, ending: str) -> Path:

@@ -21,7 +21,7 @@ from mcd.inference.predictor import choose_device, resize_depth
 from mcd.masks.detections import FrameDetections, read_counts
 from mcd.masks.instances import FrameInstances
 from mcd.masks.source import read_ground
-from mcd.report.gallery import Gallery, Tiles, greatest, spread
+from mcd.report.gallery import WIDEST, Gallery, Tiles, greatest, spread
 from mcd.run.checkpoint import load_weights
 from mcd.run.context import Context
 from mcd.run.folder import Run
@@ -43,7 +43,6 @@ from mcd.visualize import (
 
 FRAMES, DETECTION_FRAMES = 6, 4
 ROUNDS = 3
-WIDEST = 480
 # Frames are chosen among so many, spread over the split: looking at all masks of a big one would take minutes.
 CANDIDATES = 60
 SHOWN = {"scene": "first", "pseudo": "pseudo", "final": "final"}

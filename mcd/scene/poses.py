@@ -23,7 +23,12 @@ def without_own_vehicle(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     if "own" not in batch:
         return batch["reference"], batch["sources"]
     own = batch["own"]
-    return batch["reference"].masked_fill(own, GREY), batch["sources"].masked_fill(own[:, None], GREY)
+    return hide_own_vehicle(batch["reference"], own), hide_own_vehicle(batch["sources"], own[:, None])
+
+
+def hide_own_vehicle(images: Tensor, own: Tensor) -> Tensor:
+    """Images [...,3,H,W] that are grey where ``own``, bool, of a shape that goes with theirs, is True."""
+    return images.masked_fill(own, GREY)
 
 
 def predict_poses(context: Context, net: torch.nn.Module, reference: Tensor, sources: Tensor) -> Tensor:

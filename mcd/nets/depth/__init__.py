@@ -40,4 +40,4 @@ def freeze_encoder(net: nn.Module, blocks: int) -> None:
     encoder.eval()
     if blocks:
         for module in (encoder.conv_stem, encoder.bn1, *early[:blocks]):
-            module.requires_grad_(False)  # type: ignore[operator]
+            module.requires_grad_(False)
