@@ -80,7 +80,7 @@ def build_detector(name: str, size: tuple[int, int], *, magnify: float = 1.0, pr
 
 
 def light_mask_rcnn(channels: int, classes: int, **options: Any) -> MaskRCNN:
-    """A small Mask R-CNN of images with so many channels: 1.6 M parameters, few proposals.
+    """A small Mask R-CNN of images with so many channels, with few proposals.
 
     Args:
         classes: the background is one of them.
