@@ -9,7 +9,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -na
 BUILT := .venv/built-$(MCD_CUDA)
 
 .PHONY: help train test lint format check fuzz kinds chaos sanitize e2e bench bench-full peers wheels wheels-dist docs \
-	demo-study clean
+	demo-study clip clean
 .DELETE_ON_ERROR:
 
 help:
@@ -98,6 +98,9 @@ docs: $(BUILT)  ## the documentation site, into build/site
 
 demo-study: $(BUILT)  ## the synthetic demonstration with three seeds and its control, into docs/results.md
 	$(BIN)/python -m benchmarks.demo_study $(ARGS)
+
+clip: $(BUILT)  ## the shipped start, adapted to a piece of real driving in minutes; report and docs/clip.png
+	$(BIN)/python -m benchmarks.clip $(ARGS)
 
 clean:  ## remove what was built; .venv's packages, data/ and runs/ stay
 	rm -rf build dist *.egg-info mcd/_C.*.so .venv/built-*

@@ -37,7 +37,7 @@ def make_clip(stages: Sequence[str] = ("scene", "final"), frames: int = 3) -> Cl
         K = np.array([[40.0, 0, 22], [0, 40, 14.5], [0, 0, 1]])
         kept = dict.fromkeys(stages, shown)
         made.append(ClipFrame(f"frame{number}", 0, image, K, T_world_camera, depth, kept, moving))
-    return Clip(made, [np.stack([frame.T_world_camera[:3, 3] for frame in made])], "What moves: two things.")
+    return Clip(made, [np.stack([frame.T_world_camera[:3, 3] for frame in made])], "two things")
 
 
 def sequence_run(

@@ -72,7 +72,7 @@ class Clip:
     paths: list[NDArray[np.float64]]
     """Positions [n,3] of the camera, by shot; none where the run has no pose net."""
     marks: str
-    """How it is known what moves; empty where it is not."""
+    """What counts as moving, in words; empty where nothing is known of it."""
 
     @property
     def stages(self) -> list[str]:
@@ -134,7 +134,7 @@ def collect_clip(config: Config, run_folder: Path, points: int = POINTS) -> Clip
                     paths.append(np.stack((before[:3, 3], np.zeros(3), after[:3, 3])))
     if chained:
         paths.append(np.stack([frame.T_world_camera[:3, 3] for frame in frames]))
-    return _measured(Clip(frames, paths, " ".join(sorted(sources - {""}))))
+    return _measured(Clip(frames, paths, " or ".join(sorted(sources - {""}))))
 
 
 def grid_size(size: Sequence[int], points: int) -> tuple[int, int]:
@@ -211,16 +211,16 @@ def _seen(
 
 
 def _moving(context: Context, split: str, name: str, flow: Tensor | None) -> tuple[NDArray[np.bool_], str]:
-    """What moves in a frame [H,W], and a sentence that says how it is known."""
+    """What moves in a frame [H,W], and in words what counts as moving."""
     path = frame_path(context.run.stage("instances"), split, name)
     if path.is_file():
         found = FrameInstances.load(path)
         moving = found.masks[found.dynamic, 1].any(axis=0)
-        return moving, "What moves: the objects that the stage instances calls dynamic."
+        return moving, "the objects that the stage instances calls dynamic"
     if flow is not None:
         threshold = context.config.instances.flow_threshold
         moving = moving_pixels(flow[None], threshold)[0, 0].numpy()
-        return moving, f"What moves: residual motion of at least {threshold:g} pixels at a width of 512."
+        return moving, f"residual motion of at least {threshold:g} pixels at a width of 512"
     return np.zeros(context.config.data.size, bool), ""
 
 

@@ -130,7 +130,7 @@ class RunLine:
         number = names.index(self._stage) + 1 if self._stage in self._stages else len(self._done)
         said = [f"stage {number}/{len(names)} {self._stage or ''}".rstrip()]
         if self._part is not None:
-            said.append(self._part.text())
+            said.append(self._part.text(self._stage))
         stage, run, partly = self.left()
         times = [] if stage is None else [f"stage {clock_text(stage)} left"]
         times += [] if run is None else [f"run {'over' if partly else 'about'} {clock_text(run)} left"]
@@ -203,10 +203,10 @@ class Part:
         rate = self.rate()
         return None if rate is None else (self._total - self._count) / rate
 
-    def text(self) -> str:
-        """What, how many of how many, and the rate."""
+    def text(self, known: str | None = None) -> str:
+        """What, unless that is ``known``, how many of how many, and the rate."""
         rate = self.rate()
-        said = [f"{self._what} {self._count}/{self._total} {self._unit}s"]
+        said = [f"{'' if self._what == known else self._what + ' '}{self._count}/{self._total} {self._unit}s"]
         if rate is not None and self._unit == "image":
             said.append(f"{rate:.3g} images/s")
         return ", ".join([*said, *([self._postfix] if self._postfix else [])])

@@ -25,7 +25,7 @@ from mcd.run.context import Context, widen
 from mcd.scene.poses import predict_poses, without_own_vehicle
 from mcd.scene.residual import residual_motion
 from mcd.scene.road import road_loss
-from mcd.scene.start import only_where, start_loss, told_by_motion
+from mcd.scene.start import start_loss, told_by_motion, without_untold
 from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import colour_depth, colour_flow
 
@@ -138,13 +138,12 @@ class SceneStage(TrainingStage):
         reference, sources = without_own_vehicle(batch)
         K: Tensor = outputs["K"] if "K" in outputs else batch["K"]
         terms: dict[str, Tensor] = {}
-        followed: Sequence[Tensor] = depths
         if "start" in outputs:
             start, T = outputs["start"], outputs["T_src_ref"]
-            told = told_by_motion(reference, sources, (start, depths[0]), K, T, weights.start_evidence)
-            followed = only_where(told, depths)
+            told = told_by_motion(reference, sources, depths[0], start, K, T, weights.start_evidence)
+            reference, sources = without_untold(told, reference, sources)
             terms["start"] = weights.start * start_loss(depths[0], start, told, weights.start_share)
-        photometric, _, _ = self.view_synthesis(reference, sources, followed, K, outputs["T_src_ref"], motion)
+        photometric, _, _ = self.view_synthesis(reference, sources, depths, K, outputs["T_src_ref"], motion)
         terms = {"photometric": photometric} | terms
         if "depth" in self.active(step):
             images = image_pyramid(batch["reference"], depths)
