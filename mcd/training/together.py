@@ -48,8 +48,9 @@ def _batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     variance = world.differentiable_total(centred.square().sum(dims)) / count
     if norm.track_running_stats:
         assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        assert norm.num_batches_tracked is not None
         with torch.no_grad():
-            norm.num_batches_tracked += 1
+            norm.num_batches_tracked.add_(1)
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
             unbiased = variance * (count / max(count - 1, 1))
             norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
