@@ -11,6 +11,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from mcd import world
+
 # Seconds between two looks of the line: on a terminal, in a log file.
 _TERMINAL, _LOG = 0.2, 15.0
 # Steps or images before a rate is believed: the first wait for loaders and compilers.
@@ -26,7 +28,7 @@ class Line:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock, self._shown = clock, -float("inf")
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and world.is_first()
         # A terminal that does not say how wide it is would get nothing of the line.
         sized = self._terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
         width = {"dynamic_ncols": True} if sized else {"ncols": 120, "nrows": 20}
@@ -35,6 +37,8 @@ class Line:
     def show(self, text: Callable[[], str]) -> None:
         """Show what ``text`` says, if something was not shown just now."""
         now = self._clock()
+        if not world.is_first():
+            return
         if now - self._shown < (_TERMINAL if self._terminal else _LOG):
             return
         self._shown = now
@@ -167,7 +171,13 @@ class Part:
             terminal = sys.stderr.isatty()
             between = _TERMINAL if terminal else _LOG
             self._bar = tqdm(
-                total=total, initial=initial, desc=what, unit=unit, dynamic_ncols=terminal, mininterval=between
+                total=total,
+                initial=initial,
+                desc=what,
+                unit=unit,
+                dynamic_ncols=terminal,
+                mininterval=between,
+                disable=not world.is_first(),
             )
         else:
             self._line.follow(self)

@@ -62,7 +62,7 @@ def _pictures(folder: Path) -> None:
     Image.fromarray(np.arange(48 * 32, dtype=np.uint16).reshape(32, 48)).save(folder / "in" / "grey16.png")
     Image.fromarray(texture(0)).quantize(16).save(folder / "in" / "palette.bmp")
     images = [Image.fromarray(texture(number)) for number in range(3)]
-    images[0].save(folder / "in" / "clip.gif", save_all=True, append_images=images[1:])
+    images[0].save(folder / "in" / "moving.gif", save_all=True, append_images=images[1:])
     with VideoWriter(folder / "in" / "clip.mp4", Fraction(25)) as movie:
         for number in range(3):
             movie.write(texture(number))
