@@ -17,7 +17,8 @@ import importlib
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mcd
@@ -37,6 +38,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("mcd.train", "train every stage of a config, evaluate, report", "train"),
     "predict": Command("mcd.inference.command", "depth of images, folders and videos", "train"),
+    "models": Command("mcd.inference.models", "which depth nets there are: shipped, and of a folder", "train"),
+    "export": Command("mcd.export.command", "a depth net as ONNX, exported program or compiled package", "train"),
     "evaluate": Command("mcd.evaluation.command", "depth against ground truth, of runs and checkpoints", "train"),
     "report": Command("mcd.report.page", "draw the report of a run again", "report"),
     "convert": Command("mcd.convert", "use the released checkpoints of the paper's authors", "train"),
@@ -66,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = COMMANDS[name]
     before = signal.getsignal(signal.SIGTERM)
     alone = threading.current_thread() is threading.main_thread()
+    formatted = warnings.formatwarning
     try:
+        warnings.formatwarning = _once()
         if alone:  # elsewhere Python sets no handlers
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         if command.extra:
@@ -85,8 +90,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mcd {name}: stopped", file=sys.stderr)
         return 130
     finally:
+        warnings.formatwarning = formatted
         if alone:
             signal.signal(signal.SIGTERM, before)
+
+
+def _once() -> Callable[..., str]:
+    """Writes a warning as one line without the line of ours that gave it, and nothing where it was given before.
+
+    Python's own memory of what it has said ends whenever somebody changes its filters.
+    """
+    said: set[str] = set()
+
+    def line(message: Warning | str, *_: object, **__: object) -> str:
+        text = f"warning: {message}\n"
+        if text in said:
+            return ""
+        said.add(text)
+        return text
+
+    return line
 
 
 def _help() -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -33,7 +35,9 @@ _BROKEN = (
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
+    tokenize.TokenError,
     Image.DecompressionBombError,
+    csv.Error,
 )
 
 

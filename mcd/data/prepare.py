@@ -10,10 +10,16 @@ says how it was made, and a command that would make it otherwise is refused.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from mcd import cli
+
+    sys.exit(cli.main(["prepare", *sys.argv[1:]]))
+
 import argparse
 import os
 import signal
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -248,7 +254,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

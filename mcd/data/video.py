@@ -87,7 +87,10 @@ class LiveVideo:
 
     def __init__(self, name: str):
         device = name.startswith("/dev/")
-        options = {"fflags": "nobuffer"} | ({"rtsp_transport": "tcp"} if name.startswith("rtsp") else {})
+        # A network's first packets, by which the stream is known, are late; those of a pipe are frames like others.
+        network = name.startswith(("rtsp", "rtp", "udp", "srt"))
+        options = {"fflags": "nobuffer"} if network else {}
+        options |= {"rtsp_transport": "tcp"} if name.startswith("rtsp") else {}
         # A pipe may pause as long as it likes.
         timeout = None if name == "-" else (_PATIENCE, _PATIENCE)
         place = "pipe:0" if name == "-" else name
@@ -103,14 +106,27 @@ class LiveVideo:
         self._stream.thread_type = "SLICE"
         self.rate: Fraction = self._stream.average_rate or Fraction(25)
         self.problem: str | None = None
+        self.broken = 0
+        """Frames that could not be decoded, and were passed over."""
 
     def __iter__(self) -> Iterator[av.VideoFrame]:
+        cut = False
         try:
-            yield from self._container.decode(self._stream)
+            for packet in self._container.demux(self._stream):
+                try:
+                    frames = packet.decode()
+                except (av.InvalidDataError, av.ArgumentError):
+                    # A lost packet of a network, or the rest of a frame whose sender has gone.
+                    self.broken, cut = self.broken + 1, True
+                    continue
+                cut = cut and not frames
+                yield from frames
         except av.EOFError:
             pass
         except av.FFmpegError as error:
             self.problem = str(error.strerror or error)
+        if cut and self.problem is None:
+            self.problem = "its last frame is cut off"
 
 
 def frame_count(path: Path) -> int | None:

@@ -101,12 +101,14 @@ def intervals_table(results: Sequence[Result]) -> Table | None:
         return None
     several = len({result.place for result in results}) > 1
     table = Table(
-        box=box.SIMPLE, padding=0, title=f"abs_rel with its {100 * bootstrap.LEVEL:.0f} % interval, and above the best"
+        box=box.SIMPLE,
+        padding=0,
+        title=f"abs_rel with its {100 * bootstrap.LEVEL:.0f} % interval, and above the best of its region",
     )
     for name in ["region", *(["place"] if several else []), "stage"]:
         table.add_column(name, no_wrap=True)
-    for name in ("frames", "abs_rel", "interval", "above the best", "interval", "real?"):
-        table.add_column(name, justify="right")
+    for name in ("n", "abs_rel", "interval", "above", "interval", "real"):
+        table.add_column(name, justify="right", no_wrap=True)
     before = ""
     for region, result, (low, high), above in rows:
         if before not in ("", region):
@@ -115,7 +117,7 @@ def intervals_table(results: Sequence[Result]) -> Table | None:
         before = region
         cells = ["", "", ""] if above is None else [f"{above.mean:+.4f}", _range(above.interval), _verdict(above)]
         frames = str(len(result.frames[region]))
-        table.add_row(*first, frames, f"{result.regions[region]['abs_rel']:.4f}", f"{low:.4f} to {high:.4f}", *cells)
+        table.add_row(*first, frames, f"{result.regions[region]['abs_rel']:.3f}", f"{low:.3f}-{high:.3f}", *cells)
     return table
 
 
@@ -129,7 +131,7 @@ def _compared(results: Sequence[Result]) -> Iterator[tuple[str, Result, Interval
 
 
 def _range(interval: Interval) -> str:
-    return f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+    return f"{interval[0]:+.4f}..{interval[1]:+.4f}"
 
 
 def _verdict(above: Difference) -> str:
@@ -193,8 +195,12 @@ def figures_table(title: str, figures: Mapping[str, Mapping[str, float]], digits
     for name in names:
         table.add_column(name, justify="right")
     for place, row in figures.items():
-        table.add_row(place, *(f"{row[name]:{digits}}" if name in row else "" for name in names))
+        table.add_row(place, *(_figure(row[name], digits) if name in row else "" for name in names))
     return table
+
+
+def _figure(value: float, digits: str) -> str:
+    return str(value) if isinstance(value, int) else f"{value:{digits}}"
 
 
 def scale_lines(results: Sequence[Result]) -> list[str]:

@@ -115,15 +115,25 @@ def read_image(path: Path) -> RGB:
     """
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode in ("I", "F"):
-                raise ValueError(f"its pixels are of kind '{image.mode}', expected 8 or 16 bits a channel")
-            if image.mode.startswith("I;16"):
-                # PIL would clip 16-bit grey at 255 instead of scaling it.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
+            return rgb(file)
     except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"image {path} cannot be read: {error}") from None
+
+
+def rgb(image: Image.Image) -> RGB:
+    """A PIL image as RGB uint8 [H, W, 3], turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: it holds floating-point or 32-bit pixels.
+        OSError: it is of a file that cannot be decoded.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of kind '{image.mode}', expected 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):
+        # PIL would clip 16-bit grey at 255 instead of scaling it.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
 
 
 def named(target: Path, ending: str) -> Path:

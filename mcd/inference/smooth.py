@@ -23,8 +23,8 @@ from mcd.geometry import invert_rigid
 from mcd.inference.motion import CameraMotion, Change, disagreement
 from mcd.inference.predictor import DepthPredictor
 
-WEIGHT = 0.8
-"""Of the depth before."""
+WEIGHT = 0.7
+"""Of the depth before; `python -m benchmarks.flicker` has what others would do."""
 
 _FARTHEST = math.log(1.2)
 # A smaller share that is found again, or a larger change of the whole: another scene.

@@ -43,6 +43,7 @@ class Source(Protocol):
 
     rate: Fraction
     problem: str | None
+    broken: int
 
     def __iter__(self) -> Iterator[av.VideoFrame]: ...
 
@@ -167,7 +168,8 @@ def follow(
     finally:
         slot.close()
         line.close()
-    print(meter.text(), file=sys.stderr)
+    broken = f", {video.broken} broken" if video.broken else ""
+    print(f"stream {name} ended: {meter.text()}{broken}", file=sys.stderr)
     if problem is None and video.problem is not None:
         problem = f"stream {name} broke off after {meter.frames + slot.dropped} frames: {video.problem}"
     if problem is None and not meter.frames:

@@ -88,7 +88,7 @@ class DiscoveredMasks:
     def _detections(self) -> Path | None:
         """The folder of the detections that count, as the last round says; None where that is not there any more."""
         last = self._run.finished(round_name(len(self._run.config.detector.scores) - 1)) or {}
-        folder = self._run.stage(last["masks_from"]) if "masks_from" in last else None
+        folder = self._run.stage(last["masks_from"]) if isinstance(last.get("masks_from"), str) else None
         return folder if folder is not None and folder.is_dir() else None
 
     @cached_property

@@ -111,7 +111,7 @@ def _facts(config: Config, metrics: Mapping[str, Any], environment: Mapping[str,
         f"depth net {config.nets.depth}",
         f"{config.data.size[0]} x {config.data.size[1]} pixels",
         environment.get("gpu") or environment.get("processor"),
-        f"commit {environment['commit'][:10]}" if environment.get("commit") else None,
+        f"commit {str(environment['commit'])[:10]}" if environment.get("commit") else None,
     ]
     if camera := metrics.get("camera"):
         facts.append(

@@ -124,8 +124,8 @@ def save_tensors(
         temporary.write_bytes(data)
 
 
-def load_weights(path: Path | str) -> Weights:
-    """Read a weights file.
+def load_weights(path: Path | str, *, tensors: bool = True) -> Weights:
+    """Read a weights file; without ``tensors`` only what it says of itself.
 
     Raises:
         CheckpointError: the file is missing, truncated or no safetensors file.
@@ -133,13 +133,13 @@ def load_weights(path: Path | str) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist")
-    tensors: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
             described = (file.metadata() or {}).get(METADATA, "{}")
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            for name in file.keys() if tensors else ():
                 role, _, key = name.partition(".")
-                tensors.setdefault(role, {})[key] = file.get_tensor(name)
+                found.setdefault(role, {})[key] = file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
     try:
@@ -150,7 +150,7 @@ def load_weights(path: Path | str) -> Weights:
         raise CheckpointError(
             f"{path}: its metadata '{METADATA}' say nothing usable of its nets{key}: {problem['msg']}"
         ) from None
-    return Weights(path, about.nets, about.size, about.model_dump(), tensors)
+    return Weights(path, about.nets, about.size, about.model_dump(), found)
 
 
 class _About(BaseModel):

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 import yaml
 
+import mcd
+from mcd import world
 from mcd.config import STAGES, Config, ConfigError, load_config
 from mcd.errors import McdError
-from mcd.files import read_json, write_json, write_text
+from mcd.files import DataError, read_json, write_json, write_text
 
 
 class RunError(McdError, RuntimeError):
@@ -60,9 +62,18 @@ class Run:
         return self.path / "predictions.sqlite"
 
     def finished(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage left in ``done.json``, or None."""
+        """What a finished stage left in ``done.json``, or None.
+
+        Raises:
+            DataError: it is broken.
+        """
         done = self.stage(stage) / "done.json"
-        return read_json("facts of a stage", done) if done.is_file() else None
+        if not done.is_file():
+            return None
+        facts = read_json("facts of a stage", done)
+        if not isinstance(facts.setdefault("seconds", 0.0), int | float):
+            raise DataError(f"facts of a stage {done}: 'seconds' is {facts['seconds']!r}, it should be a number")
+        return facts
 
     def finish(self, stage: str, **facts: Any) -> None:
         write_json(self.stage(stage) / "done.json", facts)
@@ -116,11 +127,18 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": world.launched(),
+        "communication": world.communication() if world.launched() > 1 else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
         "commit": _git("rev-parse", "HEAD"),
         "changes": _git("status", "--porcelain"),
     }
+
+
+def version() -> str:
+    """What a process runs, to be told from what another one runs."""
+    return f"mcd {mcd.__version__} of commit {_git('rev-parse', 'HEAD') or 'unknown'} on torch {torch.__version__}"
 
 
 def _processor() -> str:

@@ -10,6 +10,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from mcd import world
+
 # Seconds between two looks of the line: on a terminal, in a log file.
 _TERMINAL, _LOG = 0.2, 15.0
 # Steps or images before a rate is believed: the first wait for loaders and compilers.
@@ -25,12 +27,14 @@ class Line:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock, self._shown = clock, -float("inf")
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and world.is_first()
         self._bar = tqdm(total=0, bar_format="{desc}", dynamic_ncols=True, leave=False, disable=not self._terminal)
 
     def show(self, text: Callable[[], str]) -> None:
         """Show what ``text`` says, if something was not shown just now."""
         now = self._clock()
+        if not world.is_first():
+            return
         if now - self._shown < (_TERMINAL if self._terminal else _LOG):
             return
         self._shown = now
@@ -130,7 +134,7 @@ class RunLine:
         number = names.index(self._stage) + 1 if self._stage in self._stages else len(self._done)
         said = [f"stage {number}/{len(names)} {self._stage or ''}".rstrip()]
         if self._part is not None:
-            said.append(self._part.text())
+            said.append(self._part.text(self._stage))
         stage, run, partly = self.left()
         times = [] if stage is None else [f"stage {clock_text(stage)} left"]
         times += [] if run is None else [f"run {'over' if partly else 'about'} {clock_text(run)} left"]
@@ -163,7 +167,13 @@ class Part:
             terminal = sys.stderr.isatty()
             between = _TERMINAL if terminal else _LOG
             self._bar = tqdm(
-                total=total, initial=initial, desc=what, unit=unit, dynamic_ncols=terminal, mininterval=between
+                total=total,
+                initial=initial,
+                desc=what,
+                unit=unit,
+                dynamic_ncols=terminal,
+                mininterval=between,
+                disable=not world.is_first(),
             )
         else:
             self._line.follow(self)
@@ -203,10 +213,10 @@ class Part:
         rate = self.rate()
         return None if rate is None else (self._total - self._count) / rate
 
-    def text(self) -> str:
-        """What, how many of how many, and the rate."""
+    def text(self, known: str | None = None) -> str:
+        """What, unless that is ``known``, how many of how many, and the rate."""
         rate = self.rate()
-        said = [f"{self._what} {self._count}/{self._total} {self._unit}s"]
+        said = [f"{'' if self._what == known else self._what + ' '}{self._count}/{self._total} {self._unit}s"]
         if rate is not None and self._unit == "image":
             said.append(f"{rate:.3g} images/s")
         return ", ".join([*said, *([self._postfix] if self._postfix else [])])

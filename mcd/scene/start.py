@@ -9,35 +9,38 @@ it stays near the start's. Not in the paper; off unless `loss.start` is set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mcd import ops
+from mcd.scene.poses import GREY
 from mcd.scene.residual import fold
 
+# As far as the start may be wrong: depth of what moves along leaves it by more.
+_FACTOR = 1.5
 # Evidence is a mean over a window of this share of the width, the size of a far car.
 _WINDOW = 0.03
 
 
 @torch.no_grad()
 def told_by_motion(
-    reference: Tensor, sources: Tensor, depths: Sequence[Tensor], K: Tensor, T_src_ref: Tensor, least: float
+    reference: Tensor, sources: Tensor, depth: Tensor, start: Tensor, K: Tensor, T_src_ref: Tensor, least: float
 ) -> Tensor:
     """Where the images tell the depth of a static world, [B,1,H,W] bool.
 
     Args:
         reference: [B,3,H,W]; sources: [B,S,3,H,W]; K: [B,3,3]; T_src_ref: [B,S,4,4].
-        depths: [B,1,H,W] each; the one that fits a pixel best counts.
+        depth, start: [B,1,H,W]; whichever fits a pixel better counts, depth only as far as a factor of 1.5 from the
+            start, or else what has sunk to infinity already would count as told.
         least: by how much the photometric error, a mean over a window, has to be lower than with everything at
             infinity, or with the camera standing still; below 0: how much higher it may be.
     """
     rotation = T_src_ref.clone()
     rotation[..., :3, 3] = 0
-    moved = [_error(reference, sources, depth, K, T_src_ref) for depth in depths]
-    turned = _error(reference, sources, depths[0], K, rotation)
+    near = depth.clamp(start / _FACTOR, start * _FACTOR)
+    moved = [_error(reference, sources, candidate, K, T_src_ref) for candidate in (start, near)]
+    turned = _error(reference, sources, start, K, rotation)
     still = ops.photometric_error(reference, sources, sources)[0][:, None]
     seen = torch.stack([torch.isfinite(error) for error in moved]).all(0)
     gain = torch.where(seen, torch.minimum(turned, still) - torch.stack(moved).amin(0), 0.0)
@@ -56,20 +59,26 @@ def _error(reference: Tensor, sources: Tensor, depth: Tensor, K: Tensor, T_src_r
     return torch.where(valid.any(1), error, torch.inf)[:, None]
 
 
-def only_where(told: Tensor, depths: Sequence[Tensor]) -> list[Tensor]:
-    """Depth maps [B,1,h,w] that take a gradient only where ``told`` [B,1,H,W]; the values stay."""
-    held = []
-    for depth in depths:
-        region = F.interpolate(told.float(), depth.shape[-2:], mode="area") > 0.5
-        held.append(torch.where(region, depth, depth.detach()))
-    return held
+def without_untold(told: Tensor, reference: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+    """``reference`` and ``sources``, grey where depth is not ``told`` [B,1,H,W].
+
+    The auto-mask of the photometric loss leaves out what is the same in all, so that neither depth nor the camera's
+    motion follows it: as of the own vehicle, whatever moves along says that the camera stands.
+    """
+    return reference.masked_fill(~told, GREY), sources.masked_fill(~told[:, None], GREY)
 
 
 def start_loss(depth: Tensor, start: Tensor, told: Tensor, share: float) -> Tensor:
     """Mean of |ln(depth / start)|, a pixel that is ``told`` counting ``share``; a scalar.
 
+    In full counts the mean ratio of a picture's told pixels: else the unit of depth, and with it the camera's speed,
+    drifts apart from that of what is held.
+
     Args:
         depth, start: [B,1,H,W], > 0, in one unit; told: [B,1,H,W] bool.
     """
+    ratio = (depth / start).log()
     weight = torch.where(told, share, 1.0).to(depth)
-    return (weight * (depth / start).log().abs()).mean()
+    told = told.to(depth)
+    mean = (ratio * told).sum((1, 2, 3)) / told.sum((1, 2, 3)).clamp(min=1)
+    return (weight * ratio.abs()).mean() + mean.abs().mean()

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from mcd.evaluation.command import main
 from mcd.evaluation.trajectory import TrajectoryError, trajectory_figures
 from mcd.files import DataError
+from mcd.geometry import pose_matrix
+from mcd.nets import build_depth_net, build_pose_net
+from mcd.run.checkpoint import save_weights
 from mcd.scene.trajectory import Trajectory, follow, read_trajectory, write_kitti, write_tum
 
 CLIP = Path(__file__).parents[2] / "shared" / "data" / "kitti_0001" / "poses.csv"
@@ -212,3 +218,37 @@ def test_the_command_compares_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert shown["ate"] == pytest.approx(trajectory_figures(disturbed(truth), truth)["ate"], rel=1e-6)
     assert main([str(tmp_path / "mine.txt")]) == 1
     assert "--poses" in capsys.readouterr().err
+
+
+def test_the_way_of_a_runs_pose_net_is_compared_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng, size = np.random.default_rng(0), (64, 96)
+    images = [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for _ in range(8)]
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    write_kitti(tmp_path / "truth.txt", way(8))
+    torch.manual_seed(0)
+    nets = {"depth": build_depth_net("light"), "pose": build_pose_net("light")}
+    save_weights(tmp_path / "net.safetensors", nets, dict.fromkeys(nets, "light"), {"size": size})
+    data = {"kind": "sequence", "root": str(tmp_path), "images": "images", "size": size, "fov": 60.0, "workers": 0}
+    (tmp_path / "clip.yaml").write_text(
+        yaml.safe_dump({"device": "cpu", "data": data | {"size": list(size), "eval_frames": [1, 7]}})
+    )
+    command = [str(tmp_path / "net.safetensors"), "--config", str(tmp_path / "clip.yaml")]
+    with pytest.warns(UserWarning, match="guessed"):
+        assert main([*command, "--poses", str(tmp_path / "truth.txt"), "-o", str(tmp_path / "out"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["trajectories"]["net"]
+    pose, steps = nets["pose"].eval(), []
+    for first, second in itertools.pairwise(images[1:]):
+        pictures = (torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in (first, second))
+        with torch.no_grad():
+            steps.append(pose_matrix(*pose(*pictures))[0].double().numpy())
+    wanted = follow(steps)
+    assert shown == pytest.approx(trajectory_figures(wanted, way(8).take(slice(1, 8))), rel=1e-3)
+    (written,) = (tmp_path / "out").glob("*_kitti.txt")
+    np.testing.assert_allclose(read_trajectory(written).positions, wanted.positions, atol=1e-6)
+
+    write_kitti(tmp_path / "short.txt", way(7))
+    with pytest.warns(UserWarning, match="guessed"):
+        assert main([*command, "--poses", str(tmp_path / "short.txt")]) == 1
+    assert "short.txt have 7 lines, and there are 8 frames" in capsys.readouterr().err

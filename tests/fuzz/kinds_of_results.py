@@ -104,7 +104,11 @@ RESULTS: dict[str, list[Member]] = {
     "results of an earlier run that are broken": [
         *(
             Member(
-                f"{file} is {content or 'empty'}, {command}", f"{command} run", re_says, 1, text(f"run/{file}", content)
+                f"{file} is {content or 'empty'}, {command}",
+                command if "train" in command else f"{command} run",
+                re_says,
+                1,
+                text(f"run/{file}", content),
             )
             for file, content, command, re_says in (
                 ("metrics.json", "[]", "report", "metrics.json"),
@@ -113,16 +117,17 @@ RESULTS: dict[str, list[Member]] = {
                 ("metrics.json", '{"stages": {"scene": {"all": {"abs_rel": "x"}}}}', "report", "metrics.json"),
                 ("metrics.json", '{"warnings": [1]}', "report", "metrics.json"),
                 ("env.json", "[]", "report", "env.json"),
-                ("env.json", '{"commit": 3}', "report", "env.json"),
+                ("metrics.json", '{"contact": 3}', "report", "metrics.json"),
+                ("metrics.json", '{"camera": {"fx": 1}}', "report", "metrics.json"),
                 ("config.yaml", "[1]", "report", "config.yaml"),
                 ("config.yaml", "\x00", "report", "config.yaml"),
                 ("config.yaml", "a: [", "evaluate", "config.yaml"),
                 ("log/scene.csv", "no,table\n1", "report", "scene.csv"),
                 ("log/scene.csv", "step,total\n1,many\n", "report", "scene.csv"),
-                ("log/warnings.json", "[]", "train tiny.yaml --set run=", "warnings.json"),
-                ("scene/done.json", "[]", "train tiny.yaml --set run=", "done.json"),
-                ("scene/done.json", "{}", "train tiny.yaml --set run=", "done.json"),
-                ("config.yaml", "scene: 3", "train tiny.yaml --set run=", "config.yaml"),
+                ("log/warnings.json", "[]", "train tiny.yaml", "warnings.json"),
+                ("scene/done.json", "[]", "train tiny.yaml", "done.json"),
+                ("scene/done.json", '{"seconds": "x"}', "train tiny.yaml", "done.json"),
+                ("config.yaml", "scene: 3", "train tiny.yaml", "config.yaml"),
             )
         ),
         Member(

@@ -54,7 +54,7 @@ def test_stages_of_which_nothing_is_known_are_said_to_be_left_out() -> None:
         part = Part(20, "a", "image", clock=clock)
         work(part, clock, 11, 0.5)
         assert line.left() == (pytest.approx(4.5), pytest.approx(4.5), True)
-        assert line.text() == "stage 1/2 a | a 11/20 images, 2 images/s | stage 4 s left, run over 4 s left, 6 s so far"
+        assert line.text() == "stage 1/2 a | 11/20 images, 2 images/s | stage 4 s left, run over 4 s left, 6 s so far"
 
 
 def test_parts_go_into_the_line_of_the_run_and_stand_alone_without_one(capsys: pytest.CaptureFixture[str]) -> None:
