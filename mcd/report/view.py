@@ -28,7 +28,7 @@ Eye = tuple[float, float, float, float, float, float]
 """Yaw and pitch (radians), distance, and the point x, y, z that is looked at, in the axes of the frame's camera."""
 
 VIEWS: dict[str, Eye] = {
-    "Behind": (-0.2, 0.2, 1.35, 0.0, -0.12, 1.0),
+    "Behind": (-0.2, 0.17, 1.5, 0.0, -0.03, 1.0),
     "Camera": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
     "Side": (-1.2, 0.25, 2.8, 0.0, 0.0, 1.3),
     "Above": (0.0, 1.5, 3.2, 0.0, 0.0, 1.4),
