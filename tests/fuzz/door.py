@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from mcd.errors import McdError
-from mcd.nets import build_depth_net
+from mcd.nets import build_depth_net, build_pose_net
 from mcd.run.checkpoint import save_weights
 
 SIZE = (64, 64)
@@ -59,7 +59,8 @@ def write_frames(folder: Path, count: int = 5) -> None:
 
 def write_weights(path: Path) -> None:
     torch.manual_seed(0)
-    save_weights(path, {"depth": build_depth_net("light")}, {"depth": "light"}, {"size": SIZE, "stage": "scene"})
+    nets = {"depth": build_depth_net("light"), "pose": build_pose_net("light")}
+    save_weights(path, nets, dict.fromkeys(nets, "light"), {"size": SIZE, "stage": "scene"})
 
 
 def document(folder: Path) -> dict[str, object]:

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from fuzz.door import SIZE, Door, document, library, texture, write_frames, write_run, write_sequence, write_weights
+from fuzz.evaluation_doors import EVALUATION_DOORS
 from fuzz.mutation import NUMBERS
 from fuzz.run_doors import RUN_DOORS
 from fuzz.video_doors import VIDEO_DOORS
@@ -61,7 +62,7 @@ def _pictures(folder: Path) -> None:
     Image.fromarray(np.arange(48 * 32, dtype=np.uint16).reshape(32, 48)).save(folder / "in" / "grey16.png")
     Image.fromarray(texture(0)).quantize(16).save(folder / "in" / "palette.bmp")
     images = [Image.fromarray(texture(number)) for number in range(3)]
-    images[0].save(folder / "in" / "clip.gif", save_all=True, append_images=images[1:])
+    images[0].save(folder / "in" / "moving.gif", save_all=True, append_images=images[1:])
     with VideoWriter(folder / "in" / "clip.mp4", Fraction(25)) as movie:
         for number in range(3):
             movie.write(texture(number))
@@ -179,4 +180,5 @@ DOORS: dict[str, Door] = {
     "convert": Door(_published, lambda folder, _: convert.main([str(folder / "in"), "-o", str(folder / "out")])),
     **VIDEO_DOORS,
     **RUN_DOORS,
+    **EVALUATION_DOORS,
 }

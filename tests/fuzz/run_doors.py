@@ -27,6 +27,7 @@ from mcd.cli import main as command
 from mcd.config import known_keys, load_config
 from mcd.data import instance_masks, open_reader, road_mask
 from mcd.evaluation.command import main as evaluate
+from mcd.report.page import main as report
 from mcd.train import main as train
 
 WORDS = (
@@ -53,9 +54,15 @@ def _short_run(folder: Path) -> None:
     write_sequence(folder)
     about: Any = document(folder)
     small = make_document(folder, "out")
-    stages = STAGES[: STAGES.index("slots")]
-    about |= {name: small[name] | ({"steps": 2} if "steps" in small[name] else {}) for name in stages}
-    about |= {"stages": stages, "store": "sqlite", "runs": str(folder / "out"), "device": "cpu"}
+    sections = {name: section for name, section in small.items() if name in STAGES}
+    about |= {name: section | ({"steps": 2} if "steps" in section else {}) for name, section in sections.items()}
+    about["slots"] |= {"size": [32, 32]}
+    about |= {
+        "stages": STAGES[: STAGES.index("slots")],
+        "store": "sqlite",
+        "runs": str(folder / "out"),
+        "device": "cpu",
+    }
     about["scene"] |= {"batch": 1, "motion_from": 0, "joint_from": 1}
     about["ground"] |= {"batch": 1, "thirds_from": 0, "thirds_full_from": 1}
     (folder / "config.yaml").write_text(yaml.safe_dump(about))
@@ -168,13 +175,13 @@ def _kitti(folder: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(about))
 
 
-def _evaluate(*words: str) -> Callable[[Path, random.Random], int]:
-    """Of ``net``, on what is in ``in``."""
+def _evaluate(*words: str, place: str = "net/weights.safetensors") -> Callable[[Path, random.Random], int]:
+    """Of a net or another place, on what is in ``in``."""
 
     def enter(folder: Path, draw: random.Random) -> int:
         given = [word.replace("IN", str(folder / "in")) for word in words]
-        place = str(folder / "net" / "weights.safetensors")
-        return evaluate([place, "--config", str(folder / "config.yaml"), "-o", str(folder / "out"), *given])
+        config = str(folder / "config.yaml")
+        return evaluate([str(folder / place), "--config", config, "-o", str(folder / "out"), *given])
 
     return enter
 
@@ -187,6 +194,23 @@ def _evaluated(folder: Path) -> None:
         "frame,x0,y0,x1,y1\n" + "".join(f"{number:06d},{9 + number},6,30,20\n" for number in range(5))
     )
     (folder / "in" / "data" / "poses.csv").write_text("x,y,z\n" + "".join(f"{n / 2},0,{n}\n" for n in range(5)))
+    others = folder / "in" / "others"
+    others.mkdir()
+    for number in range(5):
+        depth = np.random.default_rng(number).uniform(2, 9, (32, 48)).astype(np.float32)
+        if number % 2:
+            np.save(others / f"{number:06d}.npy", depth)
+        else:
+            Image.fromarray((256 * depth).astype(np.uint16)).save(others / f"{number:06d}.png")
+    ways = folder / "in" / "ways"
+    ways.mkdir()
+    (ways / "kitti.txt").write_text("".join(f"1 0 0 {n / 2} 0 1 0 0 0 0 1 {n}\n" for n in range(5)))
+    (ways / "tum.txt").write_text("".join(f"{n}.0 {n / 3} 0 {n} 0 0 0 1\n" for n in range(5)))
+
+
+def _two_runs(folder: Path) -> None:
+    write_run(folder)
+    shutil.copytree(folder / "in" / "run", folder / "in" / "other")
 
 
 VALID: dict[str, list[str]] = {
@@ -249,5 +273,14 @@ RUN_DOORS = {
     "weights, evaluated": Door(_evaluated, _evaluate(), "net/*"),
     "boxes": Door(_evaluated, _evaluate("--boxes", "IN/boxes.csv"), "in/boxes.csv"),
     "poses": Door(_evaluated, _evaluate("--scale", "poses", "--set", "data.poses=poses.csv"), "in/data/poses.csv"),
+    "other predictions": Door(_evaluated, _evaluate(place="in/others"), "in/others/*"),
+    "trajectories": Door(_evaluated, _evaluate("--poses", "IN/ways/kitti.txt", place="in/ways/tum.txt"), "in/ways/*"),
+    "report, two runs": Door(
+        _two_runs,
+        lambda folder, _: report(
+            [*(str(folder / "in" / name) for name in ("run", "other")), "-o", str(folder / "out" / "page.html")]
+        ),
+        "in/other/**/*",
+    ),
     "words": Door(_words, _say, "nothing"),
 }

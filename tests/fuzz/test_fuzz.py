@@ -89,6 +89,31 @@ def test_what_goes_wrong_is_noticed_and_kept(
     assert (found is None) if problem is None else (found is not None and problem in found)
 
 
+QUICK = ("config", "sequence", "triplets", "store", "state", "masks", "prepare")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name in DOORS
+        # Published nets are too large for an example.
+        if "words" not in name and name != "convert"
+    ],
+)
+def test_what_is_not_damaged_is_let_through(tmp_path: Path, name: str) -> None:
+    # What is drawn are formats, files or settings; some of these are refused rightly.
+    for seed in range(6):
+        place = tmp_path / str(seed)
+        place.mkdir()
+        DOORS[name].build(place)
+        outcome = trial.judge(DOORS[name], random.Random(seed), place)
+        assert outcome.problem is None
+        if not outcome.refused:
+            return
+    pytest.fail("all are refused")
+
+
 def test_a_seed_gives_the_same_damage() -> None:
     data = b"a: 1\nb: [2, 3]\n" * 20
     damaged = [damage(random.Random(seed), data) for seed in range(200)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from fractions import Fraction
@@ -67,17 +68,34 @@ def _predict_video(folder: Path, draw: random.Random) -> int:
     return predict([str(folder / "net"), str(clip), "-o", str(folder / "out"), "--device", "cpu", "--format", *formats])
 
 
-def _read_videos(folder: Path) -> None:
+def _predict_stream(folder: Path, draw: random.Random) -> int:
+    """Through the standard input."""
+    source, before = os.open(draw.choice(sorted((folder / "in").iterdir())), os.O_RDONLY), os.dup(0)
+    os.dup2(source, 0)
+    try:
+        every = ["--every-frame"] if draw.random() < 0.5 else []
+        return predict([str(folder / "net"), "-", "-o", str(folder / "out"), "--device", "cpu", *every])
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+        os.close(source)
+
+
+def _read_video(folder: Path, draw: random.Random) -> int:
     # Frames are written beside their video.
     shutil.copytree(folder / "in", folder / "out")
-    for clip in sorted((folder / "out").iterdir()):
-        if clip.is_file():
-            data = load_config(folder / "config.yaml", [f"data.root={clip.parent}", f"data.images={clip.name}"]).data
-            dataset = FrameDataset(open_reader(data, "train"), data)
-            assert len([dataset[index] for index in range(len(dataset))])
+    clip = draw.choice(sorted((folder / "out").iterdir()))
+
+    def read(folder: Path) -> None:
+        data = load_config(folder / "config.yaml", [f"data.root={clip.parent}", f"data.images={clip.name}"]).data
+        dataset = FrameDataset(open_reader(data, "train"), data)
+        assert len([dataset[index] for index in range(len(dataset))])
+
+    return library(read)(folder, draw)
 
 
 VIDEO_DOORS = {
     "video": Door(_videos, _predict_video),
-    "video, trained on": Door(_videos, library(_read_videos), "in/*"),
+    "stream": Door(_videos, _predict_stream),
+    "video, trained on": Door(_videos, _read_video),
 }
