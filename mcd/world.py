@@ -154,7 +154,7 @@ class _Total(torch.autograd.Function):
 
 def differentiable_total(values: Tensor) -> Tensor:
     """:func:`total` with the gradient of what all processes make of it."""
-    return values if size() == 1 else _Total.apply(values)  # type: ignore[no-untyped-call]
+    return values if size() == 1 else _Total.apply(values)
 
 
 def part_of_mean(mean: Tensor, count: Tensor) -> Tensor:

@@ -189,7 +189,12 @@ def batch_norm() -> Tensor:
     loss = average_gradients([net], loss)
     assert mine.grad is not None
     inner = torch.cat(world.gather(mine.grad)) / world.size()
-    parts = [loss, inner, *(parameter.grad for parameter in net.parameters()), *net.buffers()]
+    parts = [
+        loss,
+        inner,
+        *(parameter.grad for parameter in net.parameters() if parameter.grad is not None),
+        *net.buffers(),
+    ]
     return torch.cat([part.detach().double().flatten() for part in parts])
 
 

@@ -48,6 +48,7 @@ def _batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
     variance = world.differentiable_total(centred.square().sum(dims)) / count
     if norm.track_running_stats:
         assert norm.running_mean is not None and norm.running_var is not None and norm.momentum is not None
+        assert norm.num_batches_tracked is not None
         with torch.no_grad():
             norm.num_batches_tracked += 1
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)

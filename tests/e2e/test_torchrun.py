@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CONFIG = """
 data: {root: ROOT/data, size: [64, 96], synthetic: {frames: 16, val_frames: 5, seed: 3}, workers: 0}
