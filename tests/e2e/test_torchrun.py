@@ -125,7 +125,8 @@ def test_the_variant_without_masks_stores_and_finds_the_same_bits(tmp_path):
     settings = ("run=tiny", f"runs={tmp_path / 'two'}")
     assert start(path, "second", settings=settings).wait(timeout=800) == 0, output(path, "second")
     expected, found = small_run_files(one), small_run_files(two)
-    same = [name for name in expected if not name.startswith("detector/round")]
+    # The detector is trained anew, and so differs by rounding.
+    same = [name for name in expected if not name.startswith(("detector/round", "detector/weights"))]
     assert {name.partition("/")[0].split()[0] for name in same} >= {"prediction", "ground", "slots", "detector"}
     assert [name for name in same if found.get(name) != expected[name]] == []
     assert set(found) == set(expected)
