@@ -154,10 +154,10 @@ def smoke(device: Any) -> None:
 
 def kernels(device: Any) -> None:
     """Operators with the five kernels that gpu.sh looks at, once."""
-    from benchmarks import inputs
-    from benchmarks.conftest import FULL
     from harness import results as outputs_and_gradients
 
+    from benchmarks import inputs
+    from benchmarks.conftest import FULL
     from mcd.ops import OPERATORS
 
     for name in ("backward_warp", "photometric_error", "view_synthesis_loss", "scale_invariant_loss"):

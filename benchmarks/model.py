@@ -16,8 +16,8 @@ The time of a launch is the largest of five, and 2.5 microseconds come to each l
                without unrolled loops, else it would count what runs once several times
     shared     cycles of shared memory, and lines of 128 bytes that warps load and store, one a cycle
     atomics    sectors that global atomics touch, at one a cycle in each of the second-level cache's slices
-    chain      the longest warp's instructions at 4 cycles each, its barriers at 40, those of a cluster with what it then
-               reads of other blocks at 1000, and an average one's for each wave of blocks after the first
+    chain      the longest warp's instructions at 4 cycles each, its barriers at 40, those of a cluster with what it
+               then reads of other blocks at 1000, and an average one's for each wave of blocks after the first
 
 Where a grid does not fill the multiprocessors evenly, the fullest counts. Sectors that several warps or blocks read
 count once for memory: caches hold them. What the model does not know: the latency of memory beyond occupancy, and how

@@ -88,8 +88,8 @@ def _entry_grad(grad_mean, offset, grad_values, entries, instances, BLOCK: tl.co
 
 @triton.jit(do_not_specialize=["blocks"])
 def _image_grad(grad_mean, pixel, offset, of_frame, begin, grad_values, blocks, pixels, BLOCK: tl.constexpr):
-    """Masks that overlap add up in their order: each pixel looks itself up in every mask of its frame, of which there are
-    of_frame[begin[b]:begin[b + 1]]."""
+    """Masks that overlap add up in their order: each pixel looks itself up in every mask of its frame, which are those
+    of of_frame[begin[b]:begin[b + 1]]."""
     b = tl.program_id(0) // blocks
     at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], grad_values.dtype.element_ty)

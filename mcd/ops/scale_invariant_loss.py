@@ -78,7 +78,7 @@ def _allocate_fwd(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Ten
 
 
 def _workspace_fwd(prediction: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """On CPU each sample's sum of errors, and of how many pixels; on CUDA what the blocks of a sample tell each other."""
+    """On CPU each sample's sum of errors, and of how many pixels; on CUDA what a sample's blocks tell each other."""
     on_cpu, on_cuda = (0, prediction.shape[0]) if prediction.is_cuda else (prediction.shape[0], 0)
     # Three histograms of 2048 bins for every eleven bits of a value, and a little for each block.
     words = 3 * math.ceil(8 * prediction.itemsize / 11) * 2048 // 2 + 64
