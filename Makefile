@@ -8,8 +8,8 @@ export MCD_CUDA ?= auto
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 BUILT := .venv/built-$(MCD_CUDA)
 
-.PHONY: help train test lint format check fuzz sanitize e2e bench bench-full peers wheels wheels-dist docs demo-study \
-	clean
+.PHONY: help train test lint format check fuzz kinds chaos sanitize e2e bench bench-full peers wheels wheels-dist docs \
+	demo-study clip clean
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +43,14 @@ check: $(BUILT) sanitize  ## the slower gates: sanitizers, slow tests, what the 
 # ARGS='--seconds 1800 --first 100000': longer, with other seeds. What goes wrong is kept in build/fuzz/.
 fuzz: $(BUILT)  ## damaged files and odd words through every door
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds 300 $(ARGS)
+
+# ARGS='--only weights "a video"' are some of them; --apart starts Python anew for each.
+kinds: $(BUILT)  ## every kind of odd input that users report, through the command line: a table
+	PYTHONPATH=tests $(BIN)/python -m fuzz.table --markdown $(ARGS)
+
+# Full and read-only disks need root, for mounts.
+chaos: $(BUILT)  ## kill -9, full disks and SIGTERM at random moments of a small run and of every export
+	PYTHONPATH=tests $(BIN)/python tests/gates/chaos.py $(ARGS)
 
 # Both libraries are loaded first: without libstdc++ the sanitizer does not see C++ exceptions, and aborts at the first.
 # How exact float32 is belongs to the optimised build: this one rounds elsewhere.
@@ -90,6 +98,9 @@ docs: $(BUILT)  ## the documentation site, into build/site
 
 demo-study: $(BUILT)  ## the synthetic demonstration with three seeds and its control, into docs/results.md
 	$(BIN)/python -m benchmarks.demo_study $(ARGS)
+
+clip: $(BUILT)  ## the shipped start, adapted to a piece of real driving in minutes; report and docs/clip.png
+	$(BIN)/python -m benchmarks.clip $(ARGS)
 
 clean:  ## remove what was built; .venv's packages, data/ and runs/ stay
 	rm -rf build dist *.egg-info mcd/_C.*.so .venv/built-*

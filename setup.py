@@ -184,7 +184,11 @@ setup(
     packages=[*find_packages(include=["mcd*"]), "mcd.kernels", "mcd.configs"],
     # These stand beside the package and are installed inside it: `kernels` is another project's name.
     package_dir={"mcd.kernels": "kernels", "mcd.configs": "configs"},
-    package_data={"mcd": ["py.typed", "weights/*"], "mcd.configs": ["*.yaml"], "mcd.report": ["*.html"]},
+    package_data={
+        "mcd": ["py.typed", "weights/*"],
+        "mcd.configs": ["*.yaml"],
+        "mcd.report": ["*.html", "*.css", "*.js"],
+    },
     # optional: without a compiler there is no file to copy.
     ext_modules=[Extension("mcd._C", sources=[], optional=True)],
     cmdclass={"build_ext": NinjaBuild},

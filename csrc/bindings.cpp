@@ -28,13 +28,31 @@ template <> struct type_caster<mcd::Tensor> {
 
   bool load(handle from, bool) {
     if (from.is_none()) return true;
-    value.data = reinterpret_cast<void*>(from.attr("data_ptr")().cast<uintptr_t>());
-    const tuple size = from.attr("shape");
-    value.dims = int(size.size());
+    static const Names names;
+    PyObject* self = from.ptr();
+    const auto address =
+        owned(PyObject_VectorcallMethod(names.data_ptr, &self, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+    value.data = PyLong_AsVoidPtr(address.ptr());
+    const auto size = owned(PyObject_GetAttr(self, names.shape));
+    if (!PyTuple_Check(size.ptr())) throw type_error("the shape of a tensor is no tuple");
+    value.dims = int(PyTuple_GET_SIZE(size.ptr()));
     if (value.dims > 6) throw value_error("a tensor of more than 6 dimensions");
-    for (int i = 0; i < value.dims; ++i) value.size[i] = size[i].cast<int64_t>();
-    value.dtype = dtype_of(from.attr("dtype"));
+    for (int i = 0; i < value.dims; ++i) value.size[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(size.ptr(), i));
+    if (PyErr_Occurred()) throw error_already_set();
+    value.dtype = dtype_of(owned(PyObject_GetAttr(self, names.dtype)));
     return true;
+  }
+
+  // Of attributes, made once and kept to the end of the process: looking up a C string would make one for each call.
+  struct Names {
+    PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
+    PyObject* shape = PyUnicode_InternFromString("shape");
+    PyObject* dtype = PyUnicode_InternFromString("dtype");
+  };
+
+  static object owned(PyObject* result) {
+    if (result == nullptr) throw error_already_set();
+    return reinterpret_steal<object>(result);
   }
 
   static mcd::Dtype dtype_of(handle dtype) {

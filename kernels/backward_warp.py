@@ -40,7 +40,7 @@ from mcd.ops.backward_warp import EPSILON, NEAREST, differentiable
 
 _CAMERA, _SUMS, _EPSILON, _NEAREST = (tl.constexpr(value) for value in (CAMERA, SUMS, EPSILON, NEAREST))
 _BLOCK = 256  # pixels of a program
-# Sums over a program's pixels, of which the cameras' gradients are made: of grad_q · depth · (x, y, 1), grad_q, and, in
+# Sums over a program's pixels that make up the cameras' gradients: of grad_q · depth · (x, y, 1), grad_q, and, in
 # the other half, grad_q · motionᵀ of a 3-D motion.
 _SIZES = ["channels", "height", "width", "depth_height", "depth_width", "blocks"]
 

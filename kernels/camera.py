@@ -4,7 +4,7 @@
     u = q_xy / (q_z + 1e-5)
 
 Where the camera turns and moves little, A is close to 1 and u to (x, y). So A - 1 is kept too, and u is found as the
-pixel and its step, of which the rounding is as small as the step.
+pixel plus its step, whose rounding error is as small as the step.
 
 3×3 matrices are 4×4 tiles whose last row and column are zero, in float64: their rounding never shows in a pixel.
 """

@@ -29,7 +29,7 @@ from mcd.ops.forward_warp import differentiable
 
 _BLOCK = 256  # pixels of a program
 _NOTHING = tl.constexpr(2**64 - 1)  # the key of a hole
-# Sums over a program's cells, of which the gradient to T_dst_ref is made. On the way back: of grad_p · z · (x, y, 1),
+# Sums over a program's cells that make up the gradient of T_dst_ref. On the way back: of grad_p · z · (x, y, 1),
 # grad_p, and motion · (Kᵀ grad_p)ᵀ; on the way there: of grad_z · depth · (x', y', 1), and grad_z.
 _SUMS = tl.constexpr(SUMS)
 _SIZES = ["channels", "height", "width", "blocks", "upscale"]

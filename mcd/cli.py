@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mcd
@@ -35,6 +38,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("mcd.train", "train every stage of a config, evaluate, report", "train"),
     "predict": Command("mcd.inference.command", "depth of images, folders and videos", "train"),
+    "models": Command("mcd.inference.models", "which depth nets there are: shipped, and of a folder", "train"),
+    "export": Command("mcd.export.command", "a depth net as ONNX, exported program or compiled package", "train"),
     "evaluate": Command("mcd.evaluation.command", "depth against ground truth, of runs and checkpoints", "train"),
     "report": Command("mcd.report.page", "draw the report of a run again", "report"),
     "convert": Command("mcd.convert", "use the released checkpoints of the paper's authors", "train"),
@@ -47,7 +52,8 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the command's status, 1 where a package is missing, 2 for an unknown command."""
+    """Command line; returns the command's status, 1 where a package is missing, 2 for an unknown command, 130 where it
+    was stopped by Ctrl-C or SIGTERM: what was half written is taken away then."""
     name, *rest = sys.argv[1:] if arguments is None else arguments or [""]
     if name in ("-V", "--version"):
         print(f"mcd {mcd.__version__}")
@@ -61,7 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mcd: no command {name!r}; {hint}", file=sys.stderr)
         return 2
     command = COMMANDS[name]
+    before = signal.getsignal(signal.SIGTERM)
+    alone = threading.current_thread() is threading.main_thread()
+    formatted = warnings.formatwarning
     try:
+        warnings.formatwarning = _once()
+        if alone:  # elsewhere Python sets no handlers
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         if command.extra:
             with extra(command.extra, f"mcd {name}"):
                 module = importlib.import_module(command.module)
@@ -71,9 +83,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MissingPackage as error:  # says itself who needs the package
         print(error, file=sys.stderr)
         return 1
-    except McdError as error:
+    except (McdError, OSError) as error:
         print(f"mcd {name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"mcd {name}: stopped", file=sys.stderr)
+        return 130
+    finally:
+        warnings.formatwarning = formatted
+        if alone:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _once() -> Callable[..., str]:
+    """Writes a warning as one line without the line of ours that gave it, and nothing where it was given before.
+
+    Python's own memory of what it has said ends whenever somebody changes its filters.
+    """
+    said: set[str] = set()
+
+    def line(message: Warning | str, *_: object, **__: object) -> str:
+        text = f"warning: {message}\n"
+        if text in said:
+            return ""
+        said.add(text)
+        return text
+
+    return line
 
 
 def _help() -> str:

@@ -6,6 +6,7 @@ a video that is opened), and each door imports its packages under :func:`extra`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,3 +31,19 @@ def extra(name: str, user: str) -> Iterator[None]:
         if package in ("", "mcd"):  # a fault of ours is no missing package
             raise
         raise MissingPackage(f"{user} needs {package}: pip install 'mcd-depth[{name}]'") from None
+
+
+@contextmanager
+def python_m(name: str, user: str) -> Iterator[None]:
+    """Around the imports of a package of which ``python -m`` runs a module: that imports the package before the module,
+    which therefore cannot catch what is missing. Ends the program in one line then; else it is as if it were not there.
+    """
+    if sys.argv[:1] != ["-m"]:  # what stands there until the module has been found
+        yield
+        return
+    try:
+        with extra(name, user):
+            yield
+    except MissingPackage as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None

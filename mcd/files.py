@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -33,7 +35,9 @@ _BROKEN = (
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
+    tokenize.TokenError,
     Image.DecompressionBombError,
+    csv.Error,
 )
 
 
@@ -69,10 +73,22 @@ def read_json(what: str, path: Path) -> dict[str, Any]:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError inside the block that names no file, as that of a full disk, names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """A temporary path beside ``path`` that replaces it only when the block ends well.
 
-    A kill or a full disk leaves the old file as it was.
+    A kill or a full disk leaves the old file as it was; after a kill -9 a hidden file stays beside it, which
+    :func:`remove_partial` takes away.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,9 +96,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with naming(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         # mkstemp makes files private; a checkpoint is an ordinary file.
         umask = os.umask(0)
         os.umask(umask)
@@ -90,6 +107,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Take away what killed processes left half written below a folder that no process writes into now."""
+    for path in folder.rglob(".*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -20,10 +20,10 @@ from torch import Tensor
 from torchvision.utils import flow_to_image
 
 # Colours between which is interpolated. The first map rises steadily in lightness, so it survives a grey print and
-# colour blindness; the second runs blue, white, red.
+# colour blindness; the second runs blue, white, red. The third is Okabe and Ito's, which the colour-blind tell apart.
 _DEPTH_COLOURS = "000004 180f3d 440f76 721f81 9e2f7f cd4071 f1605d fd9668 feca8d fcfdbf"
 _ERROR_COLOURS = "0b3c8c 3f7fd0 9cc4ea f4f4f4 f2b79c d5563f 8c0b1d"
-_SHARE_COLOURS = "dcdcdc e45756 4c78a8 f2a93b 54a24b b279a2 72b7b2 9d755d"
+_SHARE_COLOURS = "dcdcdc d55e00 0072b2 f0e442 009e73 cc79a7 56b4e9 e69f00"
 _UNKNOWN = (0.13, 0.13, 0.15)
 # Percentiles of a huge map are those of every n-th of its pixels.
 _ENOUGH = 100_000
@@ -41,6 +41,24 @@ def depth_range(depth: Tensor, low: float = 0.02, high: float = 0.98) -> tuple[f
     inverse = 1 / known[:: math.ceil(known.numel() / _ENOUGH)].double()
     far, near = torch.quantile(inverse, torch.tensor([low, high], dtype=torch.float64, device=depth.device)).tolist()
     return 1 / near, 1 / far
+
+
+class RunningRange:
+    """The range of colours of a film: :func:`depth_range` over all frames so far, the last ``memory`` of them alike.
+
+    It settles with the first frames and then stays, so that a depth keeps its colour.
+    """
+
+    def __init__(self, memory: int = 250):
+        self._memory, self._frames = memory, 0
+        self._mean = np.zeros(2)
+
+    def update(self, depth: Tensor) -> tuple[float, float]:
+        """Nearest and farthest depth worth a colour, this frame among them."""
+        self._frames += 1
+        self._mean += (np.log(depth_range(depth)) - self._mean) / min(self._frames, self._memory)
+        near, far = np.exp(self._mean).tolist()
+        return near, far
 
 
 def colour_depth(depth: Tensor, limits: tuple[float, float] | None = None) -> Tensor:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import re
 import runpy
+import signal
+import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from mcd import cli
 from mcd.config import parse_config
 from mcd.data.sequence import sequence_folder
 from mcd.extras import MissingPackage, extra
+from mcd.files import atomic_path
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +74,51 @@ def test_commands_pass_their_arguments_and_their_status_on(capsys: pytest.Captur
     assert "no-such-config does not exist; those that come with mcd are cityscapes," in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_stopped_leaves_nothing_half_written(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(arguments: list[str]) -> int:
+        with atomic_path(tmp_path / "result.png") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        return 0
+
+    monkeypatch.setattr("mcd.backend.main", work)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["backend"]) == 130
+    assert capsys.readouterr().err == "mcd backend: stopped\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_warning_is_said_once_and_without_the_line_that_said_it() -> None:
+    code = """
+import sys, warnings, mcd.backend
+from mcd import cli
+def work(arguments):
+    for _ in range(3):
+        with warnings.catch_warnings():  # after which Python would say it again
+            warnings.simplefilter("ignore")
+        warnings.warn("the lens is guessed")
+    return 0
+mcd.backend.main = work
+sys.exit(cli.main(["backend"]))
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "warning: the lens is guessed\n")
+
+
+def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def work(arguments: list[str]) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "result.png")
+
+    monkeypatch.setattr("mcd.backend.main", work)
+    assert cli.main(["backend"]) == 1
+    assert capsys.readouterr().err == "mcd backend: [Errno 28] No space left on device: 'result.png'\n"
+
+
 @pytest.mark.parametrize(
     "module",
     ["mcd", "mcd.train", "mcd.predict", "mcd.evaluate", "mcd.report", "mcd.convert", "mcd.data.prepare", "mcd.backend"],
@@ -80,13 +131,30 @@ def test_python_m_is_a_way_in(module: str, monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().out.startswith("usage: mcd")
 
 
-@pytest.mark.parametrize("module", [["mcd", "train"], ["mcd.train"]], ids="-".join)
+@pytest.mark.parametrize("module", [["mcd", "train"], ["mcd.train"], ["mcd.data.prepare"]], ids="-".join)
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     bare: Path, tmp_path: Path, module: list[str]
 ) -> None:
     finished = run_bare(bare, "-m", *module, cwd=tmp_path)
     assert finished.returncode == 1
-    assert re.fullmatch(r"mcd train needs (yaml|pydantic): pip install 'mcd-depth\[train\]'\n", finished.stdout)
+    command = module[-1].rpartition(".")[2]
+    assert re.fullmatch(rf"mcd {command} needs \w+: pip install 'mcd-depth\[train\]'\n", finished.stdout)
+
+
+def test_ranges_without_nvtx_are_answered_with_the_extra(bare: Path, tmp_path: Path) -> None:
+    code = "import torch, mcd; print(mcd.ops.motion_sparsity(torch.ones(1, 1, 2, 2)).item())"
+    finished = run_bare(bare, "-c", code, cwd=tmp_path, MCD_NVTX="1")
+    assert finished.returncode == 0, finished.stdout
+    said, value = finished.stdout.splitlines()
+    assert said == "mcd: MCD_NVTX=1 needs nvtx: pip install 'mcd-depth[profile]'; until then there are no ranges"
+    assert float(value) > 0
+
+
+def test_a_net_that_is_loaded_without_the_extra_names_it(bare: Path, tmp_path: Path) -> None:
+    code = "import mcd\nfrom mcd import *\ntry: load('start')\nexcept mcd.errors.McdError as error: print(error)"
+    finished = run_bare(bare, "-c", code, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stdout
+    assert re.fullmatch(r"mcd.load needs \w+: pip install 'mcd-depth\[train\]'\n", finished.stdout)
 
 
 def test_without_extras_the_library_is_whole(bare: Path, tmp_path: Path) -> None:

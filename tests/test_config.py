@@ -29,7 +29,7 @@ def test_a_config_that_comes_with_the_program_is_found_from_anywhere_by_its_name
 def test_a_config_that_is_not_there_is_answered_with_those_that_are(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ConfigError, match=rf"config {name} does not exist; .* are cityscapes, .*, synthetic_unsup.*, video$"
+        ConfigError, match=rf"config {name} does not exist; .* are cityscapes, .*, synthetic_.*, video, video_masks$"
     ):
         load_config(name)
 
@@ -51,11 +51,12 @@ def test_the_cityscapes_config_has_the_published_schedule():
     assert [s.drops for s in (scene, objects, scale, final)] == [((10, 0.5),), (), ((3, 0.5), (10, 0.5)), ()]
     assert (scene.motion_from, scene.joint_from, final.motion_from, final.joint_from) == (1, 2, 0, 0)
     assert (final.pseudo_weight, objects.smoothness, scale.huber) == (0.1, 0.02, 0.005)
+    assert scale.contact is None and config.pseudo.contact is None
     weights = config.loss.model_dump(include={"ssim", "l1", "c2", "smoothness", "sparsity"})
     assert weights == {"ssim": 3, "l1": 2, "c2": 9e-6, "smoothness": 0.002, "sparsity": 0.02}
     assert config.loss.c1 == float("inf")
     assert config.instances.model_dump(exclude={"batch"}) == {
-        "flow_threshold": 1.0, "coverage": 0.5, "middle": 20, "min_area": 0.005,
+        "flow_threshold": 1.0, "coverage": 0.5, "middle": 20, "min_area": 0.005, "tracks": False, "persist": 1,
     }  # fmt: skip
 
 
@@ -70,6 +71,7 @@ def test_the_cityscapes_config_has_the_published_schedule():
         ({"object": {"steps": 1, "select": "ground_truth"}}, "select: ground_truth needs"),
         ({"data": {"size": [64]}}, "'data.size"),
         ({"stages": ["scene", "ground_truth"]}, "'stages.1'"),
+        ({"stages": []}, "'stages'"),
         ({"augment": {"flip": 1.5}}, "'augment.flip'"),
         (
             {"loss": {"ssim": -1}},
@@ -207,6 +209,11 @@ def test_epochs_become_steps():
         ({"evaluation": {"min_depth": 9, "max_depth": 3}}, "'min_depth', 9, must lie below 'max_depth', 3"),
         ({"evaluation": {"crop": [0.5, 0.5, 0, 1]}}, "'crop' is top, bottom, left, right"),
         ({"evaluation": {"keep_rows": 0}}, "'keep_rows' must not be 0"),
+        ({"data": {"fov": 180}}, "'data.fov'"),
+        ({"data": {"fov": 1e-9}}, "'data.fov'"),
+        ({"data": {"intrinsics": [1e-9, 9, 1, 1]}}, "'data.intrinsics"),
+        ({"data": {"intrinsics": [9, 9, 1e300, 1]}}, "'data.intrinsics"),
+        ({"data": {"distortion": [1e300, 0, 0, 0, 0]}}, "'data.distortion.0'"),
         ({"final": {"steps": 1, "pseudo_weight": -1}}, "'final.pseudo_weight'"),
     ],
 )

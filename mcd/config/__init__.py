@@ -1,8 +1,9 @@
 """Typed configuration."""
 
+from mcd.config.base import STAGES
+from mcd.config.masks import InstancesStage, Segment
 from mcd.config.reading import PACKAGED, ConfigError, known_keys, load_config, parse_config
 from mcd.config.sections import (
-    STAGES,
     Augment,
     Config,
     Data,
@@ -10,7 +11,6 @@ from mcd.config.sections import (
     Evaluation,
     Final,
     Ground,
-    InstancesStage,
     Object,
     Scale,
     Scene,
@@ -34,6 +34,7 @@ __all__ = [
     "Scale",
     "Scene",
     "Schedule",
+    "Segment",
     "Slots",
     "known_keys",
     "load_config",

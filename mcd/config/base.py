@@ -1,10 +1,28 @@
-"""What all sections of a config share: their base, and the kinds of numbers."""
+"""What all sections of a config share: their base, the names of the stages, and the kinds of numbers."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+StageName = Literal[
+    "scene",
+    "predictions",
+    "ground",
+    "slots",
+    "detector",
+    "segment",
+    "instances",
+    "object",
+    "scale",
+    "pseudo",
+    "final",
+    "control",
+]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+MASKED_STAGES: tuple[StageName, ...] = ("scene", "instances", "object", "scale", "pseudo", "final")
+"""The variant whose masks come with the data."""
 
 # Numbers beyond a billion mean nothing here, and products of two still fit into 64 bits.
 MOST = 10**9
@@ -20,6 +38,14 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 """Height or width of what a net sees."""
 Pixels = Annotated[float, Field(ge=0, le=512)]
 """A length in images of a width of 512."""
+FieldOfView = Annotated[float, Field(ge=1, lt=180)]
+"""Degrees, of a pinhole camera."""
+Focal = Annotated[float, Field(ge=1, le=MOST)]
+"""Pixels."""
+Pixel = Annotated[float, Field(ge=-MOST, le=MOST)]
+"""A place in a picture, or beside it."""
+Coefficient = Annotated[float, Field(ge=-1e3, le=1e3)]
+"""Of a lens: far beyond any that was made, and no power of a ray overflows."""
 Seed = Annotated[int, Field(ge=-(2**63), le=2**64 - 1)]
 """What torch takes."""
 

@@ -7,7 +7,21 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mcd.config.base import Count, Fraction, HueRange, Positive, Range, Section, Seed, Side, Whole
+from mcd.config.base import (
+    Coefficient,
+    Count,
+    FieldOfView,
+    Focal,
+    Fraction,
+    HueRange,
+    Pixel,
+    Positive,
+    Range,
+    Section,
+    Seed,
+    Side,
+    Whole,
+)
 
 
 class Synthetic(Section):
@@ -31,16 +45,16 @@ class Data(Section):
     images: Path = Field(Path(), description="sequence: folder of the frames, below root")
     depth: Path | None = Field(None, description="sequence: folder of 16-bit PNG depth (metres * 256), below root")
     calibration: Path | None = Field(None, description="sequence: KITTI calib_cam_to_cam.txt, below root")
-    intrinsics: tuple[Positive, Positive, float, float] | Literal["learn"] | None = Field(
+    intrinsics: tuple[Focal, Focal, Pixel, Pixel] | Literal["learn"] | None = Field(
         None,
         description="sequence: fx, fy, cx, cy in pixels of the original frames; learn: found by the scene stage, which "
         "starts from data.fov",
     )
-    fov: Positive | None = Field(None, description="sequence: horizontal field of view in degrees, if no intrinsics")
+    fov: FieldOfView | None = Field(None, description="sequence: horizontal field of view in degrees, if no intrinsics")
     camera: Literal["pinhole", "fisheye"] = Field(
         "pinhole", description="sequence: the lens that data.distortion is of, in OpenCV's terms"
     )
-    distortion: tuple[float, ...] | None = Field(
+    distortion: tuple[Coefficient, ...] | None = Field(
         None,
         description="sequence: OpenCV's k1, k2, p1, p2, k3 (pinhole) or k1 … k4 (fisheye); frames are undistorted when "
         "they are read, and have data.intrinsics then",

@@ -9,35 +9,32 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mcd.config.base import Count, Fraction, Moment, Pixels, Positive, Section, Seed, Side, Weight, Whole
+from mcd.config.base import (
+    MASKED_STAGES,
+    STAGES,
+    Count,
+    Fraction,
+    Moment,
+    Pixels,
+    Positive,
+    Section,
+    Seed,
+    Side,
+    StageName,
+    Weight,
+    Whole,
+)
 from mcd.config.data import Augment, Data
+from mcd.config.evaluation import Evaluation
+from mcd.config.masks import InstancesStage, Pseudo, Segment
+from mcd.config.nets import Nets
 from mcd.ops.backend import BackendUnavailable
 from mcd.ops.photometric_error import C1, C2, L1_WEIGHT, SSIM_WEIGHT, check_photometric_weights
 from mcd.ops.registry import check_choice
-
-StageName = Literal[
-    "scene", "predictions", "ground", "slots", "detector", "instances", "object", "scale", "pseudo", "final", "control"
-]
-STAGES: tuple[StageName, ...] = get_args(StageName)
-MASKED_STAGES: tuple[StageName, ...] = ("scene", "instances", "object", "scale", "pseudo", "final")
-"""The variant whose masks come with the data."""
-
-
-class Nets(Section):
-    depth: str = "light"
-    pose: str = "light"
-    motion: str = "light"
-    scale: str = "light"
-    slots: str = Field("light", description="light or published")
-    ground: str = Field("light", description="light, full, or published (one resolution only)")
-    detector: str = Field("light", description="light or resnet18")
-    camera: Literal["pinhole"] = Field("pinhole", description="what data.intrinsics: learn learns")
-    pretrained: bool = Field(False, description="start backbones from ImageNet weights")
-    positive_scale: bool = Field(True, description="scale net cannot go negative; False: the published linear output")
 
 
 class Photometric(Section):
@@ -52,6 +49,17 @@ class Photometric(Section):
     sparsity: Weight = 0.02
     road: Weight = Field(
         0.0, description="weight of depth beyond the road plane, for cameras that look along a road; 0: published"
+    )
+    start: Weight = Field(
+        0.0,
+        description="weight of depth that leaves that of the net in 'init' where motion does not tell it, for clips in "
+        "which things move along; 0: published",
+    )
+    start_share: Fraction = Field(0.1, description="share of it where motion tells depth")
+    start_evidence: float = Field(
+        -0.03,
+        description="motion tells depth unless its photometric error is higher by so much (below 0) than that of a "
+        "world at infinity; above 0: only where it is lower",
     )
     mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
 
@@ -106,6 +114,15 @@ class Schedule(Section):
 class Scene(Schedule):
     """Depth, pose and residual motion, self-supervised."""
 
+    depth_from: Moment = Field(
+        0, description="when depth begins to learn; before, the pose net learns against the depth of 'init'"
+    )
+    pose_rate: Positive = Field(1.0, description="learning rate of the pose net, as a multiple of 'lr'")
+    frozen_blocks: Whole | None = Field(
+        None,
+        description="the stem and so many blocks of the depth net's encoder (lite0 has them), and its normalisation "
+        "statistics, stay those of 'init'; null, published: all is learned",
+    )
     motion_from: Moment | None = Field(None, description="when the motion net starts, alone; None: no residual motion")
     joint_from: Moment | None = Field(None, description="when all nets train together")
     motion_floor: Weight = Field(1e-5, description="residual motion below this magnitude is dropped")
@@ -114,8 +131,10 @@ class Scene(Schedule):
     def _phases(self) -> Scene:
         if self.motion_from is not None and self.joint_from is not None and self.joint_from < self.motion_from:
             raise ValueError("'joint_from' must not lie before 'motion_from'")
+        if self.motion_from is not None and self.depth_from > self.motion_from:
+            raise ValueError("'depth_from' must not lie after 'motion_from'")
         length = self.steps if self.steps is not None else self.epochs
-        for key in ("motion_from", "joint_from"):
+        for key in ("depth_from", "motion_from", "joint_from"):
             begin = getattr(self, key)
             if begin is not None and length is not None and begin >= length:
                 raise ValueError(f"'{key}', {begin:g}, must lie before the end of the stage, {length:g}")
@@ -171,7 +190,7 @@ class Slots(Schedule):
     size: tuple[Side, Side] = Field((128, 128), description="height and width that the net sees, multiples of 16")
     threshold: Fraction = Field(0.25, description="a slot's mask is where it has at least this share")
     min_moving: Fraction = Field(
-        0.0, description="training leaves out frames of which a smaller share moves; 0, published: none"
+        0.0, description="frames with a smaller share of moving pixels are not trained on; 0, published: all are"
     )
     depth: Weight = Field(0.2, description="weight of the reconstructed depth; that of the flow is 1")
     moving: Weight = Field(0.0, description="how much more a pixel that moves counts in both; 0: published")
@@ -256,16 +275,6 @@ class Detector(Schedule):
         return self
 
 
-class InstancesStage(Section):
-    """Which masks move, and where they are in the neighbouring frames."""
-
-    batch: Count = 8
-    flow_threshold: Positive = Field(1.0, description="pixels at a width of 512")
-    coverage: Fraction = Field(0.5, description="share of a mask that must move")
-    middle: Count | None = Field(20, description="masks in the central 1/k of the columns count as dynamic; None: off")
-    min_area: Fraction = Field(0.005, description="smallest mask, share of the image")
-
-
 class Object(Schedule):
     smoothness: Weight = 0.02
 
@@ -277,46 +286,13 @@ class Scale(Schedule):
     )
     dilate: Annotated[int, Field(ge=0, le=512)] = Field(2, description="5x5 dilations of the box, at a width of 512")
     dilate_middle: Annotated[int, Field(ge=0, le=512)] = Field(5, description="the same for masks straight ahead")
-
-
-class Pseudo(Section):
-    batch: Count = 16
+    contact: Fraction | None = Field(
+        None, description="objects farther from the ground at their foot, as a share, teach nothing; null: published"
+    )
 
 
 class Final(Scene):
     pseudo_weight: Weight = Field(0.1, description="weight of the pseudo-depth loss; 0 is the control")
-
-
-class Evaluation(Section):
-    protocol: Literal["cityscapes", "kitti"] = "cityscapes"
-    split: Literal["val", "test"] = "val"
-    min_depth: Positive = 1e-3
-    max_depth: Positive = 80.0
-    keep_rows: Fraction = Field(0.75, description="cityscapes: upper share of the full image that is kept")
-    crop: tuple[Fraction, Fraction, Fraction, Fraction] | None = Field(
-        None, description="top, bottom, left, right as shares of the kept image; None: the protocol's own"
-    )
-    min_mask_area: Fraction = Field(0.005, description="cityscapes: smallest object mask, share of the full image")
-    scale: Literal["median", "none", "height", "poses"] = Field(
-        "median",
-        description="what puts predictions into metres: the ratio of each image's medians (published), nothing, "
-        "data.camera_height, or data.poses",
-    )
-    boxes: Path | None = Field(
-        None,
-        description="sequence: CSV of boxes of vehicles: frame, x0, y0, x1, y1 and, if known, moving",
-    )
-    batch: Count = 8
-
-    @model_validator(mode="after")
-    def _leaves_something(self) -> Evaluation:
-        if self.min_depth >= self.max_depth:
-            raise ValueError(f"'min_depth', {self.min_depth:g}, must lie below 'max_depth', {self.max_depth:g}")
-        if self.keep_rows == 0:
-            raise ValueError("'keep_rows' must not be 0: nothing would be kept")
-        if self.crop is not None and not (self.crop[0] < self.crop[1] and self.crop[2] < self.crop[3]):
-            raise ValueError(f"'crop' is top, bottom, left, right, the smaller ones first, not {list(self.crop)}")
-        return self
 
 
 class Config(Section):
@@ -326,7 +302,7 @@ class Config(Section):
         None,
         description="run, stage folder or weights file to start from (of a run, its final weights before its scene's)",
     )
-    stages: tuple[StageName, ...] = MASKED_STAGES
+    stages: tuple[StageName, ...] = Field(MASKED_STAGES, min_length=1)
     store: Literal["none", "sqlite"] = Field(
         "none",
         description="depth and residual flow of the scene nets for later stages: computed anew, or in one file of the "
@@ -350,6 +326,7 @@ class Config(Section):
     ground: Ground = Ground(steps=300)
     slots: Slots = Slots(steps=600)
     detector: Detector = Detector(epochs=1)
+    segment: Segment = Segment()
     instances: InstancesStage = InstancesStage()
     object: Object = Object(steps=200)
     scale: Scale = Scale(steps=350)
@@ -381,6 +358,12 @@ class Config(Section):
             missing = [other for other in needs.get(name, ()) if other not in self.stages]
             if missing:
                 raise ValueError(f"stage '{name}' needs the stage '{missing[0]}' before it")
+        if {"segment", "detector"} <= set(self.stages):
+            raise ValueError("the stages 'segment' and 'detector' both find the objects: leave one of them out")
+        if self.instances.tracks and (self.data.kind != "sequence" or self.data.spacing[0] != 1):
+            raise ValueError("'instances.tracks' needs data of kind sequence whose 'spacing' begins with 1")
+        if self.scale.contact is not None and self.store == "none":
+            raise ValueError("'scale.contact' needs a store of the scene's depth: set store: sqlite")
         if "ground" in self.stages and self.ground.steps != 0:
             least = 3 * self.ground.neighbours(self.data.size[1]) + 1
             if min(self.data.size) < least:

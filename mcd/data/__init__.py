@@ -1,15 +1,18 @@
 """Data sets: synthetic streets, image triplets in the Cityscapes layout, KITTI raw, folders of consecutive frames."""
 
-from mcd.data.dataset import FrameDataset, WholeFrame
-from mcd.data.evaluation import EvaluationSet
-from mcd.data.frames import Frames, Reader
-from mcd.data.kitti import KittiFolder
-from mcd.data.labels import instance_masks, road_mask
-from mcd.data.loader import Batch, StepSampler, build_loader, collate, fixed_batches, prefetch, to_device
-from mcd.data.readers import open_reader
-from mcd.data.sequence import SequenceFolder
-from mcd.data.triplets import TripletFolder
-from mcd.files import DataError
+from mcd.extras import python_m
+
+with python_m("train", "mcd prepare"):
+    from mcd.data.dataset import FrameDataset, WholeFrame
+    from mcd.data.evaluation import EvaluationSet
+    from mcd.data.frames import Frames, Reader
+    from mcd.data.kitti import KittiFolder
+    from mcd.data.labels import instance_masks, road_mask
+    from mcd.data.loader import Batch, StepSampler, build_loader, collate, fixed_batches, prefetch, to_device
+    from mcd.data.readers import open_reader
+    from mcd.data.sequence import SequenceFolder
+    from mcd.data.triplets import TripletFolder
+    from mcd.files import DataError
 
 __all__ = [
     "Batch",

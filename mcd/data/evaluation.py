@@ -6,6 +6,9 @@ The Cityscapes layout keeps whole images and cuts the ego car off here:
     camera/{split}/{city}/{frame}_camera.json              intrinsics
     {split}_gt_depths/{frame}.npy                          metric depth, 0 where there is none
     {split}_mask_class/{city}/{frame}/{j}.png              objects that move
+
+KITTI has LiDAR points, or with ``evaluation.improved`` the depth of Uhrig et al. ("Sparsity Invariant CNNs", 3DV 2017),
+eleven scans that agree with stereo. What moves in KITTI and in sequences stands in the folder ``evaluation.masks``.
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from mcd.config import Config
+from mcd.config import Config, Evaluation
 from mcd.data.dataset import Key, WholeFrame, WorkItem, network_intrinsics
-from mcd.data.files import Picture, read_camera, read_depth_array, read_image, read_mask, resize_image, text
-from mcd.data.kitti import KittiFolder
-from mcd.data.labels import numbered_masks
+from mcd.data.files import Picture, read_camera, read_depth, read_depth_array, read_image, read_mask, resize_image, text
+from mcd.data.kitti import KittiFolder, improved_depth
+from mcd.data.labels import moving_mask, numbered_masks
 from mcd.data.sequence import SequenceFolder
 from mcd.files import DataError
 
@@ -54,7 +57,13 @@ class EvaluationSet(Dataset[dict[str, Any]]):
     def __init__(self, config: Config):
         self._config = config
         kinds: dict[str, Callable[[Config], Any]] = {"triplets": _Cityscapes, "sequence": _Sequence, "kitti": _Kitti}
+        if config.evaluation.improved is not None and config.data.kind != "kitti":
+            raise DataError(f"evaluation.improved is for data of kind kitti, not {config.data.kind}")
+        if config.evaluation.masks is not None and config.data.kind == "triplets":
+            raise DataError("evaluation.masks are for data of kind kitti or sequence; triplets have their own")
         self._source = kinds[config.data.kind](config)
+        self.notes: list[str] = list(getattr(self._source, "notes", ()))
+        """What is to be said of frames that are left out."""
         self.items: Sequence[WorkItem] = [WholeFrame(frame) for frame in self._source.frames]
 
     def __len__(self) -> int:
@@ -85,7 +94,7 @@ def valid_pixels(config: Config, gt: NDArray[np.float32]) -> Region:
     """Pixels [h, w] of a ground truth that count: inside the crop, depth strictly between the limits."""
     settings = config.evaluation
     inside = np.zeros(gt.shape, bool)
-    inside[crop_window(settings.crop or CROPS[settings.protocol], gt.shape)] = True
+    inside[crop_window(_crop(settings), gt.shape)] = True
     return inside & (gt > settings.min_depth) & (gt < settings.max_depth)
 
 
@@ -95,7 +104,7 @@ def why_nothing_counts(config: Config, gt: NDArray[np.float32]) -> str:
     measured = gt > 0
     if not measured.any():
         return "nothing was measured, its depth is 0 everywhere"
-    inside = gt[crop_window(settings.crop or CROPS[settings.protocol], gt.shape)]
+    inside = gt[crop_window(_crop(settings), gt.shape)]
     inside = inside[inside > 0]
     if not inside.size:
         return f"nothing was measured inside the crop (evaluation.crop, evaluation.protocol: {settings.protocol})"
@@ -104,6 +113,13 @@ def why_nothing_counts(config: Config, gt: NDArray[np.float32]) -> str:
         f"nothing lies between evaluation.min_depth, {settings.min_depth:g}, and evaluation.max_depth, "
         f"{settings.max_depth:g}: depths are {nearest:g} to {farthest:g}"
     )
+
+
+def _crop(settings: Evaluation) -> tuple[float, float, float, float]:
+    """Shares of the image; the improved ground truth of KITTI is compared in all of it, as in its own benchmark."""
+    if settings.crop is not None:
+        return settings.crop
+    return (0.0, 1.0, 0.0, 1.0) if settings.improved is not None else CROPS[settings.protocol]
 
 
 def crop_window(shares: tuple[float, float, float, float], size: tuple[int, ...]) -> tuple[slice, slice]:
@@ -154,12 +170,32 @@ class _Kitti:
     def __init__(self, config: Config):
         self._folder = KittiFolder(config.data, config.evaluation.split)
         self.frames = self._folder.frames
+        self.notes: list[str] = []
+        self._masks = _MovingMasks(config)
+        self._improved = config.evaluation.improved
+        if self._improved is not None:
+            folder = config.data.root / self._improved
+            self._improved = folder
+            listed, self.frames = self.frames, [f for f in self.frames if improved_depth(folder, f) is not None]
+            if not self.frames:
+                raise DataError(
+                    f"improved ground truth {folder} has none of the {len(listed)} frames listed, such as "
+                    f"{listed[0]}; expected {{train,val}}/DRIVE/proj_depth/groundtruth/image_02/INDEX.png"
+                )
+            if missing := len(listed) - len(self.frames):
+                self.notes.append(f"{missing} of {len(listed)} listed frames have no improved ground truth")
 
     def view(self, frame: str) -> tuple[Picture, NDArray[np.float64]]:
         return self._folder.read_image(frame), self._folder.read_intrinsics(frame)
 
-    def truth(self, frame: str) -> tuple[NDArray[np.float32], None]:
-        return self._folder.read_depth(frame), None
+    def truth(self, frame: str) -> tuple[NDArray[np.float32], Region | None]:
+        if self._improved is None:
+            depth = self._folder.read_depth(frame)
+        else:
+            path = improved_depth(self._improved, frame)
+            assert path is not None, "the frames are those that have it"
+            depth = read_depth(path)
+        return depth, self._masks(frame, depth.shape)
 
     def usable(self, size: tuple[int, ...]) -> Region:
         return np.ones(size, bool)
@@ -168,15 +204,32 @@ class _Kitti:
 class _Sequence:
     def __init__(self, config: Config):
         self._folder = SequenceFolder(config.data, "eval")
+        self._masks = _MovingMasks(config)
         self.frames = self._folder.every_frame
 
     def view(self, frame: str) -> tuple[Picture, NDArray[np.float64]]:
         return self._folder.read_image(frame), self._folder.K
 
-    def truth(self, frame: str) -> tuple[NDArray[np.float32], None]:
-        return self._folder.read_depth(frame), None
+    def truth(self, frame: str) -> tuple[NDArray[np.float32], Region | None]:
+        mask = self._masks(frame, self._folder.native_size)
+        return self._folder.read_depth(frame), None if mask is None else self._folder.as_seen(mask)
 
     def usable(self, size: tuple[int, ...]) -> Region:
         """Pixels [h, w] that do not show the own vehicle."""
         own = self._folder.own_mask
         return np.ones(size, bool) if own is None else ~own
+
+
+class _MovingMasks:
+    """Masks of moving objects of a folder; None for frames without one, of which nothing is known."""
+
+    def __init__(self, config: Config):
+        self._folder = None if config.evaluation.masks is None else config.data.root / config.evaluation.masks
+        if self._folder is not None and not self._folder.is_dir():
+            raise DataError(f"folder of masks of moving objects {self._folder} does not exist")
+
+    def __call__(self, frame: str, size: tuple[int, ...]) -> Region | None:
+        mask = None if self._folder is None else moving_mask(self._folder, frame)
+        if mask is not None and mask.shape != size:
+            raise DataError(f"mask of frame {frame} in {self._folder} is {text(mask.shape)}, its depth {text(size)}")
+        return mask

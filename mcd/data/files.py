@@ -118,8 +118,10 @@ def check_intrinsics(K: NDArray[np.float64], source: str) -> NDArray[np.float64]
     return K
 
 
-def resize_image(image: Picture, size: tuple[int, int]) -> Picture:
+def resize_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """The one way in which images change their size: Lanczos, straight from the native size.
+
+    Images [H, W, 3] are uint8, or float32 in [0, 1].
 
     Networks are trained and applied on the same pixels; the published code trained on Lanczos-resized images and
     applied some nets to bilinear ones.
@@ -127,7 +129,14 @@ def resize_image(image: Picture, size: tuple[int, int]) -> Picture:
     if image.shape[:2] == size:
         return image
     height, width = size
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+    if image.dtype == np.uint8:
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+    channels = [
+        Image.fromarray(channel).resize((width, height), Image.Resampling.LANCZOS)
+        for channel in np.moveaxis(image, -1, 0)
+    ]
+    # Lanczos overshoots at edges; what is stored as bytes is cut off there.
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 1)
 
 
 def resize_nearest(array: NDArray[Any], size: Sequence[int]) -> NDArray[Any]:

@@ -89,6 +89,17 @@ def split_list(config: Data, split: str) -> Path:
     return config.root / config.split_files / f"{split}_files.txt"
 
 
+def improved_depth(folder: Path, frame: str) -> Path | None:
+    """The depth of a frame in ``data_depth_annotated``, or in its folder ``train`` or ``val``; None where it has none.
+
+    It has none of the first and last frames of a drive (Uhrig et al., "Sparsity Invariant CNNs", 3DV 2017).
+    """
+    _, drive, _, _, index = frame.split("/")
+    inside = Path(drive, "proj_depth", "groundtruth", f"image_{_camera(frame)}", f"{index}.png")
+    places = (folder / part / inside for part in ("train", "val", ""))
+    return next((place for place in places if place.is_file()), None)
+
+
 def image_path(root: Path, frame: str) -> Path:
     """The image of a frame; where it is neither PNG nor JPEG, the place of the PNG."""
     places = [root / f"{frame}{ending}" for ending in (".png", ".jpg")]

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mcd.config import Data
 from mcd.data.files import read_mask, resize_nearest, text
 from mcd.data.kitti import frame_size
 from mcd.data.sequence import sequence_folder, sequence_frame_size
 from mcd.data.triplets import triplet_frame_size, triplet_path
-from mcd.files import DataError
+from mcd.files import DataError, reading
 
 Masks = NDArray[np.bool_]
 
@@ -56,6 +57,30 @@ def numbered_masks(folder: Path) -> dict[int, Path]:
     if not folder.is_dir():
         return {}
     return dict(sorted((int(path.stem), path) for path in folder.glob("*.png") if path.stem.isdecimal()))
+
+
+def moving_mask(folder: Path, frame: str) -> Masks | None:
+    """What moves in a frame [H, W], at the size of its file: the pixels of ``FRAME.png`` that are not 0, or the union
+    of those of ``FRAME/NUMBER.png``; None where there is neither, so that nothing is known.
+
+    Numbers of objects, as in KITTI's ``obj_map``, are read as well as 0 and 255.
+
+    Raises:
+        DataError: a mask is broken, or those of a frame differ in size.
+    """
+    single = folder / f"{frame}.png"
+    paths = [single] if single.is_file() else list(numbered_masks(folder / frame).values())
+    found: Masks | None = None
+    for path in paths:
+        with reading("mask", path), Image.open(path) as file:
+            levels = np.asarray(file.convert("RGB") if file.mode in ("LA", "RGBA") else file)
+            mask: Masks = np.asarray(levels.reshape(*levels.shape[:2], -1).any(axis=2), bool)
+        if found is not None and found.shape != mask.shape:
+            raise DataError(f"mask {path} is {text(mask.shape)}, but {paths[0].name} is {text(found.shape)}")
+        found = mask if found is None else found | mask
+    if found is None and (folder / frame).is_dir():
+        raise DataError(f"folder of masks {folder / frame} holds no NUMBER.png")
+    return found
 
 
 def _split_folder(folder: Path, split: str, what: str) -> Path:

@@ -10,10 +10,16 @@ says how it was made, and a command that would make it otherwise is refused.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    from mcd import cli
+
+    sys.exit(cli.main(["prepare", *sys.argv[1:]]))
+
 import argparse
 import os
 import signal
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -74,7 +80,7 @@ def prepare_cityscapes(
     Args:
         gap: distance of the sources from their reference, in frames.
         workers: processes, at most one a sequence and :data:`MOST_PER_CORE` a core.
-        skip: leave triplets out of which a file is broken, instead of stopping.
+        skip: leave out triplets with a broken file, instead of stopping.
 
     Returns:
         What was left out, a line each.
@@ -248,7 +254,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -67,13 +69,18 @@ class SequenceFolder:
         self._run_of = [run for run in self._runs for _ in range(run[0], run[1] + 1)]
         if len(self._runs) > 1 and split != "eval":
             self._say_gaps(names)
-        self._native = image_size(self._paths[0])
-        K = _intrinsics(config, self._native, self._paths[0].parent)
+        self.native_size = image_size(self._paths[0])
+        """Height and width of the files."""
+        K = _intrinsics(config, self.native_size, self._paths[0].parent)
         self._lens = Lens(
-            self._native, (K[0, 0], K[1, 1], K[0, 2], K[1, 2]), config.camera, config.distortion, config.crop
+            self.native_size, (K[0, 0], K[1, 1], K[0, 2], K[1, 2]), config.camera, config.distortion, config.crop
         )
         self.size = self._lens.kept_size
         """Height and width of every frame, without its lens and cut to ``data.crop``."""
+        if min(self.size) < 2:
+            raise DataError(
+                f"data.crop leaves {text(self.size)} pixels of the {text(self.native_size)} of {config.root}"
+            )
         self.K: NDArray[np.float64] = self._lens.intrinsic_matrix
         self.every_frame = names[self._first : self._last + 1]
         """All frames of the range, those at its ends too."""
@@ -110,8 +117,8 @@ class SequenceFolder:
             raise DataError(f"{self._config.root} has no ground truth: data.depth names no folder")
         path = self._config.root / self._config.depth / f"{frame}.png"
         depth = read_depth(path)
-        if depth.shape != self._native:
-            raise DataError(f"depth {path} is {text(depth.shape)}, but its image is {text(self._native)}")
+        if depth.shape != self.native_size:
+            raise DataError(f"depth {path} is {text(depth.shape)}, but its image is {text(self.native_size)}")
         return self._lens.nearest(depth)
 
     @property
@@ -128,8 +135,12 @@ class SequenceFolder:
     def _given_mask(self) -> NDArray[np.bool_]:
         path = self._config.root / str(self._config.own_mask)
         mask = read_mask(path)
-        if mask.shape != self._native:
-            raise DataError(f"own_mask {path} is {text(mask.shape)}, but the frames are {text(self._native)}")
+        if mask.shape != self.native_size:
+            raise DataError(f"own_mask {path} is {text(mask.shape)}, but the frames are {text(self.native_size)}")
+        return self.as_seen(mask)
+
+    def as_seen(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A mask of the files' size without their lens and cut to ``data.crop``, as the frames are."""
         return self._lens.nearest(mask).astype(bool)
 
     def _say_gaps(self, names: list[str]) -> None:
@@ -144,10 +155,10 @@ class SequenceFolder:
 
     def _image(self, position: int) -> Picture:
         image = read_image(self._paths[position])
-        if image.shape[:2] != self._native:
+        if image.shape[:2] != self.native_size:
             raise DataError(
                 f"image {self._paths[position]} is {text(image.shape)}, but {self._paths[0].name} is "
-                f"{text(self._native)}: the frames of a sequence have one size"
+                f"{text(self.native_size)}: the frames of a sequence have one size"
             )
         return self._lens.picture(image)
 
@@ -193,10 +204,13 @@ def _paths_by_name(folder: Path, changed: int) -> dict[str, Path]:
 
 
 def _list_images(folder: Path) -> list[Path]:
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGES]
+    # Hidden files of an image's name are of other systems, or half written.
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGES and path.name[0] != "."]
     if not paths:
         raise DataError(f"sequence {folder} holds no .png, .jpg or .jpeg")
-    paths.sort(key=lambda path: [(int(t), "") if t.isdigit() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t])
+    paths.sort(
+        key=lambda path: [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", path.stem) if t]
+    )
     for path, following in itertools.pairwise(paths):
         if path.stem == following.stem:
             raise DataError(f"sequence {folder} holds frame {path.stem} twice: {path.name} and {following.name}")
@@ -242,8 +256,6 @@ def _intrinsics(config: Data, size: tuple[int, int], place: Path) -> NDArray[np.
             raise DataError(f"calibration {path} is for {text(meant)} frames, but those of {place} are {text(size)}")
         return K
     if config.fov is not None:
-        if config.fov >= 180:
-            raise DataError(f"data.fov is {config.fov:g} degrees; a pinhole camera sees less than 180")
         focal = width / 2 / math.tan(math.radians(config.fov) / 2)
         warnings.warn(
             f"intrinsics of {place} are guessed: a focal length of {focal:.1f} pixels, from a field of view of "
@@ -273,8 +285,14 @@ def _found_mask(config: Data) -> NDArray[np.bool_] | None:
 
 
 def _extract(video: Path) -> Path:
-    """Frames of a video as JPEG files; training reads frames in random order, which a video cannot give."""
-    folder = video.with_name(f"{video.name}.frames")
+    """Frames of a video as JPEG files; training reads frames in random order, which a video cannot give.
+
+    They lie beside it, or, where that folder cannot be written, in the user's cache, by the path of the video.
+    """
+    beside = video.with_name(f"{video.name}.frames")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcd"
+    elsewhere = cache / f"{hashlib.sha256(str(video.resolve()).encode()).hexdigest()[:12]}-{beside.name}"
+    folder = beside if beside.is_dir() or os.access(video.parent, os.W_OK) else elsewhere
     if folder.is_dir():
         if folder.stat().st_mtime < video.stat().st_mtime:
             raise DataError(f"{folder} is older than {video.name}, whose frames it holds: delete it")
@@ -282,9 +300,10 @@ def _extract(video: Path) -> Path:
     from mcd.data.video import VideoError, VideoReader
 
     try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{video.name}.", dir=video.parent))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{video.name}.", dir=folder.parent))
     except OSError as error:
-        raise DataError(f"the frames of {video} cannot be written beside it: {error}") from None
+        raise DataError(f"the frames of {video} cannot be written: {error}") from None
     try:
         reader = VideoReader(video)
         count = 0
@@ -294,6 +313,8 @@ def _extract(video: Path) -> Path:
             warnings.warn(f"video {video} breaks off after {count} frames: {reader.problem}", stacklevel=2)
         if count == 0:
             raise DataError(f"video {video} has no frames")
+        if folder == elsewhere:
+            warnings.warn(f"{video.parent} cannot be written: the frames of {video.name} are in {folder}", stacklevel=2)
         partial.chmod(0o755)
         try:
             partial.rename(folder)

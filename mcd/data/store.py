@@ -125,7 +125,9 @@ class PredictionStore:
                 yield database
                 database.execute("COMMIT")
             except BaseException:
-                database.execute("ROLLBACK")
+                # On a full disk SQLite has taken it back itself.
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
                 raise
 
     @contextmanager

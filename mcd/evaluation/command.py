@@ -1,95 +1,173 @@
-"""Depth against ground truth: ``python -m mcd.evaluate RUN_OR_CHECKPOINT…``.
+"""Depth against ground truth: ``mcd evaluate RUN_OR_CHECKPOINT_OR_PREDICTIONS…``.
 
 A run folder has each of its stages evaluated, and gets metrics.json and metrics.csv. With several places the table
-shows them side by side. With --config or --set, which ask another question than the run's own, the run's files stay
-as they are; -o names a folder for the results then.
+shows them side by side, and a second one which differences are real (:mod:`mcd.evaluation.bootstrap`). With --config
+or --set, which ask another question than the run's own, the run's files stay as they are; -o names a folder for the
+results then.
+
+Depth of any other method is evaluated in the same way: a folder with an .npy or 16-bit .png a frame, or one .npy of all
+frames (:mod:`mcd.evaluation.predictions`); --config says on what, --kind, --unit and --factor what the numbers are.
 
 Where a run has masks or --boxes has boxes, contact and upright say whether what they show stands on the road
-(:mod:`mcd.evaluation.contact`).
+(:mod:`mcd.evaluation.contact`). --along says how much depth jumps between frames (:mod:`mcd.evaluation.consistency`).
+With --poses the pose nets' way is compared with the true one, as is a trajectory file of KITTI's or TUM's form
+(:mod:`mcd.evaluation.trajectory`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from torch import Tensor
 
-from mcd.config import ConfigError, load_config
-from mcd.data import Batch, EvaluationSet
-from mcd.evaluation import protocol
-from mcd.evaluation.protocol import EvaluationError, Regions, evaluate_depth
-from mcd.evaluation.scale import scale_of
-from mcd.evaluation.stage_contact import Contact, contact_table, stage_contact
-from mcd.evaluation.stages import baseline, evaluate_stage, has_ground_truth, run_contact, write_metrics
-from mcd.evaluation.tables import ROW_MEDIAN, WHOLE, Result, scale_lines, to_csv, to_table
-from mcd.files import DataError, write_json, write_text
-from mcd.inference.predictor import DepthPredictor, choose_device
-from mcd.run.checkpoint import CheckpointError, find_weights
-
-
-def evaluate_place(
-    place: Path, config_path: Path | None, overrides: Sequence[str]
-) -> tuple[dict[str, Regions], dict[str, dict[str, Contact]]]:
-    """Evaluate all that a place holds, every stage of a run folder, or one net: regions and contact by stage.
-
-    Raises:
-        CheckpointError: there is nothing to evaluate, or it is broken.
-        ConfigError: no config is given or found, or it is not valid.
-        DataError: ground truth or boxes are missing or broken.
-    """
-    run_folder = place if (place / "config.yaml").is_file() else None
-    if run_folder is None:
-        find_weights(place)
-    found = config_path or next(
-        (f for f in (p / "config.yaml" for p in (place, *place.absolute().parents[:2])) if f.is_file()), None
-    )
-    if found is None:
-        raise ConfigError(f"{place} has no config.yaml beside it; say with --config on what to evaluate it")
-    config = load_config(found, overrides)
-    dataset = EvaluationSet(config)
-    known = has_ground_truth(config)
-    if not known and config.evaluation.boxes is None:
-        raise DataError(
-            f"{config.data.root} has no ground truth: data.depth names no folder, and no --boxes are to be looked at"
-        )
-    device = choose_device(config.device)
-    notes: list[str] = []
-    if run_folder is not None:
-        names = [stage for stage in (*WHOLE, "object") if stage != ROW_MEDIAN]
-        stages = {stage: evaluate_stage(config, run_folder, stage, device, notes) for stage in names}
-        stages = {stage: regions for stage, regions in stages.items() if regions}
-        contact = run_contact(config, run_folder, device)
-        if not stages and not contact:
-            raise CheckpointError(f"run {run_folder} has no finished stage with a depth net")
-    else:
-        net = DepthPredictor.load(place, device=device, size=config.data.size)
-
-        def predict(batch: Batch) -> Tensor:
-            return net(batch["image"])
-
-        name = place.stem if place.is_file() else place.name
-        settings, workers = config.evaluation, config.data.workers
-        scale = scale_of(config, find_weights(place), device) if known else None
-        stages = {name: evaluate_depth(predict, dataset, settings, device, workers, scale, notes)} if known else {}
-        figures = stage_contact(config, None, predict, device)
-        contact = {name: figures} if figures else {}
-    for note in dict.fromkeys(notes):
-        print(f"warning: {note}", file=sys.stderr)
-    return stages | (baseline(config, place, device) if known else {}), contact
+from mcd.errors import McdError
+from mcd.evaluation import protocol, tables
+from mcd.evaluation.places import Found, Question, evaluate_place
+from mcd.evaluation.predictions import Reading
+from mcd.evaluation.stage_contact import contact_table
+from mcd.evaluation.stages import write_metrics
+from mcd.evaluation.tables import Result
+from mcd.files import write_json, write_text
+from mcd.scene.trajectory import write_kitti, write_tum
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 0, or 1 with a message."""
+    given = _parse(arguments)
+    question, plain = _question(given)
+    found: list[Found] = []
+    try:
+        for place in given.places:
+            found.append(evaluate_place(place, question))
+            # Boxes are a figure more, and no other question.
+            if (place / "config.yaml").is_file() and plain:
+                write_metrics(place, found[-1].regions, found[-1].contact)
+        if given.output:
+            _write(given.output, found)
+    except (McdError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    results = _once([result for each in found for result in each.results])
+    if given.form == "json":
+        print(json.dumps(document(found), indent=2))
+    elif given.form == "csv":
+        print(tables.to_csv(results, with_intervals=True), end="")
+    elif given.form == "latex":
+        print(tables.to_latex(results), end="")
+    else:
+        _show(found, results)
+    return 0
+
+
+def document(found: Sequence[Found]) -> dict[str, Any]:
+    """All that was found, by stage, or with several places by "PLACE/STAGE"."""
+    results = [result for each in found for result in each.results]
+    names = {id(result): f"{result.place}/{result.stage}" if len(found) > 1 else result.stage for result in results}
+    stages = {names[id(result)]: result.regions for result in results}
+    intervals = {
+        names[id(result)]: {
+            region: {"frames": len(result.frames[region])} | {m: list(ends) for m, ends in bounds.items()}
+            for region in result.regions
+            if (bounds := result.intervals(region))
+        }
+        for result in results
+    }
+    differences = []
+    for region in protocol.REGIONS:
+        best = tables.best_of(results, region)
+        for result in results:
+            if best is None or result is best or (above := result.over(best, region)) is None:
+                continue
+            differences.append({
+                "region": region, "metric": "abs_rel", "of": names[id(result)], "minus": names[id(best)],
+                "mean": above.mean, "interval": list(above.interval), "frames": above.frames, "real": above.real,
+            })  # fmt: skip
+    made: dict[str, Any] = {"stages": stages}
+    for name in ("contact", "consistency", "trajectories"):
+        made[name] = _by_stage(found, name)
+    made |= {"intervals": {name: regions for name, regions in intervals.items() if regions}, "differences": differences}
+    return {name: value for name, value in made.items() if value or name == "stages"}
+
+
+def _once(results: Sequence[Result]) -> list[Result]:
+    """Without the baseline of places that have the same as one before."""
+    kept: list[Result] = []
+    for result in results:
+        if result.stage != tables.ROW_MEDIAN or not any(result.regions == other.regions for other in kept):
+            kept.append(result)
+    return kept
+
+
+def _by_stage(found: Sequence[Found], what: str) -> dict[str, Any]:
+    several = len(found) > 1
+    return {
+        f"{each.place}/{stage}" if several else stage: figures
+        for each in found
+        for stage, figures in getattr(each, what).items()
+    }
+
+
+def _write(folder: Path, found: Sequence[Found]) -> None:
+    write_json(folder / "metrics.json", document(found))
+    write_text(folder / "metrics.csv", tables.to_csv([result for each in found for result in each.results]))
+    for name, path in _by_stage(found, "paths").items():
+        if path.rotations is not None:
+            stem = name.strip("./").replace("/", "_")
+            write_kitti(folder / f"{stem}_kitti.txt", path)
+            write_tum(folder / f"{stem}_tum.txt", path)
+
+
+def _show(found: Sequence[Found], results: Sequence[Result]) -> None:
+    console = Console()
+    if results:
+        console.print(tables.to_table(results))
+        for line in tables.scale_lines(results):
+            print(line)
+        intervals = tables.intervals_table(results)
+        if intervals is not None:
+            console.print(intervals)
+    if contact := _by_stage(found, "contact"):
+        console.print(contact_table(contact))
+    if consistency := _by_stage(found, "consistency"):
+        console.print(
+            tables.figures_table("change of depth from frame to frame that no motion explains, %", consistency)
+        )
+    if trajectories := _by_stage(found, "trajectories"):
+        console.print(tables.figures_table("trajectory, aligned in scale: m, °, %", trajectories, ".4f"))
+
+
+def _question(given: argparse.Namespace) -> tuple[Question, bool]:
+    """What is asked, and whether it is the run's own question."""
+    boxes = [f"evaluation.boxes={given.boxes}"] if given.boxes else []
+    metres = [f"data.camera_height={given.camera_height}"] if given.camera_height is not None else []
+    scale = given.scale or ("height" if metres else None)
+    metres += [f"evaluation.scale={scale}"] if scale else []
+    poses = [f"data.poses={given.poses.absolute()}"] if given.poses else []
+    reading = Reading(given.kind, given.unit, given.factor)
+    overrides = (*given.set, *boxes, *metres, *poses)
+    question = Question(given.config, overrides, reading, given.along, given.poses)
+    return question, not (given.config or given.set or metres)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not positive and finite")
+    return value
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mcd evaluate",
         description=f"{__doc__}\n{protocol.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("places", nargs="+", type=Path, metavar="RUN_OR_CHECKPOINT")
+    parser.add_argument("places", nargs="+", type=Path, metavar="PLACE", help="run, checkpoint, predictions, poses")
     parser.add_argument("--config", type=Path, help="evaluate on the data of this config instead of the run's own")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="lay a value over the config")
     parser.add_argument(
@@ -104,37 +182,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--camera-height", type=float, metavar="METRES", help="of the camera above the road; implies --scale height"
     )
+    parser.add_argument("--kind", choices=("depth", "disparity"), default="depth", help="of other predictions")
+    parser.add_argument(
+        "--unit", type=_positive, default=1.0, metavar="METRES", help="of other predictions: 0.001 for millimetres"
+    )
+    parser.add_argument(
+        "--factor", type=_positive, metavar="LEVELS", help="of 16-bit PNG a unit (default: as the file says, else 256)"
+    )
+    parser.add_argument(
+        "--along",
+        type=Path,
+        metavar="PLACE",
+        help="temporal consistency along the camera's motion as the nets of this run or file see it; start: mcd's own",
+    )
+    parser.add_argument(
+        "--poses",
+        type=Path,
+        metavar="FILE",
+        help="the true way of the camera: KITTI, TUM, or CSV; short for --set data.poses=",
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder for metrics.json and metrics.csv")
-    given = parser.parse_args(arguments)
-    boxes = [f"evaluation.boxes={given.boxes}"] if given.boxes else []
-    metres = [f"data.camera_height={given.camera_height}"] if given.camera_height is not None else []
-    scale = given.scale or ("height" if metres else None)
-    metres += [f"evaluation.scale={scale}"] if scale else []
-    results: list[Result] = []
-    contacts: dict[str, dict[str, Contact]] = {}
-    try:
-        for place in given.places:
-            stages, contact = evaluate_place(place, given.config, given.set + boxes + metres)
-            several = len(given.places) > 1
-            results += [Result(str(place), stage, regions) for stage, regions in stages.items()]
-            contacts |= {f"{place}/{stage}" if several else stage: figures for stage, figures in contact.items()}
-            # Boxes are a figure more, and no other question.
-            if (place / "config.yaml").is_file() and not (given.config or given.set or metres):
-                write_metrics(place, stages, contact)
-        if given.output:
-            stages = {f"{r.place}/{r.stage}" if several else r.stage: r.regions for r in results}
-            write_json(
-                given.output / "metrics.json",
-                {"stages": stages, **({"contact": contacts} if contacts else {})},
-            )
-            write_text(given.output / "metrics.csv", to_csv(results))
-    except (CheckpointError, ConfigError, DataError, EvaluationError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if results:
-        Console().print(to_table(results))
-        for line in scale_lines(results):
-            print(line)
-    if contacts:
-        Console().print(contact_table(contacts))
-    return 0
+    for form, text in (
+        ("json", "all figures as JSON"),
+        ("csv", "the table as CSV, with intervals"),
+        ("latex", "the table for LaTeX"),
+    ):
+        parser.add_argument(f"--{form}", action="store_const", const=form, dest="form", help=text)
+    return parser.parse_args(arguments)

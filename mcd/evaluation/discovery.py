@@ -20,7 +20,7 @@ from mcd.data.labels import numbered_masks
 from mcd.files import frame_path, read_json, reading
 from mcd.masks.instances import FrameInstances, read_rows
 from mcd.masks.morphology import areas, match, overlap
-from mcd.masks.source import CANDIDATES, GivenMasks, mask_source, round_name
+from mcd.masks.source import CANDIDATES, OBJECT_STAGES, GivenMasks, mask_source, round_name
 from mcd.run.context import Context
 
 OVERLAP = 0.5
@@ -40,12 +40,13 @@ class TrueInstances:
 def evaluate_discovery(context: Context, stage: str) -> dict[str, float]:
     """Figures of a finished stage; empty for other stages, and without the truth.
 
-    ``ground`` has an ``iou``; ``detector`` and ``instances`` (of the detector's masks, those that are dynamic) have
-    what :func:`score_instances` gives.
+    ``ground`` has an ``iou``; ``detector`` or ``segment``, and ``instances`` (of their masks, those that are dynamic),
+    have what :func:`score_instances` gives.
     """
     if stage == "ground":
         return _ground(context)
-    asked = stage in ("detector", "instances") and "detector" in context.config.stages
+    finder = OBJECT_STAGES & set(context.config.stages)
+    asked = bool(finder) and stage in finder | {"instances"}
     if not asked or context.config.data.kind != "triplets" or not _class_folder(context).is_dir():
         return {}
     # Of the others nobody knows what moves.
@@ -122,11 +123,12 @@ class Step:
     """Detections count above this."""
 
 
-def detector_parts(run_folder: Path) -> dict[str, str]:
-    """Finished parts of the detector stage that left objects, by a name for the reader."""
+def finders(run_folder: Path) -> dict[str, str]:
+    """Finished parts of the detector stage that left objects, or the stage segment, by a name for the reader."""
     parts = {"slots": CANDIDATES}
     count = len(list((run_folder / "detector").glob("round_*")))
     parts |= {f"round {number}": round_name(number) for number in range(count)}
+    parts |= {"segmenter": "segment"}
     return {name: part for name, part in parts.items() if "train" in _facts(run_folder, part)}
 
 
@@ -136,7 +138,7 @@ def discovery_steps(run_folder: Path) -> list[Step]:
     with reading("facts of a stage", run_folder / "predictions" / "done.json"):
         if "train" in (seen := _facts(run_folder, "predictions")):
             steps.append(Step("motion", seen["train"]["frames_with_motion"], seen["train"]["frames"]))
-    for name, part in detector_parts(run_folder).items():
+    for name, part in finders(run_folder).items():
         with reading("facts of a stage", run_folder / part / "done.json"):
             facts = _facts(run_folder, part)
             train = facts["train"]
@@ -158,6 +160,7 @@ def why_little_was_found(steps: Sequence[Step]) -> str:
     reasons = {
         "motion": "hardly any frame has residual motion: the scene stage explains all by the camera",
         "slots": "what moves is seen, but no slot of it passes as an object",
+        "segmenter": "it knows too little of what is seen: segment.classes, segment.score",
         "dynamic": "objects are found, but they do not move enough to count as dynamic, or are too small",
     }
     first = next(step for step in steps if 2 * step.frames < step.among)
@@ -178,7 +181,7 @@ def _class_folder(context: Context) -> Path:
 
 
 def _found(context: Context, stage: str, frame: str) -> Tensor:
-    if stage == "detector":
+    if stage in OBJECT_STAGES:
         return torch.from_numpy(mask_source(context.run).instances("val", frame)[0])
     path = frame_path(context.run.stage("instances"), "val", frame)
     if not path.is_file():

@@ -27,6 +27,13 @@ class _Document(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class _Camera(_Document):
+    fx: float
+    fy: float
+    fx_spread: float
+    fy_spread: float
+
+
 class _Figures(_Document):
     stages: dict[str, dict[str, Metrics]] = {}
     objects: Metrics | None = None
@@ -34,11 +41,15 @@ class _Figures(_Document):
     seconds: dict[str, float] = {}
     milliseconds_per_frame: dict[str, float] = {}
     warnings: list[str] = []
+    contact: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    """By stage, source and group."""
+    camera: _Camera | None = None
 
 
 class _Facts(_Document):
     seconds: float | None = None
     frames: int | None = None
+    peak_bytes: int | None = None
     metrics: dict[str, Metrics] = {}
     discovery: dict[str, float] = {}
 

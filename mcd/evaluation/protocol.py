@@ -24,6 +24,7 @@ from mcd.data.evaluation import valid_pixels
 from mcd.data.files import read_mask, resize_nearest
 from mcd.data.labels import numbered_masks
 from mcd.errors import McdError
+from mcd.evaluation.bootstrap import FrameFigures
 from mcd.evaluation.figures import Regions
 from mcd.evaluation.metrics import METRICS, depth_metrics, median_ratio
 from mcd.evaluation.scale import ScaleOf
@@ -53,12 +54,14 @@ def evaluate_depth(
     workers: int = 0,
     scale: ScaleOf | None = None,
     notes: list[str] | None = None,
+    frames: FrameFigures | None = None,
 ) -> Regions:
     """Evaluate a depth predictor by the protocol above.
 
     Args:
         scale: what puts a prediction into metres; None: the ratio of the medians.
         notes: gets a line if frames are left out, because none of their pixels counts.
+        frames: gets the figures of every frame.
 
     Returns:
         ``{region: {metric: mean over images}}``; a region that is empty in every image is left out. With a ``scale``
@@ -100,9 +103,17 @@ def evaluate_depth(
             aligned = (predicted * ratio).clamp(settings.min_depth, settings.max_depth)
             for region, mask in masks.items():
                 if mask.any():
-                    found[region].append(depth_metrics(aligned[mask], gt[mask].double()))
+                    metrics = depth_metrics(aligned[mask], gt[mask].double())
+                    found[region].append(metrics)
+                    if frames is not None:
+                        values = {name: float(value) for name, value in metrics.items()}
+                        frames.regions.setdefault(region, {})[frame] = values
+            if frames is not None and int(valid.sum()) > 1:
+                frames.agreement.append(_agreement(predicted[valid], gt[valid].double()))
     if not found["all"]:
         raise NothingCountsError(f"no pixel of the ground truth counts in any of {len(empty)} frames; {empty[0]}")
+    if notes is not None:
+        notes += dataset.notes
     if empty and notes is not None:
         notes.append(
             f"{len(empty)} of {len(dataset)} evaluated frames are left out, for none of their pixels counts; {empty[0]}"
@@ -113,6 +124,14 @@ def evaluate_depth(
         scatter = float((used / exact).log().std(correction=0))
         regions["all"] |= {"scale": float(used.median()), "scale_scatter": scatter}
     return regions
+
+
+def _agreement(predicted: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Correlation of the logarithms, 0 where one of them is the same everywhere, and the ratio of the medians."""
+    correlation = (
+        torch.corrcoef(torch.stack((predicted.log(), truth.log())))[0, 1] if len(truth) > 1 else torch.zeros(())
+    )
+    return float(correlation.nan_to_num(0.0)), float(median_ratio(predicted, truth))
 
 
 def align(depth: Tensor, gt: Tensor, valid: Tensor, settings: Evaluation) -> Tensor:

@@ -15,6 +15,7 @@ from mcd.config import STAGES, Config, load_config
 from mcd.data import Batch, EvaluationSet
 from mcd.data.files import read_depth_array
 from mcd.data.kitti import split_list
+from mcd.evaluation.bootstrap import FrameFigures
 from mcd.evaluation.figures import Regions, read_facts, read_figures
 from mcd.evaluation.protocol import Predict, evaluate_depth, evaluate_objects
 from mcd.evaluation.row_median import row_median
@@ -69,11 +70,17 @@ def stage_predictor(config: Config, run_folder: Path, stage: str, device: torch.
 
 
 def evaluate_stage(
-    config: Config, run_folder: Path, stage: str, device: torch.device | str, notes: list[str] | None = None
+    config: Config,
+    run_folder: Path,
+    stage: str,
+    device: torch.device | str,
+    notes: list[str] | None = None,
+    frames: FrameFigures | None = None,
 ) -> Regions:
     """Evaluate one stage of a run; empty where the stage leaves no depth, or there is no ground truth.
 
-    The object stage has one region, ``objects``: see :func:`evaluate_objects`.
+    ``frames`` gets the figures of every frame. The object stage has one region, ``objects``: see
+    :func:`evaluate_objects`.
     """
     if not has_ground_truth(config):
         return {}
@@ -89,13 +96,16 @@ def evaluate_stage(
         return {}
     weights = None if stage == ROW_MEDIAN else run_folder / ("scene" if stage == "pseudo" else stage) / WEIGHTS
     scale = scale_of(config, weights, device)
-    return evaluate_depth(predict, EvaluationSet(config), config.evaluation, device, config.data.workers, scale, notes)
+    dataset, workers = EvaluationSet(config), config.data.workers
+    return evaluate_depth(predict, dataset, config.evaluation, device, workers, scale, notes, frames)
 
 
-def baseline(config: Config, place: Path, device: torch.device | str) -> dict[str, Regions]:
+def baseline(
+    config: Config, place: Path, device: torch.device | str, frames: FrameFigures | None = None
+) -> dict[str, Regions]:
     """The figures of :func:`row_median`, of data whose training frames have measurements; else nothing."""
     try:
-        regions = evaluate_stage(config, place, ROW_MEDIAN, device)
+        regions = evaluate_stage(config, place, ROW_MEDIAN, device, frames=frames)
     except DataError as error:
         warnings.warn(f"no baseline {ROW_MEDIAN}: {error}", stacklevel=2)
         return {}

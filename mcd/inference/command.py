@@ -3,7 +3,8 @@
 Without a checkpoint, or with the word start, the nets that come with mcd are used: trained on rendered roads alone,
 they know streets and motorways. OUT is the folder depth unless another is named.
 
-An input is an image, a folder of images and videos, a quoted glob, or a video. Every image gives
+An input is an image, a folder of images and videos, a quoted glob, a video, or a stream: a camera (/dev/video0), an
+address (rtsp://…) or a pipe (-). Every image gives
 
     OUT/NAME_depth.png      colours, bright near and dark far                      (--format png, the default)
     OUT/NAME_depth.npy      float32 [H, W], depth in the net's unit times --scale  (--format npy)
@@ -12,16 +13,17 @@ An input is an image, a folder of images and videos, a quoted glob, or a video. 
 and a video OUT/NAME_depth.mp4, with its frames' npy and 16-bit files in the folder OUT/NAME. All have the resolution
 of the input. Monocular depth has no unit of its own: --camera-height puts it into metres by the road that is seen,
 picture by picture, and --scale where a length is known.
+
+A stream gives the same as a video, as long as it lasts; with -o - its depth goes to the standard output. What comes
+faster than it is worked on is left out and counted, unless --every-frame lets the source wait.
 """
 
 from __future__ import annotations
 
 import argparse
-import glob
 import math
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,127 +32,26 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from mcd.errors import McdError, out_of_memory
+from mcd.errors import out_of_memory
 from mcd.files import atomic_path
 from mcd.geometry import MAX_DEPTH, MIN_DEPTH
+from mcd.inference.inputs import IMAGES, RGB, VIDEOS, InputError, Job, find_inputs, is_stream, named, plan, read_image
 from mcd.inference.metric import AnyPredictor, MetricPredictor, NoRoadError
+from mcd.inference.motion import CameraMotion
 from mcd.inference.predictor import DepthPredictor, choose_device
+from mcd.inference.smooth import SmoothPredictor
 from mcd.run.checkpoint import CheckpointError
-from mcd.visualize import colour_depth, depth_range, to_bytes
+from mcd.visualize import RunningRange, colour_depth, to_bytes
 
-RGB = NDArray[np.uint8]
-"""An image [H, W, 3]."""
-
-IMAGES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))
-VIDEOS = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".gif", ".ts"))
 FORMATS = ("png", "npy", "16bit")
 # The nets' farthest depth is 100, so that no pixel of theirs saturates.
 FACTOR = 650.0
 MOST_AT_ONCE = 4096
-
-
-class InputError(McdError, ValueError):
-    """An input that cannot be read, or an output that must not be written."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One input file and the path, without an ending, of its outputs."""
-
-    source: Path
-    target: Path
-
-    @property
-    def is_video(self) -> bool:
-        return self.source.suffix.lower() in VIDEOS
-
-    def outputs(self, formats: Iterable[str]) -> list[Path]:
-        """What will be written; for a video's npy and 16-bit frames the folder that holds them."""
-        endings = {"png": "_depth.png", "npy": "_depth.npy", "16bit": "_depth16.png"}
-        if self.is_video:
-            endings = {"png": "_depth.mp4", "npy": "", "16bit": ""}
-        return list(dict.fromkeys(_named(self.target, endings[name]) for name in formats))
-
-
-def find_inputs(names: Sequence[str]) -> list[Path]:
-    """Files that the names mean: files, folders (their images and videos, sorted), or globs.
-
-    Raises:
-        InputError: a name matches nothing, or a file is neither image nor video.
-    """
-    known = IMAGES | VIDEOS
-    found: list[Path] = []
-    for name in names:
-        path = Path(name)
-        if path.is_file():
-            if path.suffix.lower() not in known:
-                raise InputError(f"input {path} is neither an image nor a video (known: {' '.join(sorted(known))})")
-            found.append(path)
-            continue
-        if not path.exists() and not glob.has_magic(name):
-            raise InputError(f"input {path} does not exist")
-        # Path.glob takes no absolute pattern.
-        inside = path.iterdir() if path.is_dir() else map(Path, glob.glob(name, recursive=True))  # noqa: PTH207
-        files = sorted(file for file in inside if file.is_file() and file.suffix.lower() in known)
-        # Results of an earlier call in the same folder are no inputs.
-        files = [file for file in files if not file.stem.endswith(("_depth", "_depth16"))]
-        if not files:
-            raise InputError(f"{name} holds no image and no video")
-        found += files
-    return list(dict.fromkeys(found))
-
-
-def plan(sources: Sequence[Path], out: Path, formats: Sequence[str], force: bool) -> list[Job]:
-    """One job per file, all in one folder; files of one name keep the folders that they do not share.
-
-    Raises:
-        InputError: two inputs would be written to one file, or outputs exist and ``force`` is off.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"output {out} is a file; -o names a folder")
-    if not sources:
-        return []
-    names = [Path(source.stem) for source in sources]
-    if len(set(names)) < len(names):
-        absolute = [source.absolute().with_suffix("") for source in sources]
-        top = os.path.commonpath([path.parent for path in absolute])
-        names = [path.relative_to(top) for path in absolute]
-    jobs = [Job(source, out / name) for source, name in zip(sources, names, strict=True)]
-    writers: dict[Path, Path] = {}
-    for job in jobs:
-        for output in job.outputs(formats):
-            if output in writers:
-                raise InputError(f"{writers[output]} and {job.source} would both be written to {output}")
-            writers[output] = job.source
-    existing = [output for output in writers if output.exists()]
-    if existing and not force:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise InputError(f"{existing[0]}{more} exists already; --force overwrites")
-    return jobs
-
-
-def read_image(path: Path) -> RGB:
-    """An image as RGB uint8 [H, W, 3], turned as its EXIF orientation says.
-
-    Raises:
-        InputError: the file is no image, truncated, or holds floating-point or 32-bit pixels.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode in ("I", "F"):
-                raise ValueError(f"its pixels are of kind '{image.mode}', expected 8 or 16 bits a channel")
-            if image.mode.startswith("I;16"):
-                # PIL would clip 16-bit grey at 255 instead of scaling it.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
-    except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"image {path} cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -167,14 +68,19 @@ class Options:
 def save_depth(target: Path, depth: Tensor, options: Options) -> None:
     """Write the npy and 16-bit files of one depth map [H, W]; depths above 65535 / factor saturate."""
     if "npy" in options.formats:
-        with atomic_path(_named(target, "_depth.npy")) as path:
+        with atomic_path(named(target, "_depth.npy")) as path:
             np.save(path, depth.cpu().numpy())
     if "16bit" in options.formats:
         text = PngInfo()
         text.add_text("depth_factor", f"{options.factor:g}")
-        levels = (depth.double() * options.factor).round().clamp(1, 65535).cpu().numpy().astype(np.uint16)
-        with atomic_path(_named(target, "_depth16.png")) as path:
+        levels = levels_of(depth, options.factor)
+        with atomic_path(named(target, "_depth16.png")) as path:
             Image.fromarray(levels).save(path, pnginfo=text)
+
+
+def levels_of(depth: Tensor, factor: float) -> NDArray[np.uint16]:
+    """Depth [H, W] in levels of 16 bits, ``factor`` a unit; 0 stays free, and what is too far is at the last."""
+    return (depth.double() * factor).round().clamp(1, 65535).cpu().numpy().astype(np.uint16)
 
 
 def predict_images(predictor: AnyPredictor, jobs: Sequence[Job], options: Options) -> Iterator[str | None]:
@@ -189,7 +95,7 @@ def predict_images(predictor: AnyPredictor, jobs: Sequence[Job], options: Option
     def write(job: Job, image: RGB, depth: Tensor) -> None:
         save_depth(job.target, depth, options)
         if "png" in options.formats:
-            with atomic_path(_named(job.target, "_depth.png")) as path:
+            with atomic_path(named(job.target, "_depth.png")) as path:
                 Image.fromarray(draw(image, depth, options.with_image)).save(path)
 
     with ThreadPoolExecutor(max_workers=8) as pool:
@@ -213,25 +119,20 @@ def predict_video(predictor: AnyPredictor, job: Job, options: Options) -> Iterat
     """
     from mcd.data.video import VideoError, VideoReader, VideoWriter
 
-    done = 0
-    smooth: NDArray[np.float64] | None = None
+    done, colours = 0, RunningRange()
     try:
         clip = VideoReader(job.source)
         with ExitStack() as stack:
             movie = None
             if "png" in options.formats:
-                movie = stack.enter_context(VideoWriter(_named(job.target, "_depth.mp4"), clip.rate))
+                movie = stack.enter_context(VideoWriter(named(job.target, "_depth.mp4"), clip.rate))
             frames = iter(clip)
             while images := list(islice(frames, options.batch)):
                 for image, depth in zip(images, predictor.predict(images), strict=True):
                     depth = depth * options.scale
                     save_depth(job.target / f"{done:06d}", depth, options)
                     if movie is not None:
-                        # The range of the colours follows slowly: per frame it would flicker.
-                        own = np.log(depth_range(depth))
-                        smooth = own if smooth is None else 0.9 * smooth + 0.1 * own
-                        near, far = np.exp(smooth).tolist()
-                        movie.write(draw(image, depth, options.with_image, (near, far)))
+                        movie.write(draw(image, depth, options.with_image, colours.update(depth)))
                     done += 1
                     yield None
             if not done:
@@ -247,10 +148,6 @@ def draw(image: RGB, depth: Tensor, with_image: bool, limits: tuple[float, float
     """Coloured depth, below its image if ``with_image``."""
     coloured = to_bytes(colour_depth(depth, limits))
     return np.vstack([image, coloured]) if with_image else coloured
-
-
-def _named(target: Path, ending: str) -> Path:
-    return target.with_name(target.name + ending)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -327,6 +224,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--factor", type=_positive, default=FACTOR, help=f"16-bit levels per unit of depth (default {FACTOR:g})"
     )
+    parser.add_argument(
+        "--smooth",
+        action="store_true",
+        help="videos and streams: steady by the depth before, as the camera moves it",
+    )
+    parser.add_argument("--every-frame", action="store_true", help="streams: let the source wait, leave no frame out")
     parser.add_argument("--with-image", action="store_true", help="show the image above its coloured depth")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--force", action="store_true", help="overwrite results that exist")
@@ -338,23 +241,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return given
 
 
-def metric(predictor: DepthPredictor, given: argparse.Namespace) -> Callable[[], AnyPredictor]:
-    """What makes the predictor of a series of pictures: each has a running scale of its own.
+def in_series(predictor: DepthPredictor, given: argparse.Namespace) -> Callable[..., AnyPredictor]:
+    """What makes the predictor of a series of pictures: each has a running scale, and a last depth, of its own.
+
+    Its argument ``film`` says whether the pictures follow one another in time.
 
     Raises:
         ValueError: --camera-height has no camera to go with, or goes with --scale.
+        CheckpointError: --smooth, and no pose net is there.
     """
-    if given.camera_height is None:
-        return lambda: predictor
-    if given.scale != 1:
+    if given.camera_height is not None and given.scale != 1:
         raise ValueError("--scale and --camera-height both say how many metres a unit has: give one of them")
     if given.fov is not None and given.fov >= 180:
         raise ValueError(f"--fov is {given.fov:g} degrees; a pinhole camera sees less than 180")
+    motion = CameraMotion.load(given.checkpoint, given.stage, device=predictor.device) if given.smooth else None
 
-    def make() -> MetricPredictor:
-        return MetricPredictor(predictor, predictor.camera, given.fov, given.camera_height)
+    def make(*, film: bool) -> AnyPredictor:
+        steady = predictor if motion is None or not film else SmoothPredictor(predictor, motion, given.fov)
+        if given.camera_height is None:
+            return steady
+        return MetricPredictor(steady, predictor.camera, given.fov, given.camera_height)
 
-    make()
+    make(film=False)
     return make
 
 
@@ -364,11 +272,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(tuple(given.format), given.batch, given.scale, given.factor, given.with_image)
     try:
         check_range(options)
-        jobs = plan(find_inputs(given.inputs), given.output, options.formats, given.force)
+        streams = [name for name in given.inputs if is_stream(name)]
+        if streams and len(given.inputs) > 1:
+            raise InputError(f"{streams[0]} is a stream: it is the only input of a command")
+        jobs = [] if streams else plan(find_inputs(given.inputs), given.output, options.formats, given.force)
         predictor = DepthPredictor.load(
             given.checkpoint, given.stage, device=choose_device(given.device), size=given.size
         )
-        in_metres = metric(predictor, given)
+        series = in_series(predictor, given)
+        if streams:
+            from mcd.inference.stream import follow
+
+            return follow(
+                streams[0], series(film=True), given.output, options, every=given.every_frame, force=given.force
+            )
         given.output.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -376,17 +293,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = [job for job in jobs if not job.is_video]
     work: list[tuple[str, int | None, Iterator[str | None]]] = []
     if images:
-        work.append(("images", len(images), predict_images(in_metres(), images, options)))
+        work.append(("images", len(images), predict_images(series(film=False), images, options)))
     if videos := [job for job in jobs if job.is_video]:
         from mcd.data.video import frame_count
 
-        work += [(job.source.name, frame_count(job.source), predict_video(in_metres(), job, options)) for job in videos]
+        work += [
+            (job.source.name, frame_count(job.source), predict_video(series(film=True), job, options)) for job in videos
+        ]
     problems: list[str] = []
     for title, total, results in work:
         bar = tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True)
         try:
             problems += [problem for problem in bar if problem]
-        except NoRoadError as error:
+        except (NoRoadError, CheckpointError) as error:
             problems.append(f"{title}: {error}")
         except OSError as error:
             problems.append(f"results of {title} cannot be written: {error}")

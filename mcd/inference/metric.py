@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mcd.data.files import pinhole
 from mcd.errors import McdError
-from mcd.inference.predictor import DepthPredictor
+from mcd.inference.pictures import Pixels
+from mcd.inference.predictor import DepthPredictor, Estimate
 from mcd.scene.metres import RunningScale, scale_of_road
 
 Shares = tuple[float, float, float, float]
@@ -41,19 +41,30 @@ class MetricPredictor:
         self._predictor, self._camera, self._fov, self._height = predictor, camera, fov, camera_height
         self._running = RunningScale()
 
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+    def predict(self, images: Sequence[Pixels]) -> list[Tensor]:
         """Depth [H,W] in metres of images [H,W,3].
 
         Raises:
             NoRoadError: none of these shows a road, nor did any before.
         """
-        depths = self._predictor.predict(images)
-        scales = [self._running.update(self._measure(depth)) for depth in depths]
+        return [estimate.depth for estimate in self.estimate(images)]
+
+    def estimate(self, images: Sequence[Pixels], *, confidence: bool = False) -> list[Estimate]:
+        """As :meth:`DepthPredictor.estimate`, in metres.
+
+        Raises:
+            NoRoadError: none of these shows a road, nor did any before.
+        """
+        found = self._predictor.estimate(images, confidence=confidence)
+        scales = [self._running.update(self._measure(estimate.depth)) for estimate in found]
         known = [scale for scale in scales if scale is not None]
-        if depths and not known:
+        if found and not known:
             raise NoRoadError("no picture shows a road under the camera yet: its depth cannot be put into metres")
         # Pictures before the first road have its scale.
-        return [depth * (scale or known[0]) for depth, scale in zip(depths, scales, strict=True)]
+        return [
+            estimate._replace(depth=estimate.depth * (scale or known[0]))
+            for estimate, scale in zip(found, scales, strict=True)
+        ]
 
     def _measure(self, depth: Tensor) -> float | None:
         height, width = depth.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mcd.config import Detector
-from mcd.files import reading, write_text
+from mcd.files import frame_path, reading, write_text
 from mcd.masks import morphology as work
-from mcd.masks.packed import load_masks, save_masks
+from mcd.masks.packed import load_arrays, load_masks, save_masks
 
 Window = tuple[float, float, float, float]
 """Top, left, height and width as shares of an image."""
@@ -59,6 +60,19 @@ def read_counts(path: Path) -> dict[str, int]:
     """What :func:`write_counts` wrote."""
     with reading("list of detections", path), path.open(newline="") as file:
         return {line["frame"]: int(line["objects"]) for line in csv.DictReader(file)}
+
+
+def summarise(folder: Path, split: str, frames: Iterable[str]) -> dict[str, int]:
+    """Write the list of the frames whose objects are in a folder, and say what it adds up to."""
+    paths = {frame: frame_path(folder, split, frame) for frame in frames}
+    # Without a file: its image could not be read, and data.on_error is skip.
+    counts = {frame: len(load_arrays(path, "scores")[0]) for frame, path in paths.items() if path.is_file()}
+    write_counts(folder / f"{split}.csv", counts)
+    return {
+        "frames": len(counts),
+        "frames_with_objects": sum(count > 0 for count in counts.values()),
+        "objects": sum(counts.values()),
+    }
 
 
 REASONS = ("thin", "large", "off the ground", "ragged", "small")
@@ -151,6 +165,18 @@ def tidied(settings: Detector, found: FrameDetections, ground: Tensor, *, thorou
         masks, scores = masks[large], scores[large]
     order = scores.argsort(descending=True, stable=True)
     return FrameDetections(masks[order], scores[order])
+
+
+def distinct(found: FrameDetections, most: float = 0.5) -> Tensor:
+    """Indices [m] int64 of the objects, best first, without those that overlap with a better one by more than ``most``.
+
+    A segmenter may show an object once for each of two classes.
+    """
+    shares, kept = work.overlap(found.masks, found.masks), list[int]()
+    for index in found.scores.argsort(descending=True, stable=True).tolist():
+        if not kept or shares[index, kept].max() <= most:
+            kept.append(index)
+    return torch.tensor(kept, dtype=torch.int64)
 
 
 def window_slices(window: Window, size: tuple[int, int]) -> tuple[slice, slice]:

@@ -20,7 +20,7 @@ class FrameInstances:
     """The n instances of one frame."""
 
     ids: np.ndarray
-    """[n] int64, names of the mask files."""
+    """[n] int64, names of the mask files, or numbers that follow an object from frame to frame."""
     dynamic: np.ndarray
     """[n] bool."""
     coverage: np.ndarray

@@ -128,10 +128,10 @@ def box_excess(masks: Tensor) -> Tensor:
 def merge(masks: Tensor, absorb: float = 0.5, replace: float = 0.25) -> tuple[Tensor, list[list[int]]]:
     """One mask an object, of masks [n,H,W] that may show the same one more than once (Nguyen et al., CVPR 2024).
 
-    First, in their order, a mask of which another covers at least the share ``absorb`` is added to the largest of those
-    that cover at least ``replace`` of it, and ends. Then a mask ends of which a larger one covers at least ``replace``.
-    Empty masks end. The published code puts copies in the place of masks that end and compares later ones with these
-    too; here a mask that ended has no more part.
+    First, in order: if another mask covers at least the share ``absorb`` of a mask, the mask is merged into the largest
+    one that covers at least ``replace`` of it. Then every mask is removed of which a larger one covers at least
+    ``replace``. Empty masks are removed. The published code replaces removed masks by copies and compares later masks
+    with these too; here a removed mask is not compared any more.
 
     Returns:
         The masks [m,H,W] that are left, in their order, and the indices of the masks that make up each.
@@ -167,12 +167,17 @@ def match(masks: Tensor, others: Tensor, threshold: float = 0.5) -> list[tuple[i
 
     Each is in one pair at most; there are as many pairs as possible, and of these choices the one of most overlap.
     """
-    shares = overlap(masks, others).cpu().double().numpy()
+    return pairs(overlap(masks, others), threshold)
+
+
+def pairs(overlaps: Tensor, threshold: float) -> list[tuple[int, int]]:
+    """The same of overlaps [n,m] that are known."""
+    shares = overlaps.cpu().double().numpy()
     near = shares >= threshold
     # Any pair outweighs all differences in overlap.
     weight = np.where(near, shares + sum(shares.shape) + 1, 0.0)
-    pairs = zip(*optimize.linear_sum_assignment(weight, maximize=True), strict=True)
-    return [(int(row), int(column)) for row, column in pairs if near[row, column]]
+    found = zip(*optimize.linear_sum_assignment(weight, maximize=True), strict=True)
+    return [(int(row), int(column)) for row, column in found if near[row, column]]
 
 
 def _check(function: str, masks: Tensor) -> None:

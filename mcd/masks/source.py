@@ -20,6 +20,9 @@ from mcd.run.folder import Run
 CANDIDATES = "detector/candidates"
 """The part of the detector stage that finds objects among the slots' masks."""
 
+OBJECT_STAGES = frozenset(("detector", "segment"))
+"""Stages that find the objects of a frame; a run has one of them, or masks that come with its data."""
+
 
 def round_name(number: int) -> str:
     """The part of the detector stage that is a round, counted from 0."""
@@ -58,18 +61,20 @@ class GivenMasks:
 
 
 class DiscoveredMasks:
-    """What the stages ``ground`` and ``detector`` of a run found; without one of them, its masks are given."""
+    """What ``ground``, and ``detector`` or ``segment``, of a run found; without one of them, its masks are given."""
 
     def __init__(self, run: Run):
         self._run = run
         self._given = GivenMasks(run.config.data)
 
     def instances(self, split: str, frame: str) -> tuple[Masks, list[int]]:
-        if "detector" not in self._run.config.stages:
+        stages = self._run.config.stages
+        if not OBJECT_STAGES & set(stages):
             return self._given.instances(split, frame)
-        if self._detections is None:
+        folder = self._segmented if "segment" in stages else self._detections
+        if folder is None:
             return self._images.instances(split, frame)
-        path = frame_path(self._detections, split, frame)
+        path = frame_path(folder, split, frame)
         # Without a file: its image could not be read, and data.on_error is skip.
         masks = load_masks(path)[0] if path.is_file() else np.zeros((0, *self._run.config.data.size), bool)
         return masks, list(range(len(masks)))
@@ -83,8 +88,14 @@ class DiscoveredMasks:
     def _detections(self) -> Path | None:
         """The folder of the detections that count, as the last round says; None where that is not there any more."""
         last = self._run.finished(round_name(len(self._run.config.detector.scores) - 1)) or {}
-        folder = self._run.stage(last["masks_from"]) if "masks_from" in last else None
+        folder = self._run.stage(last["masks_from"]) if isinstance(last.get("masks_from"), str) else None
         return folder if folder is not None and folder.is_dir() else None
+
+    @cached_property
+    def _segmented(self) -> Path:
+        if self._run.finished("segment") is None:
+            raise DataError(f"{self._run.path} has no masks of objects: the stage 'segment' comes first")
+        return self._run.stage("segment")
 
     @cached_property
     def _images(self) -> GivenMasks:
@@ -98,7 +109,7 @@ class DiscoveredMasks:
 
 def mask_source(run: Run) -> MaskSource:
     """The masks that the stages of a run work with."""
-    discovers = {"ground", "detector"} & set(run.config.stages)
+    discovers = ({"ground"} | OBJECT_STAGES) & set(run.config.stages)
     return DiscoveredMasks(run) if discovers else GivenMasks(run.config.data)
 
 

@@ -23,7 +23,7 @@ LAST_STEPS = 64
 
 
 class LearnedCamera(nn.Module):
-    """Four parameters; in training it also remembers its last steps, of which :meth:`settled` is the mean."""
+    """Four parameters; in training it also remembers its last steps, whose mean is :meth:`settled`."""
 
     history: Tensor
     seen: Tensor

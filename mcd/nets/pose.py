@@ -35,7 +35,7 @@ class ResNet18PoseNet(nn.Module):
     """ResNet-18 on six channels and four convolutions; 12,500,492 parameters (the published net has an unused
     classifier of 513,000 more).
 
-    The last convolution predicts two motions, of which the first is used: the form of the published checkpoints.
+    The last convolution predicts two motions and the first is used: the form of the published checkpoints.
     """
 
     def __init__(self, *, pretrained: bool) -> None:
@@ -43,7 +43,7 @@ class ResNet18PoseNet(nn.Module):
         self.encoder = resnet18_backbone(pretrained=pretrained, in_chans=6, out_indices=(4,))
         self.squeeze = nn.Conv2d(512, 256, 1)
         self.convs = nn.ModuleList(nn.Conv2d(256, 256, 3, padding=1) for _ in range(2))
-        # The mean of a 1x1 convolution is the convolution of the mean, of which float32 costs nothing.
+        # The mean of a 1x1 convolution is the convolution of the mean, and that costs nothing in float32.
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(256, 12, 1), nn.Flatten())
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcd.nets.layers import widen
+
 SLOTS = 5
 ITERATIONS = 3
 DECODER_LAYERS = 4
@@ -43,7 +45,7 @@ class SlotNet(nn.Module):
         channels: width of every layer, and of a slot.
         kernel: side of the convolutions of the encoder and of those that double in the decoder.
         doublings: how many of the decoder's layers double its grid. The fewer, the finer is the grid that slots are
-            broadcast to, and the sooner the decoder knows where to draw what it is told.
+            broadcast to, and the earlier the decoder knows the position of each object.
         own_starts: every slot begins from a mean of its own, where the published ones differ by their noise alone.
         still_bias: what does not move begins as the background: the background's attention is raised there by so much,
             and lowered elsewhere. With 0, as published, it takes a long training until slots look at what moves, which
@@ -103,7 +105,7 @@ class SlotNet(nn.Module):
         masks = logits.softmax(dim=1)
         objects = slots[:, 1:]
         context = self.emptiness_context(objects.flatten(1)).view_as(objects)
-        fullness = self.emptiness_head(objects + context).squeeze(-1).float().sigmoid()
+        fullness = widen(self.emptiness_head(objects + context).squeeze(-1)).sigmoid()
         return Slots(suppress_empty(masks, fullness) if use_emptiness else masks, flow, depth, fullness)
 
     def _background_bias(self, scene: Tensor) -> Tensor | None:
@@ -120,7 +122,7 @@ class SlotNet(nn.Module):
         features = seeds + position(self.decoder_position, grid, slots)
         for layer in self.decoder:
             features = F.leaky_relu(layer(features))
-        decoded = self.decoder_out(features).float().unflatten(0, slots.shape[:2])
+        decoded = widen(self.decoder_out(features)).unflatten(0, slots.shape[:2])
         flow, depth, logits = decoded.split((3, 1, 1), dim=2)
         lowest = flow.amin(dim=(2, 3, 4), keepdim=True)
         highest = flow.amax(dim=(2, 3, 4), keepdim=True)
@@ -177,7 +179,7 @@ class SlotAttention(nn.Module):
             if background_bias is not None:
                 logits = torch.cat((logits[..., :1] + background_bias, logits[..., 1:]), dim=-1)
             # Sums over all tokens of a picture: bfloat16 would lose most of them.
-            attention = logits.float().softmax(dim=-1) + 1e-8
+            attention = widen(logits).softmax(dim=-1) + 1e-8
             attention = (attention / attention.sum(dim=1, keepdim=True)).to(values.dtype)
             updates = attention.transpose(1, 2) @ values
             # The state of the recurrence keeps its precision.

@@ -18,13 +18,11 @@ _MOST_KNOWN = 4096
 
 
 def _signature(operator: str, tensors: tuple[Any, ...]) -> Any:
-    """What checks look at; None where that can't be compared."""
+    """What checks look at; None where an argument is no tensor."""
     try:
-        signature = (operator, *[None if t is None else (type(t), t.shape, t.dtype, t.device) for t in tensors])
-        hash(signature)  # sizes may be symbols
-    except (AttributeError, TypeError):
+        return (operator, *[None if t is None else (type(t), t.shape, t.dtype, t.device) for t in tensors])
+    except AttributeError:
         return None
-    return signature
 
 
 class Shapes:
@@ -49,7 +47,10 @@ class Shapes:
     def __init__(self, operator: str, *tensors: Any):
         self.operator = operator
         self._signature = _signature(operator, tensors) if tensors and not torch.compiler.is_compiling() else None
-        self.known = self._signature in _known
+        try:
+            self.known = self._signature in _known
+        except TypeError:  # sizes that are symbols have no hash
+            self._signature, self.known = None, False
         self.sizes: dict[str, int] = {}
         self._device: tuple[str, torch.device] | None = None
         self._real: tuple[str, torch.dtype] | None = None
@@ -162,7 +163,7 @@ def computed(*tensors: Any, beside: Any = None) -> Any:
 
 def for_each(tensor: Any, *batch: int) -> Any:
     """A matrix [...,r,c], given with the sizes of `batch` before it, with 1 in their place, or without them: as
-    [*batch,r,c]. What can't be that comes back as it is, and the check that follows says so."""
+    [*batch,r,c]. Any other shape is returned unchanged, for the shape check that follows to report."""
     if not isinstance(tensor, Tensor) or tensor.shape[:-2] == batch or not 2 <= tensor.dim() <= 2 + len(batch):
         return tensor
     missing = 2 + len(batch) - tensor.dim()

@@ -122,10 +122,12 @@ def _allocate_fwd(
     return warped, depth.new_empty(depth.shape), winner, torch.empty_like(winner, dtype=torch.int16)
 
 
-def _workspace_fwd(attribute: Tensor, depth: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _workspace_fwd(attribute: Tensor, depth: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     """On CUDA: the cameras, and the z-buffer, for whose atomic minimum depth and ray are one number (float64: two)."""
-    words = depth.numel() * depth.itemsize // 4 if depth.is_cuda else 0
-    return depth.new_empty(len(depth) * _CAMERAS if depth.is_cuda else 0), depth.new_empty(words, dtype=torch.int64)
+    if not depth.is_cuda:
+        return None, None
+    words = depth.numel() * depth.itemsize // 4
+    return depth.new_empty(len(depth) * _CAMERAS), depth.new_empty(words, dtype=torch.int64)
 
 
 def _allocate_bwd(
@@ -152,13 +154,13 @@ def _allocate_bwd(
     return like(attribute, need_attribute), geometry[0], geometry[1], geometry[2]
 
 
-def _workspace_bwd(*arguments: Any) -> tuple[Tensor, ...]:
+def _workspace_bwd(*arguments: Any) -> tuple[Tensor | None, ...]:
     """On CUDA: the cameras, what each cell hands its winner, sums of blocks of cells, and the attribute's gradient in
     fixed point."""
     attribute, depth, motion = arguments[2], arguments[3], arguments[6]
     need_attribute, need_geometry = arguments[-2:]
     if not depth.is_cuda:
-        return depth.new_empty(0), depth.new_empty(0), depth.new_empty(0), depth.new_empty(0)
+        return None, None, None, None
     blocks = len(depth) * -(-depth[0].numel() // _BLOCK_CELLS) if len(depth) else 0
     return (
         depth.new_empty(len(depth) * _CAMERAS),
@@ -315,6 +317,7 @@ def forward_warp(
         sizes.remember(attribute, depth, K, T_dst_ref, motion)
     if not isinstance(upscale, int) or not 1 <= upscale <= 181:
         raise ValueError(f"{name}: upscale is {upscale!r}, it should be a whole number from 1 to 181")
+    K = K.detach() if K.requires_grad else K
     implementation = OP.implementation(backend, depth)
     with no_autocast(depth.device.type):
-        return ForwardWarpResult(*implementation(attribute, depth, K.detach(), T_dst_ref, motion, upscale=upscale))
+        return ForwardWarpResult(*implementation(attribute, depth, K, T_dst_ref, motion, upscale=upscale))

@@ -151,7 +151,7 @@ def random_instances(
 
 
 def distinct(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Values in [1, 3) no two of which are close: their order is the same in every precision."""
+    """Values in [1, 3), no two of them close: their order is the same in every precision."""
     count = torch.Size(shape).numel()
     return (1 + 2 * torch.randperm(count, generator=generator).double() / max(count, 1)).reshape(shape)
 

@@ -76,7 +76,7 @@ def _threads() -> int:
 
 
 def _after_fork() -> None:
-    """OpenMP's threads stay behind in the parent process; a child that waits for them waits for ever."""
+    """OpenMP's threads stay behind in the parent process; a child that waits for them hangs."""
     global _forked
     _forked = True
 
@@ -88,13 +88,13 @@ if hasattr(os, "register_at_fork"):
 def define(
     schema: str,
     allocate: Callable[..., Any],
-    workspace: Callable[..., tuple[Tensor, ...]] | None = None,
+    workspace: Callable[..., tuple[Tensor | None, ...]] | None = None,
     *,
     batched: bool = False,
 ) -> Callable[..., Any]:
     """Register `_C`'s function of this schema's name as `torch.ops.mcd.<name>` for CPU and CUDA, and return it.
 
-    allocate: the schema's arguments -> its outputs (a tensor or a tuple), uninitialised unless the function says else.
+    allocate: the schema's arguments -> its outputs (a tensor or a tuple), uninitialised unless stated otherwise.
     workspace: the schema's arguments -> scratch tensors that live for the call only.
     batched: see `registered.register`.
     """
@@ -144,13 +144,14 @@ def _register(
     arguments_and_outputs: str,
     allocate: Callable[..., Any],
     batched: bool,
-    workspace: Callable[..., tuple[Tensor, ...]] | None,
+    workspace: Callable[..., tuple[Tensor | None, ...]] | None,
     launchers: Mapping[str, Callable[..., None]],
 ) -> Callable[..., Any]:
     def runner(launch: Callable[..., None]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             outputs = allocate(*arguments)
-            inputs = [_dense(argument) for argument in arguments]  # held here: copies must outlive the call
+            # Held here: copies must outlive the call.
+            inputs = [arg.contiguous() if isinstance(arg, Tensor) else _dense(arg) for arg in arguments]
             written = outputs if isinstance(outputs, tuple) else (outputs,)
             launch(*inputs, *written, *(workspace(*arguments) if workspace is not None else ()))
             return outputs
@@ -162,10 +163,9 @@ def _register(
 
 
 def _dense(argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        return argument.contiguous()
-    if isinstance(argument, list | tuple):
-        return [_dense(item) for item in argument]
+    """A list of tensors, each dense; anything else as it is."""
+    if isinstance(argument, list) and argument and isinstance(argument[0], Tensor):
+        return [item.contiguous() for item in argument]
     return argument
 
 

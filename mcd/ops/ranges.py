@@ -6,6 +6,8 @@ an operator, whichever backend serves it. Inside compiled code there are none.
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,4 +110,9 @@ class _LastOfBackward(torch.autograd.Function):
 
 
 if os.environ.get("MCD_NVTX") == "1":
-    sinks.append(nvtx_range)
+    if importlib.util.find_spec("nvtx"):
+        sinks.append(nvtx_range)
+    else:
+        logging.getLogger("mcd").warning(
+            "mcd: MCD_NVTX=1 needs nvtx: pip install 'mcd-depth[profile]'; until then there are no ranges"
+        )

@@ -132,7 +132,7 @@ def _autograd_kernel(name: str, op: Any) -> Callable[..., Any]:
             found = _formulas[name].gradients(ctx, *_nested(grads, ctx.call.output_counts))
             return *_flat(found, lists)[0], None
 
-    # Not Gradient.apply: it would begin with the outermost transform once more, and this one has its turn already.
+    # Not Gradient.apply: it would start again from the outermost transform, and this level is being handled already.
     apply = super(torch.autograd.Function, Gradient).apply
 
     def kernel(keyset: Any, *arguments: Any) -> Any:

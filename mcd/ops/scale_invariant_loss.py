@@ -46,7 +46,7 @@ def scale_invariant_loss_reference(prediction: Tensor, target: Tensor, mask: Ten
         rescaled = _quantile(ratio, counted, 0.5, "lower") * target
         least = _quantile(prediction, counted, 0.0, "lower")
         large = _quantile(prediction, counted, 0.9, "linear")
-        # Written so that a NaN factor passes, and the loss tells of it.
+        # Written so that a NaN factor passes and shows in the loss.
         gate = counted & ~(rescaled < least) & ~(rescaled > large)
         factor = _quantile(ratio, gate, 0.5, "lower")
     chosen = gate & mask

@@ -121,15 +121,15 @@ def _allocate_fwd(
     )
 
 
-def _workspace_fwd(*arguments: Any) -> tuple[Tensor, ...]:
+def _workspace_fwd(*arguments: Any) -> tuple[Tensor | None, ...]:
     """The gradient of motion at each scale, as the scales' coefficients are known last; on CUDA also the sums of tiles
     and the gradients of upsampled depths."""
     reference, sources, depths, motion = arguments[0], arguments[1], arguments[2], arguments[5]
     need_grad, need_motion = arguments[-2:]
     like = depths[0]
-    motion_parts = like.new_empty((len(depths), *motion.shape) if need_motion else 0)
+    motion_parts = like.new_empty((len(depths), *motion.shape)) if need_motion else None
     if not reference.is_cuda:
-        return motion_parts, like.new_empty(0), like.new_empty(0)
+        return motion_parts, None, None
     batch, _, height, width = reference.shape
     tiles = batch * -(-height // _TILE_HEIGHT) * -(-width // _TILE_WIDTH)
     smaller = sum(depth.shape[2:] != reference.shape[2:] for depth in depths) if need_grad else 0

@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
+# Okabe and Ito's, which the colour-blind tell apart; without yellow, which is too light for a line on white.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 # A chart is a few hundred pixels wide; a line of few points gets dots.
 _MOST, _FEW = 300, 40
@@ -68,4 +69,5 @@ def line_chart(title: str, lines: Mapping[str, Line], unit: str = "steps") -> Ma
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     _, _, drawing = buffer.getvalue().partition("<svg ")
-    return Markup('<svg role="img" aria-label="{}" ').format(escape(title)) + Markup(drawing)
+    said = "; ".join(f"{name} from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in kept.items())
+    return Markup('<svg role="img" aria-label="{}" ').format(f"{title}: {said}") + Markup(drawing)

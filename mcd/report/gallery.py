@@ -19,6 +19,8 @@ from mcd.visualize import panel, to_bytes
 Tiles = list[tuple[str, Tensor]]
 """Captions and pictures [3,H,W] in [0,1] of one frame."""
 T = TypeVar("T")
+WIDEST = 480
+"""Pixels of a picture from left to right, at most."""
 
 
 @dataclass(frozen=True)

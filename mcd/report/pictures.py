@@ -13,7 +13,7 @@ from torch import Tensor
 from mcd.config import Config, Evaluation
 from mcd.data import EvaluationSet, FrameDataset, WholeFrame, collate, open_reader, to_device
 from mcd.data.files import resize_image, resize_nearest
-from mcd.evaluation.discovery import detector_parts
+from mcd.evaluation.discovery import finders
 from mcd.evaluation.protocol import align
 from mcd.evaluation.stages import has_ground_truth, stage_predictor
 from mcd.files import frame_path
@@ -21,7 +21,7 @@ from mcd.inference.predictor import choose_device, resize_depth
 from mcd.masks.detections import FrameDetections, read_counts
 from mcd.masks.instances import FrameInstances
 from mcd.masks.source import read_ground
-from mcd.report.gallery import Gallery, Tiles, greatest, spread
+from mcd.report.gallery import WIDEST, Gallery, Tiles, greatest, spread
 from mcd.run.checkpoint import load_weights
 from mcd.run.context import Context
 from mcd.run.folder import Run
@@ -43,7 +43,6 @@ from mcd.visualize import (
 
 FRAMES, DETECTION_FRAMES = 6, 4
 ROUNDS = 3
-WIDEST = 480
 # Frames are chosen among so many, spread over the split: looking at all masks of a big one would take minutes.
 CANDIDATES = 60
 SHOWN = {"scene": "first", "pseudo": "pseudo", "final": "final"}
@@ -147,8 +146,8 @@ def slots_gallery(config: Config, run_folder: Path) -> Gallery | None:
 
 
 def detection_gallery(config: Config, run_folder: Path) -> Gallery | None:
-    """What slots and rounds found, and what of it is dynamic; None if no part has finished. Raises as above."""
-    parts = detector_parts(run_folder)
+    """What slots and rounds, or a segmenter, found, and what is dynamic; None if no part is over. Raises as above."""
+    parts = finders(run_folder)
     rounds = [name for name in parts if name != "slots"]
     shown = {rounds[max((index + 1) * len(rounds) // ROUNDS - 1, 0)] for index in range(ROUNDS)} if rounds else set()
     parts = {name: part for name, part in parts.items() if name in shown or name == "slots"}
@@ -197,7 +196,7 @@ def _chosen_frames(config: Config) -> tuple[dict[str, Any], str]:
 
 
 def _items_with_truth(config: Config) -> list[dict[str, Any]]:
-    """Frames to choose from of which some pixel counts in the evaluation."""
+    """Candidate frames with at least one pixel that counts in the evaluation."""
     if not has_ground_truth(config):
         return []
     dataset = EvaluationSet(config)

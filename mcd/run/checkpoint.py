@@ -23,6 +23,7 @@ from mcd.errors import McdError
 from mcd.files import atomic_path
 
 _Side = Annotated[int, Field(ge=1, le=2**20)]
+_Share = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 WEIGHTS = "weights.safetensors"
 METADATA = "mcd"
@@ -123,8 +124,8 @@ def save_tensors(
         temporary.write_bytes(data)
 
 
-def load_weights(path: Path | str) -> Weights:
-    """Read a weights file.
+def load_weights(path: Path | str, *, tensors: bool = True) -> Weights:
+    """Read a weights file; without ``tensors`` only what it says of itself.
 
     Raises:
         CheckpointError: the file is missing, truncated or no safetensors file.
@@ -132,13 +133,13 @@ def load_weights(path: Path | str) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"weights file {path} does not exist")
-    tensors: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
             described = (file.metadata() or {}).get(METADATA, "{}")
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            for name in file.keys() if tensors else ():
                 role, _, key = name.partition(".")
-                tensors.setdefault(role, {})[key] = file.get_tensor(name)
+                found.setdefault(role, {})[key] = file.get_tensor(name)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
     try:
@@ -149,7 +150,7 @@ def load_weights(path: Path | str) -> Weights:
         raise CheckpointError(
             f"{path}: its metadata '{METADATA}' say nothing usable of its nets{key}: {problem['msg']}"
         ) from None
-    return Weights(path, about.nets, about.size, about.model_dump(), tensors)
+    return Weights(path, about.nets, about.size, about.model_dump(), found)
 
 
 class _About(BaseModel):
@@ -160,6 +161,8 @@ class _About(BaseModel):
     size: Annotated[tuple[_Side, _Side], Field(strict=False)] | None = None
     magnify: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     hide_depth: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    camera: Annotated[tuple[_Share, _Share, _Share, _Share], Field(strict=False)] | None = None
+    """fx, fy, cx, cy in terms of width and height."""
 
 
 def find_weights(place: Path | str, stage: str | None = None) -> Path:
@@ -189,7 +192,14 @@ def find_weights(place: Path | str, stage: str | None = None) -> Path:
 def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
     """Write the resumable state of a stage atomically (one file, so it can never be half of two moments)."""
     with atomic_path(path) as temporary:
-        torch.save(dict(state), temporary)
+        try:
+            with temporary.open("wb") as file:
+                torch.save(dict(state), file)
+        except RuntimeError as error:
+            # What torch's zip writer makes of a full disk.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_state(path: Path | str) -> dict[str, Any] | None:

@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mcd.config import Config, Data
 from mcd.data import SequenceFolder
 from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
 from mcd.run.folder import Run
 from mcd.run.networks import make_net
-
-
-def widen(values: Tensor) -> Tensor:
-    """What a network returned, for geometry: bfloat16 becomes float32, float64 stays."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def with_learned_camera(config: Config, run_folder: Path) -> Config:
@@ -86,7 +81,11 @@ class Context:
 
     def trained(self, stage: str, role: str) -> nn.Module:
         """The net that an earlier stage of this run left behind, frozen."""
-        weights = load_weights(self.weights_of(stage))
+        return self.frozen(role, self.weights_of(stage))
+
+    def frozen(self, role: str, path: Path) -> nn.Module:
+        """The net of a weights file, frozen."""
+        weights = load_weights(path)
         net = self.build(role)
         weights.load_into(role, net, getattr(self.config.nets, role))
         return net.eval().requires_grad_(False)

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 import yaml
 
+import mcd
+from mcd import world
 from mcd.config import STAGES, Config, ConfigError, load_config
 from mcd.errors import McdError
-from mcd.files import read_json, write_json, write_text
+from mcd.files import DataError, read_json, write_json, write_text
 
 
 class RunError(McdError, RuntimeError):
@@ -60,9 +62,18 @@ class Run:
         return self.path / "predictions.sqlite"
 
     def finished(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage left in ``done.json``, or None."""
+        """What a finished stage left in ``done.json``, or None.
+
+        Raises:
+            DataError: it is broken.
+        """
         done = self.stage(stage) / "done.json"
-        return read_json("facts of a stage", done) if done.is_file() else None
+        if not done.is_file():
+            return None
+        facts = read_json("facts of a stage", done)
+        if not isinstance(facts.setdefault("seconds", 0.0), int | float):
+            raise DataError(f"facts of a stage {done}: 'seconds' is {facts['seconds']!r}, it should be a number")
+        return facts
 
     def finish(self, stage: str, **facts: Any) -> None:
         write_json(self.stage(stage) / "done.json", facts)
@@ -77,11 +88,11 @@ class Run:
                     f"{path} was written by another version, or is broken: {error}; choose another --set run="
                 ) from None
             if before.digest() != self.config.digest():
-                self._check_changes(_differences(before.model_dump(mode="json"), self.config.model_dump(mode="json")))
+                self._check_changes(differences(before.model_dump(mode="json"), self.config.model_dump(mode="json")))
         write_text(path, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
         write_json(self.path / "env.json", environment())
 
-    def _check_changes(self, changed: Mapping[str, str]) -> None:
+    def _check_changes(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
         """Refuse other settings than before, unless the stages that they are of, and all after, have not begun."""
         concerned = {key.split(".")[0] for key in changed}
         # Settings of no stage concern them all.
@@ -91,7 +102,7 @@ class Run:
         if first <= STAGES.index("predictions") and self.store.exists():
             begun.append(self.store)
         if begun:
-            said = "; ".join([f"{key} {change}" for key, change in changed.items()][:5])
+            said = "; ".join([f"{key} was {old!r}, is {new!r}" for key, (old, new) in changed.items()][:5])
             raise RunError(
                 f"{self.path} holds a run of another config ({said}); choose another --set run=NAME, or delete "
                 f"{', '.join(map(str, begun))} to make that anew"
@@ -116,11 +127,18 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": world.launched(),
+        "communication": world.communication() if world.launched() > 1 else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
         "commit": _git("rev-parse", "HEAD"),
         "changes": _git("status", "--porcelain"),
     }
+
+
+def version() -> str:
+    """What a process runs, to be told from what another one runs."""
+    return f"mcd {mcd.__version__} of commit {_git('rev-parse', 'HEAD') or 'unknown'} on torch {torch.__version__}"
 
 
 def _processor() -> str:
@@ -141,13 +159,13 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Keys whose values differ, and how."""
-    found: dict[str, str] = {}
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Keys of two configs whose values differ, with both; where and how a run is watched does not count."""
+    found: dict[str, tuple[Any, Any]] = {}
     for key, value in now.items():
         old = before.get(key)
         if isinstance(value, dict) and isinstance(old, dict):
-            found |= _differences(old, value, f"{prefix}{key}.")
+            found |= differences(old, value, f"{prefix}{key}.")
         elif old != value and prefix + key not in ("run", "runs", "log_every", "picture_every", "device"):
-            found[prefix + key] = f"was {old!r}, is {value!r}"
+            found[prefix + key] = (old, value)
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -16,6 +18,7 @@ from mcd.nets import (
     build_pose_net,
     build_scale_net,
     build_slot_net,
+    freeze_encoder,
 )
 
 
@@ -64,6 +67,18 @@ def check_nets(config: Config) -> None:
             light = getattr(config.nets, role) == "light"
             net = make_net(config, role, pretrained=config.nets.pretrained and light and role in fresh)
             _check_size(net, role, config.data.size)
+            for stage in ("scene", "final") if role == "depth" else ():
+                _check_frozen(net, config, stage)
+
+
+def _check_frozen(net: nn.Module, config: Config, stage: Literal["scene", "final"]) -> None:
+    blocks = getattr(config, stage).frozen_blocks
+    if blocks is None:
+        return
+    try:
+        freeze_encoder(net, blocks)
+    except ValueError as error:
+        raise ConfigError(f"'{stage}.frozen_blocks': {error}") from None
 
 
 def check_motion(config: Config) -> None:

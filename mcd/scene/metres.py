@@ -6,7 +6,6 @@ whose road is hidden, or whose measurement is off, does not make the scale jump.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 from collections import deque
@@ -17,13 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcd.files import DataError, reading
+from mcd.files import DataError
 from mcd.scene.plane import fit_road, pixel_rays, under_camera
+from mcd.scene.trajectory import read_trajectory
 
 # On KITTI 2011_09_26_drive_0001, half as many scatter more and twice as many no less.
 _MEMORY = 15
-# Metres of the Earth's radius at the equator.
-_EARTH = 6378137.0
 
 
 class RunningScale:
@@ -60,30 +58,16 @@ def scale_of_road(
 def read_positions(path: Path, frames: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Where the camera was, [3] in metres, by frame.
 
-    The file has a line a frame, in the order of the sequence; its columns x, y and z are metres, or latitude, longitude
-    and altitude are degrees and metres, which become metres east, north and up of the first line.
+    The file has a line a frame, in the order of the sequence; :mod:`mcd.scene.trajectory` says of which kinds it may
+    be. Latitude, longitude and altitude become metres east, north and up of the first line.
 
     Raises:
-        DataError: the file is missing, has other columns, a number that is none, or not a line a frame.
+        DataError: the file is missing or of no kind, a number is none, or there is not a line a frame.
     """
-    with reading("poses", path), path.open(newline="") as file:
-        table = csv.DictReader(file)
-        columns = table.fieldnames or ()
-        kinds = (("x", "y", "z"), ("longitude", "latitude", "altitude"))
-        names = next((kind for kind in kinds if set(kind) <= set(columns)), None)
-        if names is None:
-            raise DataError(f"poses {path} have neither the columns x, y, z nor latitude, longitude, altitude")
-        try:
-            values = np.array([[float(row[name]) for name in names] for row in table], np.float64).reshape(-1, 3)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"poses {path} hold what is no number: {error}") from None
-    if len(values) != len(frames) or not np.isfinite(values).all():
-        raise DataError(f"poses {path} have {len(values)} lines (all finite?), and there are {len(frames)} frames")
-    if names[0] == "longitude":
-        degree = math.radians(1) * _EARTH
-        east = degree * math.cos(math.radians(values[0, 1]))
-        values = (values - values[0]) * (east, degree, 1)
-    return dict(zip(frames, values, strict=True))
+    trajectory = read_trajectory(path)
+    if len(trajectory) != len(frames):
+        raise DataError(f"poses {path} have {len(trajectory)} lines, and there are {len(frames)} frames")
+    return dict(zip(frames, trajectory.positions, strict=True))
 
 
 def scale_of_motion(

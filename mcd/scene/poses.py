@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mcd.geometry import invert_rigid, pose_matrix
-from mcd.run.context import Context, widen
+from mcd.nets.layers import widen
+from mcd.run.context import Context
 
-_GREY = 0.45  # about the mean of the pictures that nets start from
+GREY = 0.45  # about the mean of the pictures that nets start from
 
 
 def without_own_vehicle(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -23,7 +24,12 @@ def without_own_vehicle(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     if "own" not in batch:
         return batch["reference"], batch["sources"]
     own = batch["own"]
-    return batch["reference"].masked_fill(own, _GREY), batch["sources"].masked_fill(own[:, None], _GREY)
+    return hide_own_vehicle(batch["reference"], own), hide_own_vehicle(batch["sources"], own[:, None])
+
+
+def hide_own_vehicle(images: Tensor, own: Tensor) -> Tensor:
+    """Images [...,3,H,W] that are grey where ``own``, bool, of a shape that goes with theirs, is True."""
+    return images.masked_fill(own, GREY)
 
 
 def predict_poses(context: Context, net: torch.nn.Module, reference: Tensor, sources: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mcd import ops
 from mcd.geometry import backproject, invert_rigid
-from mcd.run.context import Context, widen
+from mcd.nets.layers import widen
+from mcd.run.context import Context
 
 
 def fold(values: Tensor, sources: int) -> Tensor:
@@ -69,7 +70,7 @@ def keep(motion: Tensor, depth: Tensor, filtered: bool, floor: float) -> Tensor:
 
 
 def homogeneous_motion(flow: Tensor, depth: Tensor, K: Tensor, T_src_ref: Tensor) -> Tensor:
-    """The motion [B,S,2,H,W] (pixel · depth) of which :func:`pixel_flow` is ``flow``, where that stays in the image."""
+    """The motion [B,S,2,H,W] (pixel · depth) whose :func:`pixel_flow` is ``flow``, where that stays in the image."""
     height, width = depth.shape[-2:]
     points = backproject(depth, K).flatten(2)
     moved = T_src_ref[..., :3, :3] @ points[:, None] + T_src_ref[..., :3, 3:]

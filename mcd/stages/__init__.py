@@ -12,6 +12,7 @@ from mcd.stages.predictions import PredictionsPreparation
 from mcd.stages.pseudo import PseudoPreparation
 from mcd.stages.scale import ScaleStage
 from mcd.stages.scene import SceneStage
+from mcd.stages.segment import SegmentPreparation
 from mcd.stages.slots import SlotsStage
 from mcd.stages.stage import Preparation, Stage, TrainingStage
 
@@ -23,6 +24,7 @@ STAGES: dict[str, type[Stage]] = {
         GroundStage,
         SlotsStage,
         DetectorStage,
+        SegmentPreparation,
         InstancesPreparation,
         ObjectStage,
         ScaleStage,

@@ -2,11 +2,16 @@
 
 Consumes instance and road masks and the scene stage's nets. Leaves one ``instances/SPLIT/CITY/FRAME.npz`` a frame
 (:class:`FrameInstances`) and ``instances/SPLIT.csv``, a line for every mask. No ground truth is used.
+
+With ``instances.tracks`` these are of a second part; the first, ``instances/followed``, leaves the same frame by frame.
+The second gives every object a number that follows it through the frames (:mod:`mcd.masks.tracks`), decides for all its
+frames together whether it moves, and leaves out what does not persist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +19,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcd import Instances, ops
+from mcd import Instances, ops, world
 from mcd.config import InstancesStage
-from mcd.data import Batch
+from mcd.data import Batch, SequenceFolder, open_reader
 from mcd.files import frame_path, write_text
 from mcd.masks.instances import FrameInstances, InstanceRow, middle_band
 from mcd.masks.packed import load_arrays
+from mcd.masks.tracks import Follower, Numbers, Track, TrackSums
 from mcd.run.context import Context
 from mcd.run.progress import progress
 from mcd.scene.predictions import ScenePredictions
 from mcd.scene.residual import fold, moving_pixels
-from mcd.stages.stage import Preparation
+from mcd.stages.stage import Preparation, Stage
+
+FOLLOWED = "instances/followed"
 
 
 class InstancesPreparation(Preparation):
-    name = "instances"
+    name: str = "instances"
+
+    @classmethod
+    def parts(cls, context: Context) -> Iterator[Stage]:
+        if context.config.instances.tracks:
+            yield _FollowedPreparation(context)
+            yield _TrackedPreparation(context)
+        else:
+            yield cls(context)
 
     def __init__(self, context: Context):
         super().__init__(context)
         self.predictions = ScenePredictions(context)
 
     def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        facts: dict[str, Any] = {}
-        for split in ("train", "val"):
-            frames = self._split(split, should_stop)
-            rows = list(_rows(self.folder, split, frames))
-            lines = ["frame,row,id,dynamic,large,triplet,coverage"]
-            lines += [
-                f"{r.frame},{r.row},{r.id},{r.dynamic:d},{r.large:d},{r.triplet:d},{r.coverage:.4f}" for r in rows
-            ]
-            write_text(self.folder / f"{split}.csv", "\n".join(lines) + "\n")
-            facts[split] = {
-                "frames": len(frames),
-                "instances": len(rows),
-                "dynamic": sum(row.dynamic for row in rows),
-                "triplets": sum(row.triplet for row in rows),
-            }
-        return facts
+        return {split: self._list(split, self._split(split, should_stop)) for split in ("train", "val")}
+
+    def _list(self, split: str, frames: list[str]) -> dict[str, Any]:
+        return world.from_first(partial(write_rows, self.folder, split, frames))
 
     def _split(self, split: str, should_stop: Callable[[], bool]) -> list[str]:
         dataset = self.frames(split, None, labels=lambda item: self._labels(split, item.frame))
@@ -105,6 +109,87 @@ class InstancesPreparation(Preparation):
             torch.stack((warped[b, 0, : len(mask)], mask, warped[b, 1, : len(mask)]), dim=1)
             for b, mask in enumerate(masks)
         ]
+
+
+class _FollowedPreparation(InstancesPreparation):
+    """The masks of each frame by itself."""
+
+    name = FOLLOWED
+
+    def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        return {split: {"frames": len(self._split(split, should_stop))} for split in ("train", "val")}
+
+
+class _TrackedPreparation(Preparation):
+    """The same, by object."""
+
+    name = InstancesPreparation.name
+
+    def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        # A track is followed from frame to frame, by one process.
+        return world.from_first(partial(self._prepare, should_stop))
+
+    def _prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        for split in ("train", "val"):
+            numbers, tracks = self._follow(split)
+            settings = self.config.instances
+            kept = {number: track for number, track in tracks.items() if track.frames >= settings.persist}
+            moving = {number for number, track in kept.items() if track.moves(settings)}
+            for frame, numbered in numbers.items():
+                self._write(split, frame, numbered, kept, moving)
+                if should_stop():
+                    raise KeyboardInterrupt
+            facts[split] = write_rows(self.folder, split, list(numbers))
+            facts[split] |= {"tracks": len(kept), "moving": len(moving), "brief": len(tracks) - len(kept)}
+        return facts
+
+    def _follow(self, split: str) -> tuple[dict[str, Numbers], dict[int, Track]]:
+        """The track of every mask by frame, and what holds for each."""
+        reader = open_reader(self.context.data, split)
+        assert isinstance(reader, SequenceFolder), "a config with tracks has a sequence"
+        position = {name: place for place, name in enumerate(reader.names)}
+        follower, sums = Follower(), TrackSums(self.config.instances)
+        numbers: dict[str, Numbers] = {}
+        last = -1
+        with progress(len(reader.frames), f"tracks {split}", "image") as bar:
+            for frame in reader.frames:
+                path = frame_path(self.context.run.stage(FOLLOWED), split, frame)
+                # Without a file: its image could not be read, and data.on_error is skip.
+                if path.is_file():
+                    if position[frame] != last + 1:
+                        follower.cut()
+                    last, found = position[frame], FrameInstances.load(path)
+                    numbers[frame] = follower(found)
+                    sums.add(found, numbers[frame])
+                bar.update()
+        return numbers, sums.tracks()
+
+    def _write(self, split: str, frame: str, numbers: Numbers, kept: Collection[int], moving: Collection[int]) -> None:
+        found = FrameInstances.load(frame_path(self.context.run.stage(FOLLOWED), split, frame))
+        rows = [row for row, number in enumerate(numbers.tolist()) if number in kept]
+        FrameInstances(
+            ids=numbers[rows],
+            dynamic=np.array([number in moving for number in numbers[rows].tolist()], dtype=bool),
+            coverage=found.coverage[rows],
+            large=found.large[rows],
+            triplet=found.triplet[rows],
+            masks=found.masks[rows],
+        ).save(frame_path(self.folder, split, frame))
+
+
+def write_rows(folder: Path, split: str, frames: list[str]) -> dict[str, Any]:
+    """Write the list of a split's masks, and say what it adds up to."""
+    rows = list(_rows(folder, split, frames))
+    lines = ["frame,row,id,dynamic,large,triplet,coverage"]
+    lines += [f"{r.frame},{r.row},{r.id},{r.dynamic:d},{r.large:d},{r.triplet:d},{r.coverage:.4f}" for r in rows]
+    write_text(folder / f"{split}.csv", "\n".join(lines) + "\n")
+    return {
+        "frames": len(frames),
+        "instances": len(rows),
+        "dynamic": sum(row.dynamic for row in rows),
+        "triplets": sum(row.triplet for row in rows),
+    }
 
 
 def classify(settings: InstancesStage, masks: list[Tensor], moving: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,29 +1,36 @@
 """Scene stage: depth, camera pose and residual motion of the whole image, self-supervised.
 
 Consumes image triplets. Leaves ``scene/weights.safetensors``: a depth net that is right where nothing moves.
-The stage has up to three phases: depth and pose; the motion net alone; all together.
+The stage has up to four phases: the pose net alone; depth and pose; the motion net alone; all together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mcd import ops
 from mcd.config import Augment, Scene
 from mcd.data import Batch, FrameDataset, open_reader
+from mcd.data.files import resize_nearest
 from mcd.data.frames import SHARES, camera_shares
+from mcd.nets import freeze_encoder
 from mcd.nets.camera import LearnedCamera, apply_changes
+from mcd.nets.layers import widen
 from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
-from mcd.run.context import Context, widen
+from mcd.run.context import Context
 from mcd.scene.poses import predict_poses, without_own_vehicle
 from mcd.scene.residual import residual_motion
 from mcd.scene.road import road_loss
+from mcd.scene.start import start_loss, told_by_motion, without_untold
 from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import colour_depth, colour_flow
 
@@ -38,6 +45,9 @@ class SceneStage(TrainingStage):
         if self.name == "scene" and context.config.data.intrinsics == "learn":
             self.roles = (*self.roles, "camera")
         super().__init__(context)
+        self.start = None
+        if self.config.init is not None and self.config.loss.start:
+            self.start = context.frozen("depth", find_weights(self.config.init))
 
     def _schedule(self, context: Context) -> Scene:
         return context.config.scene
@@ -75,16 +85,30 @@ class SceneStage(TrainingStage):
         return facts
 
     def phase(self, step: int) -> int:
-        """0: depth and pose; 1: the motion net alone; 2: all together."""
+        """-1: the pose net, before depth learns; 0: depth and pose; 1: the motion net alone; 2: all together."""
+
+        def begun(when: float) -> bool:
+            return step >= self.schedule.in_steps(when, self.steps_per_epoch)
+
+        if self.config.init is not None and not begun(self.schedule.depth_from):
+            return -1
         first, joint = self.schedule.motion_from, self.schedule.joint_from
-        starts = [start for start in (first, first if joint is None else joint) if start is not None]
-        return sum(step >= self.schedule.in_steps(start, self.steps_per_epoch) for start in starts)
+        return sum(begun(when) for when in (first, first if joint is None else joint) if when is not None)
 
     def active(self, step: int) -> Sequence[str]:
-        if self.schedule.motion_from is None:
-            return self.roles
-        first = tuple(role for role in self.roles if role != "motion")
-        return (first, ("motion",), self.roles)[self.phase(step)]
+        phase = self.phase(step)
+        if phase == 1:
+            return ("motion",)
+        without = {-1: ("depth", "motion"), 0: ("motion",)}.get(phase, ())
+        return tuple(role for role in self.roles if role not in without)
+
+    def set_mode(self, step: int) -> None:
+        super().set_mode(step)
+        if self.config.init is not None and self.schedule.frozen_blocks is not None:
+            freeze_encoder(self.nets["depth"], self.schedule.frozen_blocks)
+
+    def rate(self, role: str) -> float:
+        return self.schedule.pose_rate if role == "pose" else 1.0
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         with self.context.networks():
@@ -93,6 +117,9 @@ class SceneStage(TrainingStage):
         reference, sources = without_own_vehicle(batch)
         T_src_ref = predict_poses(self.context, self.nets["pose"], reference, sources)
         outputs: Outputs = {"depths": depths, "T_src_ref": T_src_ref}
+        if self.start is not None and "depth" in self.active(step):
+            with torch.no_grad(), self.context.networks():
+                outputs["start"] = widen(self.start(batch["reference"])[0])
         K: Tensor = batch["K"]
         if "camera" in self.nets:
             K = outputs["K"] = self.nets["camera"](batch["K"], batch["flipped"])
@@ -115,16 +142,28 @@ class SceneStage(TrainingStage):
         depths, motion = outputs["depths"], outputs.get("motion")
         reference, sources = without_own_vehicle(batch)
         K: Tensor = outputs["K"] if "K" in outputs else batch["K"]
-        photometric, _, _ = self.view_synthesis(reference, sources, depths, K, outputs["T_src_ref"], motion)
-        terms = {"photometric": photometric}
+        terms: dict[str, Tensor] = {}
+        if "start" in outputs:
+            start, T = outputs["start"], outputs["T_src_ref"]
+            told = told_by_motion(reference, sources, depths[0], start, K, T, weights.start_evidence)
+            reference, sources = without_untold(told, reference, sources)
+            terms["start"] = weights.start * start_loss(depths[0], start, told, weights.start_share)
+        photometric = self.photometric(reference, sources, depths, K, outputs["T_src_ref"], motion)
+        terms = {"photometric": photometric} | terms
         if "depth" in self.active(step):
             images = image_pyramid(batch["reference"], depths)
             terms["smoothness"] = weights.smoothness * self.smoothness([1 / depth for depth in depths], images)
             if weights.road:
-                terms["road"] = weights.road * road_loss(above_own_vehicle(depths[0], batch.get("own")), K.detach())
+                rows = self._rows_above_own_vehicle if "own" in batch else None
+                terms["road"] = weights.road * road_loss(depths[0][:, :, :rows], K.detach())
         if motion is not None and self.phase(step) > 1:
             terms["sparsity"] = weights.sparsity * ops.motion_sparsity(motion)
         return {"total": torch.stack(list(terms.values())).sum(), **terms}
+
+    @cached_property
+    def _rows_above_own_vehicle(self) -> int:
+        own = getattr(open_reader(self.config.data, "train"), "own_mask", None)
+        return rows_above(resize_nearest(own, self.config.data.size)) if own is not None else self.config.data.size[0]
 
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
         shown = {"image": batch["reference"][0], "depth": colour_depth(outputs["depths"][0][0, 0])}
@@ -133,17 +172,10 @@ class SceneStage(TrainingStage):
         return shown
 
 
-def above_own_vehicle(depth: Tensor, own: Tensor | None) -> Tensor:
-    """The rows of depth [B,1,H,W] above a bonnet: the road begins there.
-
-    Args:
-        own: [B,1,H,W] bool, the same for all but flips.
-    """
-    if own is None:
-        return depth
-    middle = own[0, 0, :, own.shape[-1] * 2 // 5 : own.shape[-1] * 3 // 5].float().mean(1) > 0.5
-    rows = int((~middle).nonzero().max()) + 1 if not bool(middle.all()) else len(middle)
-    return depth[:, :, :rows]
+def rows_above(own: NDArray[np.bool_]) -> int:
+    """How many rows of an image there are above a bonnet, which ``own`` [H,W] shows: the road begins there."""
+    middle = own[:, own.shape[1] * 2 // 5 : own.shape[1] * 3 // 5].mean(axis=1) > 0.5
+    return len(own) if middle.all() else int(np.flatnonzero(~middle).max()) + 1
 
 
 def image_pyramid(image: Tensor, depths: Sequence[Tensor]) -> list[Tensor]:

@@ -49,7 +49,7 @@ EVALUATED_TOP, EVALUATED_SIDE = 1 / 3, 192 / 2048  # the evaluated window leaves
 
 @dataclass(frozen=True)
 class _Job:
-    """One street of `split`, of which the first `frames` triplets are wanted, written under `root`."""
+    """One street of `split`, its first `frames` triplets written under `root`."""
 
     root: Path
     split: str

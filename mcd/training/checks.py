@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mcd.config import Config
-from mcd.data import fixed_batches, open_reader, prefetch
+from mcd.data import Reader, fixed_batches, open_reader, prefetch
 from mcd.files import DataError
+from mcd.nets.layers import STRIDE
 from mcd.ops import backward_warp
 from mcd.stages import TrainingStage
 from mcd.stages.scene import SceneStage
@@ -21,6 +22,8 @@ LOOKED_AT = 32
 # Levels of 255 by which pixels of one colour, or of equal frames, may differ: less than the noise of any camera.
 _FLAT, _EQUAL = 0.75, 0.25
 _MOST = 0.9
+# Ratio of the frames' width to height against that of data.size.
+_SQUEEZED = 1.25
 # Pixels by which a camera moves what it sees, at the nets' size; ln of depth; share of pixels that are learned from.
 _STILL, _CONSTANT, _LEARNED = 0.02, 0.01, 0.01
 # Photometric loss: 3 SSIM + 2 L1 of an image whose neighbours fit to a hundredth of a level.
@@ -28,8 +31,29 @@ _NO_ERROR = 1e-4
 
 
 def look_at_frames(config: Config) -> list[str]:
-    """What is wrong with the training frames as such: nothing is seen in them, or nothing changes."""
+    """What is wrong with the training frames: their shape is another one, nothing is seen in them, nothing changes."""
     reader = open_reader(config.data, "train")
+    return [*_squeezed(config, reader), *_nothing_to_learn(reader)]
+
+
+def _squeezed(config: Config, reader: Reader) -> list[str]:
+    """A size for the nets that is far from the shape of the frames."""
+    try:
+        native = reader.read(reader.frames[0], sources=False).images[0].shape
+    except DataError:
+        return []  # the stage that needs it reports it
+    (height, width), wide = config.data.size, native[1] / native[0]
+    if 1 / _SQUEEZED < width / height / wide < _SQUEEZED:
+        return []
+    rows = max(round((height * width / wide) ** 0.5 / STRIDE), 2) * STRIDE
+    columns = max(round(rows * wide / STRIDE), 2) * STRIDE
+    return [
+        f"data.size {height}x{width} has another shape than the frames, {native[0]}x{native[1]}: "
+        f'--set "data.size=[{rows}, {columns}]" keeps it at the same cost'
+    ]
+
+
+def _nothing_to_learn(reader: Reader) -> list[str]:
     count = min(len(reader.frames), LOOKED_AT)
     flat = equal = seen = 0
     for position in range(count):
@@ -37,7 +61,7 @@ def look_at_frames(config: Config) -> list[str]:
         try:
             images = [image[::2, ::2].astype(np.float32) for image in reader.read(frame).images]
         except DataError:
-            continue  # whoever needs it says so, or leaves it out
+            continue  # the stage that needs it reports it
         if len({image.shape for image in images}) > 1:
             continue
         seen += 1

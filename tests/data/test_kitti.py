@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mcd.config import Data, parse_config
+from mcd.config import Config, Data, parse_config
 from mcd.data import EvaluationSet, FrameDataset, open_reader
 from mcd.data.kitti import project_points
 from mcd.evaluation.protocol import evaluate_depth
@@ -147,3 +147,50 @@ def test_an_image_of_another_size_than_its_calibration_is_named(recording: Data,
     files.save(recording.root / f"{FRAME}.png", np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8))
     with pytest.raises(DataError, match="is 12x21, but its calibration is for 12x20"):
         open_reader(recording, "train").read(FRAME)
+
+
+def improved(recording: Data, **keys: Any) -> Config:
+    settings = {"protocol": "kitti", "split": "test", "improved": "annotated", **keys}
+    return parse_config({"data": recording.model_dump(), "evaluation": settings})
+
+
+def test_the_improved_ground_truth_takes_the_place_of_the_points(recording: Data, files: Files) -> None:
+    depth = np.zeros((HEIGHT, WIDTH), np.uint16)
+    depth[0, 0], depth[6, 10] = 256 * 20, 256 * 7 + 128
+    inside = Path("proj_depth", "groundtruth", "image_02", "0000000005.png")
+    files.save(recording.root / "annotated" / "val" / DRIVE / inside, depth)
+    dataset = EvaluationSet(improved(recording))
+    # The right camera has none.
+    assert [item.frame for item in dataset.items] == [FRAME]
+    assert dataset.notes == ["1 of 2 listed frames have no improved ground truth"]
+    item = dataset[0]
+    assert np.array_equal(item["depth_gt"], depth / np.float32(256))
+    # Its benchmark has no crop: the corner counts.
+    assert np.argwhere(item["valid"]).tolist() == [[0, 0], [6, 10]]
+    cropped = EvaluationSet(improved(recording, crop=[0.4, 1, 0, 1]))[0]
+    assert np.argwhere(cropped["valid"]).tolist() == [[6, 10]]
+    with pytest.raises(DataError, match="none of the 2 frames listed"):
+        EvaluationSet(improved(recording, improved="elsewhere"))
+
+
+def test_what_moves_is_read_by_frame(recording: Data, files: Files) -> None:
+    numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
+    numbers[5, 7], numbers[9, 9] = 2, 255
+    files.save(recording.root / "moving" / f"{FRAME}.png", numbers)
+    config = improved(recording, improved=None, masks="moving")
+    left, right = (EvaluationSet(config)[index] for index in (0, 1))
+    assert np.argwhere(left["dynamic_mask"]).tolist() == [[5, 7], [9, 9]]
+    assert right["dynamic_mask"] is None  # not known, which is not the same as none
+    regions = evaluate_depth(
+        lambda b: torch.full((len(b["frame"]), 1, HEIGHT, WIDTH), 4.0), EvaluationSet(config), config.evaluation
+    )
+    assert set(regions) == {"all", "static", "dynamic"}
+    files.save(recording.root / "moving" / f"{FRAME}.png", numbers[1:])
+    with pytest.raises(DataError, match="is 11x20, its depth 12x20"):
+        EvaluationSet(config)[0]
+    (recording.root / "moving" / f"{FRAME}.png").unlink()
+    for name, place in (("0", (3, 3)), ("7", (4, 4))):
+        one = np.zeros((HEIGHT, WIDTH), np.uint8)
+        one[place] = 255
+        files.save(recording.root / "moving" / FRAME / f"{name}.png", one)
+    assert np.argwhere(EvaluationSet(config)[0]["dynamic_mask"]).tolist() == [[3, 3], [4, 4]]

@@ -168,6 +168,37 @@ def test_a_video_is_a_sequence(sequence: Make, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".clip*")), "no half-written folder stays"
 
 
+def test_frames_of_a_video_that_nothing_may_stand_beside_are_in_the_cache(
+    sequence: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        with VideoWriter(tmp_path / folder / "clip.mp4", Fraction(10)) as writer:
+            for number in range(4):
+                writer.write(np.full((32, 48, 3), 50 * number if folder == "a" else 9, np.uint8))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for folder, level in (("a", 100), ("b", 9)):
+        with pytest.warns(
+            UserWarning, match=f"{folder} cannot be written: the frames of clip.mp4 are in .*/cache/mcd/"
+        ):
+            reader = SequenceFolder(sequence(images=f"{folder}/clip.mp4"), "train")
+        assert abs(int(reader.read_image("0000000002").mean()) - level) < 6
+        assert [path.name for path in (tmp_path / folder).iterdir()] == ["clip.mp4"]
+    assert len(list((tmp_path / "cache" / "mcd").iterdir())) == 2
+
+
+def test_hidden_files_and_other_digits_are_no_frames(sequence: Make, tmp_path: Path) -> None:
+    (tmp_path / "images" / "._0003.png").write_bytes(b"of another system")
+    (tmp_path / "images" / "0007.png").rename(tmp_path / "images" / "\u00b2\u00b3.png")
+    assert SequenceFolder(sequence(), "train").names[:2] == ["\u00b2\u00b3", "0000"]
+
+
+def test_a_crop_that_leaves_nothing_is_named(sequence: Make) -> None:
+    with pytest.raises(DataError, match=r"data\.crop leaves 1x17 pixels of the 10x17"):
+        SequenceFolder(sequence(crop=(0.5, 0.51, 0, 1)), "train")
+
+
 def test_frames_older_than_their_video_are_not_used(sequence: Make, tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"")
     (tmp_path / "clip.mp4.frames").mkdir()

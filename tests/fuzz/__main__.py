@@ -18,21 +18,22 @@ from pathlib import Path
 import torch
 
 from fuzz.doors import DOORS
-from fuzz.trial import LONGEST, attempt
+from fuzz.trial import LONGEST, Outcome, attempt
 
 KEPT = Path(__file__).parents[2] / "build" / "fuzz"
 
 
-def apart(name: str, seed: int, examples: Path) -> str | None:
+def apart(name: str, seed: int, examples: Path) -> Outcome:
     """A trial in a process of its own."""
     command = [sys.executable, "-m", "fuzz.trial", name, str(seed), str(examples), str(KEPT)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=4 * LONGEST)
     except subprocess.TimeoutExpired:
-        return f"hangs for {4 * LONGEST} s, start included"
+        return Outcome(f"hangs for {4 * LONGEST} s, start included", False)
     if done.returncode:
-        return f"the process ends with {done.returncode}: {done.stderr[-2000:]}"
-    return None if done.stdout.strip() == "fine" else done.stdout
+        return Outcome(f"the process ends with {done.returncode}: {done.stderr[-2000:]}", False)
+    said = done.stdout.strip()
+    return Outcome(None if said in ("refused", "accepted") else said, said == "refused")
 
 
 def main() -> int:
@@ -44,7 +45,8 @@ def main() -> int:
     parser.add_argument("--apart", action="store_true", help="each trial in a process of its own")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    begin, tries, wrong, spent = time.monotonic(), Counter[str](), Counter[str](), Counter[str]()
+    begin, tries, wrong = time.monotonic(), Counter[str](), Counter[str]()
+    refused, spent = Counter[str](), Counter[str]()
     KEPT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() - begin < given.seconds:
@@ -54,16 +56,18 @@ def main() -> int:
                 break
             name = min(ready, key=lambda door: spent[door])
             seed, start = given.first + tries[name], time.monotonic()
-            problem = (apart if given.apart else lambda *a: attempt(*a, KEPT))(name, seed, Path(folder))
+            outcome = (apart if given.apart else lambda *a: attempt(*a, KEPT))(name, seed, Path(folder))
             spent[name] += time.monotonic() - start
             tries[name] += 1
-            if problem is not None:
+            refused[name] += outcome.refused
+            if outcome.problem is not None:
                 wrong[name] += 1
-                print(f"--door {name!r} --first {seed} --trials 1:\n{problem}\n", flush=True)
+                print(f"--door {name!r} --first {seed} --trials 1:\n{outcome.problem}\n", flush=True)
     width = max(map(len, DOORS))
     for name in given.door:
-        print(f"{name:{width}} {tries[name]:7} tries {wrong[name]:4} wrong")
-    print(f"{'together':{width}} {tries.total():7} tries {wrong.total():4} wrong in {time.monotonic() - begin:.0f} s")
+        print(f"{name:{width}} {tries[name]:7} tries {refused[name]:7} refused {wrong[name]:4} wrong")
+    counts = f"{tries.total():7} tries {refused.total():7} refused {wrong.total():4} wrong"
+    print(f"{'together':{width}} {counts} in {time.monotonic() - begin:.0f} s")
     return 1 if wrong else 0
 
 

@@ -17,21 +17,34 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
+import mcd
 from fuzz.doors import DOORS, Door
 from fuzz.mutation import damage_file
 
 LONGEST = 30
-"""Seconds."""
+"""Seconds of computing; three times as many for what does not compute."""
 MOST_MEMORY = 2 * 2**30
 """Bytes above what the process had before."""
+
+
+class Outcome(NamedTuple):
+    """How a trial ended."""
+
+    problem: str | None
+    """What went wrong, or None."""
+    refused: bool
+    """The door was shut, with a line that says why."""
 
 
 class HangError(BaseException):
@@ -40,20 +53,25 @@ class HangError(BaseException):
 
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise HangError
+    """Raise HangError in a block that takes longer; one that waits for its turn on a busy machine is not one."""
+    begin, computing = time.monotonic(), time.process_time()
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    def look(number: int, frame: FrameType | None) -> None:
+        computed, passed = time.process_time() - computing, time.monotonic() - begin
+        if computed >= seconds or (passed >= 3 * seconds and computed < 0.02 * passed):
+            raise HangError
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds / 4)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def attempt(name: str, seed: int, examples: Path, keep: Path) -> str | None:
-    """Run a trial; returns None, or what went wrong, and then keeps the folder as ``keep/NAME-SEED``."""
+def attempt(name: str, seed: int, examples: Path, keep: Path) -> Outcome:
+    """Run a trial; what went wrong is kept, with the folder, as ``keep/NAME-SEED``."""
     door, draw = DOORS[name], random.Random(f"{name} {seed}")
     example = examples / name.replace(" ", "_")
     # At one place, because configs hold paths.
@@ -68,17 +86,19 @@ def attempt(name: str, seed: int, examples: Path, keep: Path) -> str | None:
     files = sorted(path for path in place.glob(door.inputs) if path.is_file())
     for path in draw.sample(files, min(len(files), draw.choice((1, 1, 1, 2)))):
         damage_file(draw, path)
-    problem = judge(door, draw, place)
-    if problem is not None:
+    outcome = judge(door, draw, place)
+    if outcome.problem is not None:
         kept = keep / f"{name.replace(' ', '_')}-{seed}"
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(place, kept)
-        (kept / "PROBLEM.txt").write_text(problem)
+        (kept / "PROBLEM.txt").write_text(outcome.problem)
     shutil.rmtree(place, ignore_errors=True)
-    return problem
+    return outcome
 
 
-def judge(door: Door, draw: random.Random, place: Path) -> str | None:
+def judge(door: Door, draw: random.Random, place: Path) -> Outcome:
+    status: int | None = None
+    problem: str | None = None
     before, memory = _contents(place), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     said = io.StringIO()
     try:
@@ -93,12 +113,22 @@ def judge(door: Door, draw: random.Random, place: Path) -> str | None:
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
     except HangError:
-        return f"hangs for {LONGEST} s"
+        problem = f"hangs for {LONGEST} s"
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        return "".join(traceback.format_exception(error))
-    text = said.getvalue().strip()
+        problem = "".join(traceback.format_exception(error))
+    finally:
+        # What a trial has set for the process.
+        mcd.set_backend("auto")
+        torch.set_num_threads(1)
+    if status is not None:
+        problem = _wrong(door, place, before, memory, status, said.getvalue().strip())
+    return Outcome(problem, status not in (None, 0))
+
+
+def _wrong(door: Door, place: Path, before: dict[Path, bytes], memory: int, status: int, text: str) -> str | None:
+    """What is wrong with a trial that ended with this status, saying this."""
     if "Traceback" in text:
         return text
     if status != 0 and not text:
@@ -149,4 +179,5 @@ def _numbers(value: object) -> Iterator[float]:
 
 
 if __name__ == "__main__":
-    print(attempt(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])) or "fine")
+    found = attempt(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))
+    print(found.problem or ("refused" if found.refused else "accepted"))

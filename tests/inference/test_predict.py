@@ -174,6 +174,7 @@ def test_results_are_overwritten_only_by_force(
         (["{tmp}/empty", "{tmp}/a.png", "-o", "{tmp}/out"], "holds no weights"),
         (["{tmp}/notes.txt", "{tmp}/a.png", "-o", "{tmp}/out"], "no readable safetensors"),
         (["{run}", "{tmp}/a.png", "-o", "{tmp}/out", "--size", "100x100"], "multiples of 32"),
+        (["{run}", "{tmp}/a.png", "-o", "{tmp}/out", "--size", "9999999968x64"], "multiples of 32, up to 16384"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_is_written(
@@ -194,6 +195,36 @@ def test_a_checkpoint_that_does_not_say_its_size_needs_one(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="size"):
         DepthPredictor.load(path)
     assert DepthPredictor.load(path, size=SIZE).size == SIZE
+
+
+def test_weights_that_overflow_give_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = build_depth_net("light")
+    for tensor in net.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.fill_(1e38)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, {"depth": net}, {"depth": "light"}, {"size": SIZE})
+    write_image(tmp_path / "a.png", SIZE)
+    assert predict(path, tmp_path / "a.png", "-o", tmp_path / "out") == 1
+    assert "images: the depth that the net predicts is not finite" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_hidden_files_of_a_folder_are_no_inputs(run_folder: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a.png", SIZE)
+    (tmp_path / "in" / "._a.png").write_bytes(b"of another system")
+    assert predict(run_folder, tmp_path / "in", "-o", tmp_path / "out") == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_depth.png"]
+
+
+def test_sound_alone_is_no_video(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        container.mux([*stream.encode(frame), *stream.encode()])
+    assert predict(run_folder, tmp_path / "sound.mp4", "-o", tmp_path / "out") == 1
+    assert "sound.mp4 has no picture stream" in capsys.readouterr().err
 
 
 def test_resizing_interpolates_inverse_depth() -> None:

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mcd.nets import DEPTH_NETS, PretrainedError, build_depth_net, build_pose_net, build_scale_net
+from mcd.nets import DEPTH_NETS, PretrainedError, build_depth_net, build_pose_net, build_scale_net, freeze_encoder
 from mcd.nets.depth import lite0
 
 
@@ -213,3 +213,15 @@ def test_imagenet_weights_reach_every_resnet18(tmp_path: Path, monkeypatch: pyte
     # Two images in place of one: the same response to a still scene.
     torch.testing.assert_close(pose.conv1.weight, imagenet.conv1.weight.repeat(1, 2, 1, 1) / 2)
     assert scale.conv1.weight.shape == (64, 5, 7, 7)
+
+
+def test_an_encoder_is_frozen_as_far_as_it_has_blocks() -> None:
+    net = build_depth_net("lite0").train()
+    freeze_encoder(net, 2)
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    early = ("encoder.conv_stem.", "encoder.bn1.", "encoder.blocks.0.", "encoder.blocks.1.")
+    assert frozen == {name for name, _ in net.named_parameters() if name.startswith(early)}
+    assert net.decoder.training
+    assert not any(module.training for module in net.encoder.modules())
+    with pytest.raises(ValueError, match="LightDepthNet has an encoder of 0 blocks that can be frozen, not 1"):
+        freeze_encoder(build_depth_net("light"), 1)

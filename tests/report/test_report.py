@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import itertools
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from clip_cases import sequence_run
 from PIL import Image
 
 from mcd.config import parse_config
@@ -29,7 +33,7 @@ from mcd.run.checkpoint import save_weights
 from mcd.streets.synthetic import generate
 
 SIZE = (64, 96)
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -39,6 +43,8 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.scripts: list[str] = []
+        self._parents: dict[str, set[str]] = {}
         self._open: list[str] = []
         self.source = path.read_text()
         self.feed(self.source)
@@ -46,6 +52,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self._parents.setdefault(tag, set()).add(self._open[-1] if self._open else "")
         if tag not in VOID:
             self._open.append(tag)
 
@@ -54,10 +61,21 @@ class Page(HTMLParser):
             assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self._open and self._open[-1] in ("script", "style"):
+            self.scripts += [data] if self._open[-1] == "script" else []
+        else:
+            self.text += data
+
+    def parents(self, tag: str) -> set[str]:
+        return self._parents[tag]
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
+
+
+def pictures(page: Page) -> list[dict[str, str | None]]:
+    """Those of galleries, not the still of the 3-D view."""
+    return [image for image in page.all("img") if image.get("class") != "flat"]
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +121,16 @@ def test_a_full_run_is_shown_in_one_file(streets: Path, tmp_path: Path) -> None:
     assert evaluate([str(run)]) == 0
 
     page = Page(write_report(run))
-    assert not page.all("script")
     assert not page.all("link")
-    # Parts of a drawing may refer to one another.
+    # Nothing is fetched, and nothing can be; parts of a drawing may refer to one another.
+    (policy,) = [meta["content"] for meta in page.all("meta") if "content" in meta and meta.get("http-equiv")]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     assert not re.search(r"url\((?!#)", page.source)
     assert all(str(attributes.get("src", "data:")).startswith("data:") for _, attributes in page.tags)
     assert all(str(attributes.get("xlink:href", "#")).startswith("#") for _, attributes in page.tags)
     for word in ("scene", "pseudo", "final", "control", "dynamic", "a processor", "0123456789", "On moving objects"):
         assert word in page.text, word
-    images = page.all("img")
+    images = pictures(page)
     # Four frames (all that are held out) of image, truth, and depth and error of three stages.
     assert len(images) == 4 * 8
     sizes = set()
@@ -120,7 +139,7 @@ def test_a_full_run_is_shown_in_one_file(streets: Path, tmp_path: Path) -> None:
         assert kind == "data:image/jpeg;base64"
         sizes.add(Image.open(io.BytesIO(base64.b64decode(data))).size)
     assert sizes == {(SIZE[1], SIZE[0])}
-    titles = [svg["aria-label"] for svg in page.all("svg")]
+    titles = [str(svg["aria-label"]).partition(":")[0] for svg in page.all("svg")]
     assert titles == ["total", "photometric", "smoothness"] * 2
     assert "validation" in page.text
 
@@ -164,12 +183,12 @@ def test_a_sequence_shows_what_it_has(tmp_path: Path, measured: bool) -> None:
     page = Page(write_report(run))
     if measured:
         # Three frames of image, truth, depth, error.
-        assert len(page.all("img")) == 3 * 4
+        assert len(pictures(page)) == 3 * 4
         assert "row median" in page.text
         assert "static" not in page.text
     else:
         # The four frames that have neighbours, image and depth.
-        assert len(page.all("img")) == 4 * 2
+        assert len(pictures(page)) == 4 * 2
         assert "ground truth</figcaption>" not in page.source
 
 
@@ -229,6 +248,71 @@ def test_what_stands_in_files_is_text_not_markup(streets: Path, tmp_path: Path) 
     page = Page(write_report(run))
     assert not page.all("script")
     assert "<b>demo" in page.text
+
+
+def test_names_in_the_data_of_a_view_end_no_script(tmp_path: Path) -> None:
+    run = sequence_run(tmp_path, ("scene",), names=range(5))
+    for path in sorted((tmp_path / "clip").iterdir()):
+        path.rename(path.with_name(f"<!--<script><b>{path.stem}.png"))
+    page = Page(write_report(run))
+    shared, data, code = page.scripts
+    assert json.loads(data)["frames"][0]["name"] == "<!--<script><b>1"
+    assert "<b>" not in data and "<!--" not in data
+    assert json.loads(shared)["layers"] == ["image", "scene depth"]
+    assert "webgl2" in code
+
+
+@pytest.mark.parametrize("stages", [("scene",), ("scene", "final")])
+def test_whoever_cannot_see_or_point_can_use_the_page(tmp_path: Path, stages: tuple[str, ...]) -> None:
+    run = sequence_run(tmp_path, stages, frames=6)
+    for stage in stages:
+        write_log(run, stage, ("total", "photometric"))
+    page = Page(write_report(run))
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(len(str(image["alt"])) > 8 for image in page.all("img"))
+    assert len({image["alt"] for image in page.all("img")}) == len(page.all("img")), "each says what it is"
+    assert all("from" in str(svg["aria-label"]) and svg["role"] == "img" for svg in page.all("svg"))
+    ids = [str(attributes["id"]) for _, attributes in page.tags if "id" in attributes]
+    assert len(set(ids) & {"three", "keys", "picture1"}) == 3
+    for _, attributes in page.tags:
+        for name in ("aria-labelledby", "aria-describedby", "data-picture"):
+            assert attributes.get(name) is None or ids.count(str(attributes[name])) == 1
+    cloud, picture = page.all("canvas")
+    assert cloud["tabindex"] == "0" and cloud["aria-label"] and cloud["aria-describedby"] == "keys"
+    assert picture["role"] == "img" and picture["aria-label"]
+    # A slider has a name; a choice stands in a label whose words are its name.
+    for control in page.all("input"):
+        assert control.get("aria-label") or control["type"] in ("radio", "checkbox")
+    assert page.parents("input") == {"label"}
+    assert all(button["type"] == "button" for button in page.all("button"))
+    assert len(page.all("legend")) == len(page.all("fieldset"))
+    heights = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert heights[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(heights))
+    script = page.scripts[-1]
+    for key in ("ArrowLeft", "ArrowUp", '"+"', '"-"', "Home", "shiftKey", "prefers-reduced-motion"):
+        assert key in script, key
+
+
+def test_what_to_look_at_first_is_above_all_else(streets: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo", {"root": str(streets)}, ())
+    assert "What to look at first" not in Page(write_report(run)).text
+    said = ["the validation loss rose from step 10", "depth is the same <everywhere>"]
+    write_json(run / "metrics.json", {"warnings": said})
+    page = Page(write_report(run))
+    assert [html.unescape(line) for line in re.findall("<li>(.*?)</li>", page.source)] == said
+    assert page.text.index("look at first") < page.text.index("Depth against ground truth")
+
+
+def test_contact_is_a_table_of_medians_and_quartiles(streets: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo", {"root": str(streets)}, ())
+    assert "stand on the road" not in Page(write_report(run)).text
+    figures = {name: 1.0 + share / 100 for share, name in enumerate(("contact", "contact_25", "contact_75"))}
+    figures |= {"count": 17.0, "upright": 1.5, "upright_25": 1.25, "upright_75": 1.75, "upright_rows": 2.25}
+    write_json(run / "metrics.json", {"contact": {"scene": {"masks": {"moving": figures}}}})
+    source = write_report(run).read_text()
+    (row,) = re.findall(r"<tr><th scope=\"row\">scene</th>.*?</tr>", source, re.DOTALL)
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)
+    assert cells == ["scene", "masks, moving", "17", "1.00 (1.01–1.02)", "1.50 (1.25–1.75)", "2.25"]
 
 
 def test_the_command_names_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from mcd.files import atomic_path, write_text
+from mcd.files import atomic_path, remove_partial, write_text
 from mcd.run.checkpoint import CheckpointError, find_weights, load_state, load_weights, save_state, save_weights
 
 
@@ -80,10 +80,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_a_full_disk_leaves_the_old_weights(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("w.safetensors", lambda path: save_weights(path, {"depth": small_net()}, {"depth": "small"}, {})),
+        # torch's zip writer has an error of its own for this.
+        ("state.pt", lambda path: save_state(path, {"nets": small_net().state_dict(), "more": torch.zeros(9999)})),
+        ("metrics.json", lambda path: write_text(path, "1" * 999)),
+    ],
+)
+def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path, name, write):
     # A file-size limit fails a write in the middle, as a full disk does.
-    path = tmp_path / "w.safetensors"
-    save_weights(path, {"depth": small_net()}, {"depth": "small"}, {})
+    path = tmp_path / name
+    write(path)
     before = path.read_bytes()
     child = os.fork()
     if child == 0:
@@ -92,13 +101,22 @@ def test_a_full_disk_leaves_the_old_weights(tmp_path):
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         try:
-            save_weights(path, {"depth": small_net()}, {"depth": "small"}, {})
-        except OSError:
-            os._exit(7)
+            write(path)
+        except OSError as error:
+            os._exit(7 if str(error).endswith(f"File too large: '{path}'") else 8)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_what_a_killed_process_left_half_written_is_taken_away(tmp_path):
+    (tmp_path / "last").mkdir()
+    for name in ("state.pt", ".state.pt.x1y2z3.pt"):
+        (tmp_path / "last" / name).write_text("")
+    remove_partial(tmp_path)
+    assert [entry.name for entry in (tmp_path / "last").iterdir()] == ["state.pt"]
+    remove_partial(tmp_path / "nowhere")
 
 
 def test_a_state_comes_back_and_a_broken_one_is_named(tmp_path):
@@ -138,6 +156,7 @@ def test_a_state_that_would_run_code_is_refused_before_it_does(tmp_path):
         ('{"nets": {}, "size": [64]}', "of its nets, size.1: "),
         ('{"nets": {}, "size": "64x96"}', "of its nets, size: "),
         ('{"nets": {}, "size": [0, 96]}', "of its nets, size.0: "),
+        ('{"nets": {}, "camera": [1, 2]}', "of its nets, camera.2: "),
     ],
 )
 def test_metadata_that_describe_no_nets_are_refused(tmp_path, described, message):

@@ -13,7 +13,7 @@ from mcd.run.context import Context
 from mcd.run.folder import Run
 from mcd.stages.final import ControlStage, FinalStage
 from mcd.stages.object import masked_images
-from mcd.stages.pseudo import PseudoPreparation
+from mcd.stages.pseudo import PseudoPreparation, corrections
 from mcd.stages.scale import predict_scale, scale_inputs
 
 SIZE = (64, 64)
@@ -84,6 +84,55 @@ def test_objects_are_composed_over_the_scene_in_its_scale_and_the_nearest_wins(c
     assert fused[1, 0, 15, 40:45].tolist() == pytest.approx([5.0] * 5, rel=1e-5)
     outside = ~torch.stack([masks.any(dim=0) for masks in batch["instances"]])
     assert torch.equal(fused[:, 0][outside], torch.full((int(outside.sum()),), 30.0))
+
+
+class Plane(nn.Module):
+    """A depth net that sees a road below row 16, and nothing else."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        rows = torch.arange(image.shape[-2], dtype=torch.float32)[:, None] - 16
+        return [torch.where(rows > 0, 100 / rows.clamp(min=0.1), 80.0).expand_as(image[:, :1]).contiguous()]
+
+
+def test_all_frames_of_an_object_get_one_ratio_to_the_ground_at_its_foot(tmp_path):
+    config = parse_config({
+        "runs": str(tmp_path),
+        "data": {"kind": "sequence", "size": SIZE, "fov": 70},
+        "instances": {"tracks": True},
+        "pseudo": {"contact": 0.1},
+    })  # fmt: skip
+    context = Context(config, Run(config), torch.device("cpu"))
+    parts = list(PseudoPreparation.parts(context))
+    assert [part.name for part in parts] == ["pseudo/contact", "pseudo"]
+    # The same object at rows 20 to 30 and, lower, 30 to 40; the stand-in gives it 20 in both, the road 7.41 and 4.26.
+    masks = [boxes(slice(0, 20)).roll(10, dims=1), boxes(slice(0, 20)).roll(20, dims=1)]
+    road = torch.zeros(2, 1, *SIZE, dtype=torch.bool)
+    road[:, :, 20:] = True
+    batch = {"reference": torch.rand(2, 3, *SIZE), "road": road, "instances": masks}
+    batch |= {"frame": ["1", "2"], "ids": [[5], [5]]}
+    for part in parts:
+        part.predictions.nets = {"depth": Plane()}
+        part._nets = {"object": Constant(0.7), "scale": ScaleByWidth()}
+    parts[0].write("train", batch)
+    parts[1]._factors = parts[1]._corrections("train", batch["frame"])
+    fused = parts[1].compose(batch)
+    for depth, rows, foot in ((fused[0], slice(20, 30), 29.5), (fused[1], slice(30, 40), 39.5)):
+        expected = torch.full((10, 20), 1.1 * 100 / (foot - 16))
+        assert torch.allclose(depth[0, rows, :20], expected, rtol=1e-4)
+
+
+def test_a_foot_that_is_not_seen_is_corrected_like_the_rest_of_its_object():
+    ratios = {"1": [1.0, 2.0], "2": [1.1, np.nan], "3": [1.5, np.nan]}
+    ids = np.array([3, 4])
+    found = {frame: (ids, np.array(values, np.float32)) for frame, values in ratios.items()}
+    factors = corrections(found, 0.2, shared=True)
+    assert factors["1"].tolist() == pytest.approx([1.1, 0.6])
+    assert factors["2"].tolist() == pytest.approx([1.0, 0.6])
+    assert factors["3"].tolist() == pytest.approx([1.1 / 1.5, 0.6])
+    # Without tracks a number names nothing beyond its frame.
+    alone = corrections(found, 0.2, shared=False)
+    assert alone["3"].tolist() == pytest.approx([1.2 / 1.5, 1.0])
+    assert alone["1"].tolist() == pytest.approx([1.0, 0.6])
 
 
 def test_the_scale_net_sees_ground_outside_the_box_and_a_mean_of_one(context):

@@ -10,6 +10,7 @@ from mcd.run.context import Context
 from mcd.run.folder import Run
 from mcd.scene.poses import predict_poses
 from mcd.stages.scene import SceneStage
+from mcd.training.state import TrainState
 
 SIZE = (64, 64)
 
@@ -20,6 +21,20 @@ def stage(tmp_path):
     settings["scene"] = {"steps": 9, "batch": 2, "motion_from": 3, "joint_from": 6}
     config = parse_config(settings)
     return SceneStage(Context(config, Run(config), torch.device("cpu")))
+
+
+@pytest.fixture
+def adapting(tmp_path):
+    """A stage that starts from other weights, whose encoder stays as it is."""
+    settings = {"runs": str(tmp_path), "init": "start", "nets": {"depth": "lite0"}, "data": {"size": SIZE}}
+    settings["loss"] = {"scales": 2, "start": 0.3}
+    settings["scene"] = {
+        "steps": 9, "batch": 2, "lr": 1e-3, "depth_from": 2, "pose_rate": 5, "frozen_blocks": 3, "motion_from": 5,
+    }  # fmt: skip
+    config = parse_config(settings)
+    stage = SceneStage(Context(config, Run(config), torch.device("cpu")))
+    stage.initialise()
+    return stage
 
 
 @pytest.fixture
@@ -110,3 +125,53 @@ def test_a_mirrored_scene_costs_the_same(stage, batch):
     assert abs(unmended["total"].item() / here.item() - 1) > 1e-3
     flipped = {"depths": [depth.flip(-1) for depth in depths], "T_src_ref": mirror @ T @ mirror}
     assert stage.loss(mirrored, flipped, 0)["total"].item() == pytest.approx(here.item(), rel=1e-4)
+
+
+def test_an_adapting_stage_begins_with_the_pose_net_alone(adapting):
+    assert [adapting.phase(step) for step in (0, 1, 2, 4, 5)] == [-1, -1, 0, 0, 2]
+    assert [tuple(adapting.active(step)) for step in (0, 2, 5)] == [
+        ("pose",),
+        ("depth", "pose"),
+        ("depth", "pose", "motion"),
+    ]
+
+
+def test_an_adapting_stage_keeps_its_encoder_and_its_rates(adapting, batch):
+    state = TrainState(adapting)
+    rates = []
+    for step in range(4):
+        state.step = step
+        optimizer = state.begin_step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        before = {key: tensor.clone() for key, tensor in adapting.nets["depth"].state_dict().items()}
+        adapting.loss(batch, adapting.forward(batch, step), step)["total"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        after = adapting.nets["depth"].state_dict()
+        changed = {key for key in after if not torch.equal(before[key], after[key])}
+        assert bool(changed) is (step >= 2)
+        assert not any(key.startswith(("encoder.conv_stem", "encoder.bn1", "encoder.blocks.0")) for key in changed)
+        assert not any("running" in key for key in changed)
+    assert rates == [[5e-3], [5e-3], [1e-3, 5e-3], [1e-3, 5e-3]]
+
+
+def test_the_depth_of_the_start_is_a_term_as_long_as_depth_learns(adapting, batch):
+    for step, term in ((0, False), (2, True)):
+        adapting.set_mode(step)
+        terms = adapting.loss(batch, adapting.forward(batch, step), step)
+        assert ("start" in terms) is term
+    # As long as it is the start's own, it costs nothing.
+    assert terms["start"] == 0
+    with torch.no_grad():
+        adapting.nets["depth"].decoder.heads[0].conv.bias.add_(0.5)
+    assert adapting.loss(batch, adapting.forward(batch, 2), 2)["start"] > 0
+
+
+def test_without_other_weights_to_start_from_nothing_is_frozen_or_held(tmp_path):
+    settings = {"runs": str(tmp_path), "data": {"size": SIZE}, "loss": {"start": 0.3}}
+    settings["scene"] = {"steps": 9, "depth_from": 2, "frozen_blocks": 0}
+    config = parse_config(settings)
+    stage = SceneStage(Context(config, Run(config), torch.device("cpu")))
+    stage.set_mode(0)
+    assert (stage.phase(0), stage.start) == (0, None)
+    assert all(module.training for module in stage.nets["depth"].modules())

@@ -152,6 +152,25 @@ def test_other_settings_do_not_go_on_with_a_run(tmp_path: Path, views: Path) -> 
         run(depth_task(views, other), tmp_path / "run", other)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch", "0"], "batch is 0, it should be from 1"),
+        (["--lr", "nan"], "lr is nan"),
+        (["--small", "2"], "small is 2, it should be from 0 to 1"),
+        ([], "last.pt cannot be read"),
+    ],
+)
+def test_what_cannot_be_trained_is_named(
+    tmp_path: Path, views: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    (tmp_path / "depth").mkdir()
+    (tmp_path / "depth" / "last.pt").write_text("no state")
+    words = [str(tmp_path), "--views", str(views), "--net", "light", "--only", "depth", *options]
+    assert command.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_one_command_makes_a_start_that_predicts(tmp_path: Path, views: Path) -> None:
     options = ["--net", "light", "--steps", "2", "--pose-steps", "2", "--batch", "2", "--shards", "2"]
     assert command.main([str(tmp_path / "out"), "--views", str(views), *options]) == 0

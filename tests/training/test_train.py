@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mcd.config import ConfigError, Schedule, parse_config
+from mcd.files import DataError
 from mcd.run.checkpoint import save_weights
 from mcd.run.folder import Run, RunError
 from mcd.run.log import StageLog
@@ -70,7 +71,7 @@ def step_with(net: nn.Module, image: torch.Tensor, guard: NanGuard) -> None:
     loss = net(image).mean()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 10.0)
-    optimizer.found_inf = guard.check(0, ["city/frame_7"], loss, [norm], {"depth": net})
+    optimizer.found_inf = guard.check(0, ["city/frame_7"], loss, [norm])
     optimizer.step()
     optimizer.zero_grad()
 
@@ -193,6 +194,30 @@ def test_a_log_forgets_what_was_not_saved(tmp_path):
     log.scalars(5, {"validation": 4.0})
     log.close()
     assert (run.path / "log" / "scene.csv").read_text() == "step,total,validation\n1,3,\n5,,4\n"
+
+
+@pytest.mark.parametrize(
+    "content", ["total\n3\n", "step,total\nmany,3\n", "step,total\n,3\n", "\x80\n", "step,step\n1,\0\n\n"]
+)
+def test_a_log_that_is_none_is_named(tmp_path, content):
+    run = Run(parse_config({"runs": str(tmp_path), "run": "a"}))
+    (run.path / "log" / "scene.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=r"log .*/a/log/scene\.csv"):
+        StageLog(run, "scene", 0)
+
+
+def test_a_log_that_cannot_be_written_is_named_and_its_thread_is_quiet(tmp_path, capsys):
+    run = Run(parse_config({"runs": str(tmp_path), "run": "a"}))
+    log = StageLog(run, "scene", 0)
+    events = next((run.path / "log" / "scene").iterdir())
+    events.unlink()
+    events.mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        for step in range(10**5):
+            log.scalars(step, {"total": 1.0})
+    with pytest.raises(OSError, match="Is a directory"):
+        log.close()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_small_run_ends_with_weights(config):

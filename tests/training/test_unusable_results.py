@@ -66,6 +66,19 @@ def test_frames_from_which_nothing_can_be_learned_are_told_from_others(tmp_path,
     assert message is None or message in said[0]
 
 
+@pytest.mark.parametrize(
+    "size, better", [((64, 96), None), ((96, 128), None), ((64, 160), "96, 128"), ((96, 96), "96, 128")]
+)
+def test_a_size_of_another_shape_than_the_frames_is_said_with_one_that_fits(tmp_path, size, better):
+    tall = [np.concatenate([texture(3 * number)] * 2)[:72] for number in range(12)]
+    write_frames(tmp_path / "frames", tall)
+    said = look_at_frames(load_config(settings(tmp_path, data={"size": size})))
+    assert len(said) == (better is not None)
+    if better is not None:
+        assert f"data.size {size[0]}x{size[1]} has another shape than the frames, 72x96" in said[0]
+        assert f'--set "data.size=[{better}]"' in said[0]
+
+
 def test_equal_frames_are_said_in_the_log_once_in_the_metrics_and_at_the_top_of_the_report(tmp_path, capsys):
     write_frames(tmp_path / "frames", CASES["equal"][0])
     path = settings(tmp_path)

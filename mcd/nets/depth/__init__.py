@@ -24,3 +24,20 @@ def build_depth_net(name: str, *, pretrained: bool = False) -> nn.Module:
     if name not in DEPTH_NETS:
         raise ValueError(f"no depth net '{name}'; there are {', '.join(DEPTH_NETS)}")
     return importlib.import_module(f"{__name__}.{name}").build(pretrained=pretrained)
+
+
+def freeze_encoder(net: nn.Module, blocks: int) -> None:
+    """Keep a depth net's encoder from changing: its stem and first blocks, and all of its normalisation statistics.
+
+    Raises:
+        ValueError: the encoder has fewer blocks that can be frozen.
+    """
+    encoder = net.encoder
+    assert isinstance(encoder, nn.Module)
+    early = list(getattr(encoder, "blocks", ()))
+    if blocks > len(early):
+        raise ValueError(f"{type(net).__name__} has an encoder of {len(early)} blocks that can be frozen, not {blocks}")
+    encoder.eval()
+    if blocks:
+        for module in (encoder.conv_stem, encoder.bn1, *early[:blocks]):
+            module.requires_grad_(False)

@@ -27,7 +27,7 @@ class Features(NamedTuple):
 
 
 class HRNetEncoder(nn.Module):
-    """timm's HRNet-W18, of which the inner stages are kept too."""
+    """timm's HRNet-W18 with the outputs of its inner stages."""
 
     def __init__(self, *, pretrained: bool) -> None:
         super().__init__()

@@ -173,7 +173,7 @@ class Builder:
     ) -> dict[str, Array]:
         """A body with a flat bottom (height, z from, z to), a top from (z, height) to (z, height), and two widths.
 
-        Returns its faces, of which parts can be inlaid: l, r, b (back), f, t.
+        Returns its faces, which take inlaid parts: l, r, b (back), f, t.
         """
         y, z0, z1 = bottom
         (zr, yr), (zf, yf) = top_rear, top_front

@@ -1,6 +1,6 @@
 """Make the start that ships with mcd: ``mcd pretrain OUT``.
 
-Three steps, each of which is gone on with where it was interrupted: rendered views (OUT/views, or --views), a depth net
+Three steps, each of which resumes where it was interrupted: rendered views (OUT/views, or --views), a depth net
 (OUT/depth) and a pose net (OUT/pose), and OUT/start.safetensors that holds both. A folder OUT/depth or OUT/pose has
 last.pt, the state; log.csv; and weights.safetensors, the mean weights in half precision.
 """
@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from mcd.data.processes import process_count
 from mcd.errors import McdError
 from mcd.run.checkpoint import Weights, load_weights, save_tensors
 from mcd.streets.roads.store import VIEWS, write_shard
@@ -34,7 +35,7 @@ def draw(folder: Path, settings: Settings, workers: int) -> None:
     if not missing:
         return
     print(f"rendering {len(missing) * VIEWS} views to {folder}", flush=True)
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(process_count(workers, len(missing))) as pool:
         for done in pool.map(write_shard, *zip(*((folder, settings.seed, n) for n in missing), strict=True)):
             print(done, flush=True)
 
@@ -68,12 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in asdict(Settings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
     given = vars(parser.parse_args(arguments))
+    if min(given["workers"], given["pose_steps"]) < 1:
+        parser.error("--workers and --pose-steps are at least 1")
     out, views, only, init = (given.pop(name) for name in ("out", "views", "only", "init"))
     pose_steps, workers = given.pop("pose_steps"), given.pop("workers")
-    settings = Settings(**given)
-    pose = replace(POSE, steps=pose_steps, shards=settings.shards, seed=settings.seed)
     views = views or out / "views"
     try:
+        settings = Settings(**given)
+        pose = replace(POSE, steps=pose_steps, shards=settings.shards, seed=settings.seed)
         if only in (None, "views"):
             draw(views, settings, workers)
         if only in (None, "depth"):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mcd.errors import McdError
 from mcd.streets.ray_caster import NoiseTexture
 from mcd.streets.roads.photograph import photograph
 from mcd.streets.roads.store import write_shard
@@ -23,6 +24,10 @@ Batch = dict[str, Tensor]
 # Of the views' size, with the share of the batches that have it: one size alone is all that the net would know.
 SCALES = {0.75: 0.4, 1.0: 0.35, 1.25: 0.25}
 SMALL = min(SCALES)
+
+
+class PretrainError(McdError, ValueError):
+    """Settings that nothing can be made with, or a run that cannot be gone on with."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,15 @@ class Settings:
     edges: float = 0.5  # weight of the differences of log depth
     sky: float = 0.1  # weight of the sky's distance
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch": 1, "shards": 1}
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                continue
+            most = 1.0 if name in ("small", "decay") else 2**31
+            if not least.get(name, 0) <= value <= most:
+                raise PretrainError(f"{name} is {value:g}, it should be from {least.get(name, 0)} to {most:g}")
 
 
 class Views:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcd.nets import build_depth_net
+from mcd.nets import build_depth_net, freeze_encoder
 from mcd.run.checkpoint import load_weights
 from mcd.training.pretrain.data import Batch, Settings, Views
 from mcd.training.pretrain.loop import Parts, Task
@@ -83,11 +83,8 @@ def freeze(net: nn.Module, settings: Settings) -> list[dict[str, Any]]:
     encoder, decoder = net.encoder, net.decoder
     assert isinstance(encoder, nn.Module)
     assert isinstance(decoder, nn.Module)
-    if settings.net == "lite0" and settings.frozen_blocks:
-        early = [encoder.conv_stem, encoder.bn1, *list(encoder.blocks)[: settings.frozen_blocks]]  # type: ignore[arg-type]
-        for module in early:
-            for parameter in module.parameters():
-                parameter.requires_grad_(False)
+    if settings.net == "lite0":
+        freeze_encoder(net, settings.frozen_blocks)
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     return [
         {"params": trained, "lr": settings.lr * settings.encoder_lr, "share": settings.encoder_lr},

@@ -12,20 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcd.errors import McdError
-from mcd.files import atomic_path
-from mcd.run.checkpoint import save_weights
-from mcd.training.pretrain.data import Batch, Settings, ahead
+from mcd.run.checkpoint import load_state, save_state, save_weights
+from mcd.training.pretrain.data import Batch, PretrainError, Settings, ahead
 
 Parts = dict[str, Tensor]
 WARM_UP, LOG_EVERY = 100, 20
 # An interrupted run may be made longer or shorter.
 LENGTH = ("steps", "small", "decay", "shards")
 STATE = "last.pt"
-
-
-class PretrainError(McdError, ValueError):
-    """A run that cannot be gone on with."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +38,28 @@ def run(task: Task, out: Path, settings: Settings, save_every: int = 100) -> Pat
     """Train, or go on training, and write the mean weights in half precision; returns their path.
 
     Raises:
-        PretrainError: the folder holds a run with other settings.
+        PretrainError: the folder holds a run with other settings, or a state of something else.
+        CheckpointError: its state cannot be read.
     """
     net, state_path, start, before = task.net, out / STATE, 0, 0.0
     optimiser = torch.optim.AdamW(task.groups, weight_decay=1e-4)
     average = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    if state_path.exists():
-        state = torch.load(state_path, map_location="cpu", weights_only=True)
-        for name, value in asdict(settings).items():
-            if name not in LENGTH and state["settings"][name] != value:
-                raise PretrainError(f"{state_path} is of a run with {name} {state['settings'][name]}, not {value}")
-        net.load_state_dict(state["net"])
-        optimiser.load_state_dict(state["optimiser"])
-        average, start, before = state["average"], state["step"], state["seconds"]
+    state = load_state(state_path)
+    if state is not None:
+        try:
+            for name, value in asdict(settings).items():
+                if name not in LENGTH and state["settings"][name] != value:
+                    raise PretrainError(f"{state_path} is of a run with {name} {state['settings'][name]}, not {value}")
+            net.load_state_dict(state["net"])
+            optimiser.load_state_dict(state["optimiser"])
+            average, start, before = state["average"], state["step"], state["seconds"]
+        except PretrainError:
+            raise
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            said = " ".join(str(error).split())
+            raise PretrainError(
+                f"{state_path} is no state of this training ({said}); delete it to begin anew"
+            ) from None
     out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     sums: dict[str, float] = {}
@@ -85,8 +88,7 @@ def run(task: Task, out: Path, settings: Settings, save_every: int = 100) -> Pat
                 "seconds": seconds,
                 "settings": asdict(settings),
             }
-            with atomic_path(state_path) as temporary:
-                torch.save(state, temporary)
+            save_state(state_path, state)
             _write(out / "weights.safetensors", task, average, settings, step + 1, seconds)
     return out / "weights.safetensors"
 
