@@ -22,12 +22,15 @@ from mcd.data.video import VideoReader
 from mcd.evaluation.contact import contact_figures, read_boxes
 from mcd.inference.predictor import DepthPredictor
 from mcd.train import main as train
-from mcd.visualize import colour_depth, depth_range, from_bytes, panel, to_bytes
+from mcd.visualize import colour_depth, depth_range, from_bytes, panel, resize_picture, to_bytes
 
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "tests" / "clip"
 SHOWN = (15, 40, 65)
 """The frames with boxes."""
+
+DRAWN = (225, 400)
+"""Height and width of each tile."""
 
 Pictures = list[NDArray[np.uint8]]
 Depths = Mapping[str, dict[int, NDArray[np.float32]]]
@@ -67,8 +70,11 @@ def draw(pictures: Pictures, depths: Depths, target: Path) -> None:
     limits = {name: depth_range(torch.from_numpy(np.stack(list(maps.values())))) for name, maps in depths.items()}
     rows = [
         [
-            from_bytes(picture),
-            *(colour_depth(torch.from_numpy(maps[number]), limits[name]) for name, maps in depths.items()),
+            resize_picture(tile, DRAWN)
+            for tile in (
+                from_bytes(picture),
+                *(colour_depth(torch.from_numpy(maps[number]), limits[name]) for name, maps in depths.items()),
+            )
         ]
         for number, picture in zip(SHOWN, pictures, strict=True)
     ]
@@ -78,7 +84,7 @@ def draw(pictures: Pictures, depths: Depths, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300, help="of the scene stage (default 300)")
+    parser.add_argument("--steps", type=int, default=200, help="of the scene stage (default 200)")
     parser.add_argument("--folder", type=Path, default=ROOT / "data" / "clip", help="where the frames go")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the run folder is")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "clip.png", help="file to draw")

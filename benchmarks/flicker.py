@@ -65,7 +65,7 @@ def figures(depth: NDArray[Any], plain: NDArray[Any], road: NDArray[np.bool_]) -
     steps = np.diff(np.log(depth), axis=0)[:, road]
     jump = np.median(steps, axis=1)
     gradients, edges = gradient(depth), gradient(plain)
-    sharp = edges > np.percentile(edges, 99, axis=(1, 2), keepdims=True)
+    sharp = edges >= np.percentile(edges, 99, axis=(1, 2), keepdims=True)
     return {
         "flicker": 100 * float(np.abs(steps).mean()),
         "jump": 100 * float(np.abs(jump).mean()),

@@ -1,4 +1,5 @@
-"""``mcd backend``: which backend can serve which operator on which device, and why one cannot."""
+"""``mcd backend``: which backend can serve which operator on which device, and why one cannot; and what processes of a
+run would speak through."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mcd import world
 from mcd.ops.backend import BACKENDS, available_backends
 from mcd.ops.registry import OPERATORS
 
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="mcd backend", description=__doc__).parse_args(arguments)
     for device in DEVICES:
         print("\n".join(table(device)))
+    print(f"processes: {world.launched()}; between processes: {world.communication()}")
     return 0
 
 

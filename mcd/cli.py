@@ -39,6 +39,7 @@ COMMANDS = {
     "train": Command("mcd.train", "train every stage of a config, evaluate, report", "train"),
     "predict": Command("mcd.inference.command", "depth of images, folders and videos", "train"),
     "models": Command("mcd.inference.models", "which depth nets there are: shipped, and of a folder", "train"),
+    "export": Command("mcd.export.command", "a depth net as ONNX, exported program or compiled package", "train"),
     "evaluate": Command("mcd.evaluation.command", "depth against ground truth, of runs and checkpoints", "train"),
     "report": Command("mcd.report.page", "draw the report of a run again", "report"),
     "convert": Command("mcd.convert", "use the released checkpoints of the paper's authors", "train"),

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ _BROKEN = (
     struct.error,
     zlib.error,
     zipfile.BadZipFile,
+    tokenize.TokenError,
     Image.DecompressionBombError,
     csv.Error,
 )

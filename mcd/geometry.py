@@ -57,12 +57,12 @@ def sigmoid_to_depth(sigmoid: Tensor, min_depth: float = MIN_DEPTH, max_depth: f
 def euler_to_matrix(angles: Tensor) -> Tensor:
     """Rotation [...,3,3] = Rx(a₁) · Ry(a₂) · Rz(a₃) of `angles` [...,3] in radians (intrinsic x-y'-z'')."""
     (c1, c2, c3), (s1, s2, s3) = angles.cos().unbind(-1), angles.sin().unbind(-1)
-    rows = (
-        (c2 * c3, -c2 * s3, s2),
-        (c1 * s3 + s1 * s2 * c3, c1 * c3 - s1 * s2 * s3, -s1 * c2),
-        (s1 * s3 - c1 * s2 * c3, s1 * c3 + c1 * s2 * s3, c1 * c2),
+    entries = (
+        *(c2 * c3, -c2 * s3, s2),
+        *(c1 * s3 + s1 * s2 * c3, c1 * c3 - s1 * s2 * s3, -s1 * c2),
+        *(s1 * s3 - c1 * s2 * c3, s1 * c3 + c1 * s2 * s3, c1 * c2),
     )
-    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+    return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
 
 
 def rigid(rotation: Tensor, translation: Tensor) -> Tensor:

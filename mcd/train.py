@@ -11,7 +11,8 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,21 @@ if __name__ == "__main__":  # before imports of packages that may be missing, wh
 import torch
 
 import mcd
-from mcd import ops
+from mcd import ops, world
 from mcd.config import PACKAGED, Config, ConfigError, known_keys, load_config
-from mcd.data import open_reader
 from mcd.errors import McdError, NothingToLearnError, out_of_memory
 from mcd.evaluation.discovery import evaluate_discovery
 from mcd.evaluation.protocol import NothingCountsError, Regions
 from mcd.evaluation.stages import evaluate_stage, run_contact, write_metrics
 from mcd.extras import MissingPackage, extra
-from mcd.files import atomic_path, remove_partial
+from mcd.files import atomic_path
 from mcd.inference.predictor import choose_device
 from mcd.run.checkpoint import WEIGHTS
 from mcd.run.context import Context
 from mcd.run.folder import Run, run_folder
 from mcd.run.lock import lock_run
 from mcd.run.networks import check_motion, check_nets
+from mcd.run.processes import check_processes, count_frames, open_run
 from mcd.run.progress import RunLine
 from mcd.run.warned import DATA, warn
 from mcd.stages import STAGES, Preparation, Stage, TrainingStage
@@ -66,21 +67,21 @@ EXPECTED = (McdError, OSError)
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
-        config = load_config(options.config, options.set)
-        if options.plan:
-            return show_plan(config)
-        with StopSignal() as stop:
+        with StopSignal() as stop, world.joined():
+            config = load_config(options.config, options.set)
+            if options.plan:
+                return world.from_first(partial(show_plan, config))
             train_run(config, stop, options.profile)
     except InterruptedRun:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        world.complain("stopped; the same command goes on from here")
         return 130
     except EXPECTED as error:
-        print(f"mcd.train: {error}", file=sys.stderr)
+        world.complain(f"mcd.train: {error}")
         return 1
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        print(f"mcd.train: not enough memory: lower data.size or the stage's batch ({error})", file=sys.stderr)
+        world.complain(f"mcd.train: not enough memory: lower data.size or the stage's batch ({error})")
         return 1
     return 0
 
@@ -94,44 +95,51 @@ def show_plan(config: Config) -> int:
 
 
 def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None = None) -> Path:
-    """Train, evaluate and report every stage of ``config``; returns the run folder."""
+    """Train, evaluate and report every stage of ``config``; returns the run folder.
+
+    Of many processes the first holds and writes the run folder, evaluates and reports; the others share the stages.
+    """
     check_nets(config)
     check_motion(config)
     if "segment" in config.stages and Run.at(run_folder(config), config).finished("segment") is None:
-        check_segmenter(config)
+        world.from_first(partial(check_segmenter, config))
+    check_processes(config)
     device = set_up(config)
-    with lock_run(run_folder(config)):
-        run = Run(config)
-        for name in STAGES:
-            remove_partial(run.stage(name))
-        make_data(config)
+    with lock_run(run_folder(config)) if world.is_first() else nullcontext():
+        run = open_run(config)
+        world.from_first(partial(make_data, config))
         context = Context(config, run, device)
-        frames = sum(len(open_reader(config.data, split).frames) for split in ("train", "val"))
-        with RunLine(expected_stages(config, frames)) as line, closing(ProfileWindow(profile, run.path)) as window:
-            if any(run.finished(name) is None for name in config.stages):
-                warn(run.path, DATA, look_at_frames(config))
-            for name in config.stages:
-                if run.finished(name) is not None:
-                    continue
+        frames = count_frames(config)
+        window = ProfileWindow(profile if world.is_first() else None, run.path)
+        with RunLine(expected_stages(config, frames)) as line, closing(window):
+            left = world.from_first(lambda: [name for name in config.stages if run.finished(name) is None])
+            if left:
+                world.from_first(lambda: warn(run.path, DATA, look_at_frames(config)))
+            for name in left:
                 line.begin(name)
-                reason = why_left_out(run, name)
-                try:
-                    if reason is None:
-                        facts = run_stage(STAGES[name], context, stop, window)
-                    else:
-                        facts = leave_out(context, name, reason)
-                except NothingToLearnError as error:
-                    say_left_out(context, name, str(error))
-                    facts = leave_out(context, name, str(error))
-                facts["metrics"] = evaluate(context, name)
-                facts["discovery"] = evaluate_discovery(context, name)
+                facts = run_or_leave_out(name, context, stop, window)
                 facts |= {"frames": frames, "peak_bytes": peak_bytes(device)}
-                run.finish(name, **facts)
+                world.from_first(partial(finish, context, name, facts))
                 line.end()
-                write_metrics(run.path)
-        write_metrics(run.path, contact=run_contact(config, run.path, device), show=True)
-        report(run.path)
+        world.from_first(partial(conclude, context))
     return run.path
+
+
+def finish(context: Context, name: str, facts: dict[str, Any]) -> None:
+    """Evaluate a stage that is over, and write down what it found."""
+    if "left_out" in facts:
+        leave_out(context, name)
+    facts["metrics"] = evaluate(context, name)
+    facts["discovery"] = evaluate_discovery(context, name)
+    context.run.finish(name, **facts)
+    write_metrics(context.run.path)
+
+
+def conclude(context: Context) -> None:
+    """Gather the figures of a run that is over, and draw its report."""
+    run = context.run
+    write_metrics(run.path, contact=run_contact(context.config, run.path, context.device), show=True)
+    report(run.path)
 
 
 def report(run: Path) -> None:
@@ -158,12 +166,11 @@ def say_left_out(context: Context, name: str, reason: str) -> None:
     warn(context.run.path, name, [f"{reason}. Left out: {', '.join(stages)}{instead}"])
 
 
-def leave_out(context: Context, name: str, reason: str) -> dict[str, Any]:
-    """The facts of a stage that is left out. The scene's net, which is right where nothing moves, becomes the final."""
+def leave_out(context: Context, name: str) -> None:
+    """Where the final stage is left out, the scene's net, which is right where nothing moves, becomes the final."""
     if name == "final":
         with atomic_path(context.run.stage(name) / WEIGHTS) as temporary:
             temporary.write_bytes(context.weights_of("scene").read_bytes())
-    return {"seconds": 0.0, "left_out": reason}
 
 
 def evaluate(context: Context, name: str) -> Regions:
@@ -179,20 +186,35 @@ def evaluate(context: Context, name: str) -> Regions:
     return metrics
 
 
+def run_or_leave_out(name: str, context: Context, stop: StopSignal, window: ProfileWindow) -> dict[str, Any]:
+    """Run a stage, unless there is nothing for it to learn; returns facts for ``done.json``."""
+    reason = world.from_first(partial(why_left_out, context.run, name))
+    if reason is None:
+        try:
+            return run_stage(STAGES[name], context, stop, window)
+        except NothingToLearnError as error:
+            reason = str(error)
+            say_left_out(context, name, reason)
+    return {"seconds": 0.0, "left_out": reason}
+
+
 def run_stage(kind: type[Stage], context: Context, stop: StopSignal, window: ProfileWindow) -> dict[str, Any]:
     """Run all parts of a stage; returns what the last one has to say, and the time that all took."""
     facts: dict[str, Any] = {}
     seconds = 0.0
     for part in kind.parts(context):
-        done = context.run.finished(part.name)
+        done = world.from_first(partial(context.run.finished, part.name))
         facts = run_part(part, context, stop, window) if done is None else done
-        if done is None and part.name != kind.name:
-            context.run.finish(part.name, **facts)
         if part.name != kind.name:
-            # A part that is over needs no state to go on from: ten rounds of the published detector would keep 2.5 GB.
-            shutil.rmtree(part.folder / LAST, ignore_errors=True)
+            world.from_first(partial(close_part, context, part, facts))
         seconds += facts["seconds"]
     return facts | {"seconds": seconds}
+
+
+def close_part(context: Context, part: Stage, facts: dict[str, Any]) -> None:
+    context.run.finish(part.name, **facts)
+    # A part that is over needs no state to go on from: ten rounds of the published detector would keep 2.5 GB.
+    shutil.rmtree(part.folder / LAST, ignore_errors=True)
 
 
 def run_part(part: Stage, context: Context, stop: StopSignal, window: ProfileWindow) -> dict[str, Any]:
@@ -203,7 +225,7 @@ def run_part(part: Stage, context: Context, stop: StopSignal, window: ProfileWin
     begin = time.perf_counter()
     try:
         if isinstance(part, TrainingStage):
-            warn(context.run.path, part.name, look_at_results(part))
+            world.from_first(lambda: warn(context.run.path, part.name, look_at_results(part)))
             facts |= part.export(stop)
         elif isinstance(part, Preparation):
             facts |= part.prepare(stop)
@@ -215,10 +237,7 @@ def run_part(part: Stage, context: Context, stop: StopSignal, window: ProfileWin
 
 def set_up(config: Config) -> torch.device:
     """Device, threads, seed and backend of a run."""
-    try:
-        device = choose_device(config.device)
-    except ValueError as error:
-        raise ConfigError(f"'device': {error}") from None
+    device = own_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
@@ -228,7 +247,35 @@ def set_up(config: Config) -> torch.device:
         mcd.set_backend(config.backend)
     except mcd.BackendUnavailable as error:
         raise ConfigError(str(error)) from None
-    print(f"operators on {device}: {ops.backend_summary(device)}")
+    if world.is_first():
+        shared = f", {world.size()} processes" if world.size() > 1 else ""
+        print(f"operators on {device}{shared}: {ops.backend_summary(device)}")
+    return device
+
+
+def own_device(name: str) -> torch.device:
+    """The device of this process, made the current one: that of the config, or of many processes each its own.
+
+    Raises:
+        ConfigError: torch knows no such device, it is not on this machine, or there are fewer than processes.
+    """
+    shared = world.size() > 1
+    if shared and name in ("auto", "cuda") and torch.cuda.is_available():
+        number, count = world.local_rank(), torch.cuda.device_count()
+        if number >= count:
+            raise ConfigError(
+                f"'device': of this machine's processes number {number} has no device, for it has {count}: lower "
+                "--nproc-per-node"
+            )
+        name = f"cuda:{number}"
+    elif shared and name.startswith("cuda:"):
+        raise ConfigError(f"'device' is {name}, one device, and there are {world.size()} processes: set cuda")
+    try:
+        device = choose_device(name)
+    except ValueError as error:
+        raise ConfigError(f"'device': {error}") from None
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

@@ -11,17 +11,18 @@ template <typename T> struct PhotometricWeights {
   T ssim;    // of a + b - a·b of one channel: ssim_weight / 6
   T l1;      // of |d| of one channel: l1_weight / 3
   T c1;
-  T nine_c2; // beside sums over windows of nine
+  T c2;      // beside spreads of windows of nine: 9 · 3/2 times that of the formula
   bool luminance;  // c1 is finite
 };
 template <typename T>
 MCD_HD PhotometricWeights<T> photometric_weights(double ssim_weight, double l1_weight, double c1, double c2) {
-  return {T(ssim_weight / 6), T(l1_weight / 3), T(c1), T(9 * c2), is_finite(c1)};
+  return {T(ssim_weight / 6), T(l1_weight / 3), T(c1), T(13.5 * c2), is_finite(c1)};
 }
 
 // Means and variances of a window come from differences between neighbours alone: a mean of squares less the square of a
 // mean would lose, where an image is bright and flat, all that c2 lets matter. A window is three lines of three pixels,
-// rows or columns (Chan, Golub and LeVeque, 1983); a spread is the sum of squared differences from the mean.
+// rows or columns (Chan, Golub and LeVeque, 1983); a spread is 3/2 of the sum of squared differences from the mean, which
+// takes the fewest operations.
 
 // Of three numbers in a line: by how much the outer ones are larger than the one between.
 template <typename V> struct Steps {
@@ -32,7 +33,7 @@ template <typename V> struct Steps {
   MCD_HD Steps operator-(const Steps& other) const { return {before - other.before, after - other.after}; }
   // How much larger the mean is than the number between.
   MCD_HD V to_mean() const { return (before + after) * (Scalar<V>(1) / 3); }
-  MCD_HD V spread() const { return before * before + after * after - (before + after) * to_mean(); }
+  MCD_HD V spread() const { return before * before + after * (after - before); }
 };
 // Mean and spread of a window of nine.
 template <typename V> struct Moments {
@@ -48,13 +49,13 @@ template <bool kLuminance, typename V>
 MCD_HD SsimWindow<V> ssim_window(
     const Moments<V>& x, const Moments<V>& y, const Moments<V>& d, const PhotometricWeights<Scalar<V>>& weights) {
   using T = Scalar<V>;
-  const V over = reciprocal<V>(x.spread + y.spread + weights.nine_c2), b = d.spread * over;
+  const V over = reciprocal<V>(x.spread + y.spread + weights.c2), b = d.spread * over;
   if constexpr (!kLuminance) {
-    const V alpha = weights.ssim * 2 * over, beta = alpha * b;
+    const V alpha = weights.ssim * 3 * over, beta = alpha * b;
     return {weights.ssim * b, alpha, beta, alpha * d.mean - beta * x.mean, -alpha * d.mean - beta * y.mean};
   } else {
     const V over_means = reciprocal<V>(x.mean * x.mean + y.mean * y.mean + weights.c1), a = d.mean * d.mean * over_means;
-    const V alpha = weights.ssim * 2 * (1 - a) * over, beta = alpha * b;
+    const V alpha = weights.ssim * 3 * (1 - a) * over, beta = alpha * b;
     const V shared = weights.ssim * (T(2) / 9) * (1 - b) * over_means;
     return {weights.ssim * (a + b - a * b), alpha, beta,
             alpha * d.mean - beta * x.mean - shared * (d.mean - a * x.mean),

@@ -159,40 +159,26 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKern
   }
 }
 
-// What follows from the tiles. Blocks [0, B) find the cameras' gradients of a sample each (and block 0 the loss), further
-// blocks gather the gradients of the smaller depths.
+// What follows from the tiles: the losses, and the cameras' gradients of a sample by each block.
 template <typename T> struct FinishKernel {
   ViewSynthesisParams<T> p;
-  const T* large_grads[kMaxScales];
   const double* sums;  // [B · tiles, scales, 2 + S · kCameraSums]
   double scale_weights[kMaxScales];
   T *loss, *losses, *coefficients, *grad_K, *grad_T;
-  int64_t first[kMaxScales + 1];  // pixels of the smaller depths, one scale after another
   int tiles;
 
   MCD_HD const double* sums_of(int64_t tile, int s) const {
     return sums + (tile * p.scale_count + s) * (2 + int64_t(p.sources) * kCameraSums);
   }
-  MCD_HD void gather_small(int64_t i) const {
-    int s = 0;
-    while (i >= first[s + 1]) ++s;
-    const DepthScale<T>& scale = p.scales[s];
-    const int64_t local = i - first[s];
-    const int column = int(local % scale.width), row = int(local / scale.width % scale.height);
-    const T* image = large_grads[s] + local / scale.width / scale.height * p.pixels();
-    scale.grad[local] = gather_readers(image, row, column, p.height, p.width, scale.height, scale.width);
-  }
 };
 
-template <typename T> __global__ void __launch_bounds__(kBlockThreads) finish(FinishKernel<T> kernel) {
+template <typename T>
+__global__ void __launch_bounds__(kBlockThreads) finish(__grid_constant__ const FinishKernel<T> kernel) {
+  constexpr int kWarps = kBlockThreads / 32;
   const auto& p = kernel.p;
-  if (blockIdx.x > 0 && blockIdx.x >= p.batch) {
-    const int64_t i = (blockIdx.x - max<int64_t>(p.batch, 1)) * kBlockThreads + threadIdx.x;
-    if (i < kernel.first[p.scale_count]) kernel.gather_small(i);
-    return;
-  }
-  __shared__ double coefficients[kMaxScales];
+  __shared__ double coefficients[kMaxScales], camera_sums[kWarps][kCameraSums], to_K[kWarps][9];
   double loss = 0;
+#pragma unroll 1
   for (int s = 0; s < p.scale_count; ++s) {
     double totals[2] = {};
     for (int64_t tile = threadIdx.x; tile < p.batch * kernel.tiles; tile += kBlockThreads)
@@ -212,30 +198,107 @@ template <typename T> __global__ void __launch_bounds__(kBlockThreads) finish(Fi
   if (blockIdx.x == 0 && threadIdx.x == 0) *kernel.loss = T(loss);
   if (!p.need_grad || p.batch == 0) return;
 
+  // A warp for each source.
   const int64_t b = blockIdx.x;
-  double to_K[9] = {};
-  for (int i = 0; i < p.sources; ++i) {
-    double grads[kCameraSums] = {};
-    __syncthreads();
-    for (int tile = threadIdx.x; tile < kernel.tiles; tile += kBlockThreads)
-      for (int s = 0; s < p.scale_count; ++s)
-        for (int k = 0; k < kCameraSums; ++k)
-          grads[k] += coefficients[s] * kernel.sums_of(b * kernel.tiles + tile, s)[2 + i * kCameraSums + k];
-    block_sum<kBlockThreads>(grads);
-    if (threadIdx.x == 0) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (threadIdx.x < kWarps * 9) to_K[threadIdx.x / 9][threadIdx.x % 9] = 0;
+  __syncthreads();
+#pragma unroll 1
+  for (int i = warp; i < p.sources; i += kWarps) {
+    double grads[kSumsOfWarp] = {};
+#pragma unroll 1
+    for (int tile = lane; tile < kernel.tiles; tile += 32)
+#pragma unroll 1
+      for (int s = 0; s < p.scale_count; ++s) {
+        const double* sums = kernel.sums_of(b * kernel.tiles + tile, s) + 2 + i * kCameraSums;
+#pragma unroll
+        for (int k = 0; k < kCameraSums; ++k) grads[k] += coefficients[s] * sums[k];
+      }
+    const double sum = sum_of_warp(grads);
+    if (lane % 2 == 0 && lane / 2 < kCameraSums) camera_sums[warp][lane / 2] = sum;
+    __syncwarp();
+    if (lane == 0) {
+      const double* of_camera = camera_sums[warp];
       const int64_t camera = b * p.sources + i;
       double grad_A[9], part[9], grad_T[16];
       const double no_motion[9] = {};
       for (int k = 0; k < 3; ++k)
-        grad_A[3 * k] = grads[kSumX + k], grad_A[3 * k + 1] = grads[kSumY + k], grad_A[3 * k + 2] = grads[kSumOne + k];
+        grad_A[3 * k] = of_camera[kSumX + k], grad_A[3 * k + 1] = of_camera[kSumY + k], grad_A[3 * k + 2] = of_camera[kSumOne + k];
       camera_grad(
-          load_pose(p.K + 9 * b, p.T_src_ref + 16 * camera), grad_A, grads + kSumB, no_motion, part, grad_T);
+          load_pose(p.K + 9 * b, p.T_src_ref + 16 * camera), grad_A, of_camera + kSumB, no_motion, part, grad_T);
       for (int k = 0; k < 16; ++k) kernel.grad_T[16 * camera + k] = T(grad_T[k]);
-      for (int k = 0; k < 9; ++k) to_K[k] += part[k];
+      for (int k = 0; k < 9; ++k) to_K[warp][k] += part[k];
+    }
+    __syncwarp();
+  }
+  __syncthreads();
+  if (threadIdx.x < 9) {
+    double total = 0;
+    for (int w = 0; w < kWarps; ++w) total += to_K[w][threadIdx.x];
+    kernel.grad_K[9 * b + threadIdx.x] = T(total);
+  }
+}
+
+// The gradients of the smaller depths from those of what they were enlarged to: a block for each of their rows. First down
+// the columns of the large image, then along the row.
+template <typename T> struct GatherKernel {
+  ViewSynthesisParams<T> p;
+  const T* large_grads[kMaxScales];
+  int64_t first[kMaxScales + 1];  // rows of the smaller depths, one scale after another
+};
+template <typename T>
+__global__ void __launch_bounds__(kBlockThreads, 1) gather_rows(__grid_constant__ const GatherKernel<T> kernel) {
+  constexpr int kColumns = 1024;  // of the large image at a time
+  __shared__ T sums[kColumns];
+  const auto& p = kernel.p;
+  int s = 0;
+  while (blockIdx.x >= kernel.first[s + 1]) ++s;
+  const DepthScale<T>& scale = p.scales[s];
+  const auto [b, row_of_sample] = divide(blockIdx.x - kernel.first[s], scale.height);
+  const int row = int(row_of_sample);
+  const T* image = kernel.large_grads[s] + b * p.pixels();
+  T* out = scale.grad + (b * scale.height + row) * scale.width;
+  int top, bottom, left, right;
+  readers(row, scale.ratio_y, p.height, &top, &bottom);
+  // As many columns of the depth as read from those that fit.
+  const int step = max(1, int((kColumns - 4) * scale.ratio_x) - 2);
+#pragma unroll 1
+  for (int begin = 0; begin < scale.width; begin += step) {
+    const int end = min(begin + step, scale.width);
+    int unused;
+    readers(begin, scale.ratio_x, p.width, &left, &unused);
+    readers(end - 1, scale.ratio_x, p.width, &unused, &right);
+    // One column may read more than fits; its sum then waits in memory.
+#pragma unroll 1
+    for (int piece = left; piece < right; piece += kColumns) {
+      const int stop = min(piece + kColumns, right);
+#pragma unroll 1
+      for (int x = piece + int(threadIdx.x); x < stop; x += kBlockThreads) {
+        T total = 0;
+        const T* at = image + int64_t(top) * p.width + x;
+#pragma unroll 4
+        for (int y = top; y < bottom; ++y, at += p.width) {
+          const T weight = weight_of(row, between(T(y), scale.ratio_y, scale.height));
+          total += weight != 0 ? weight * *at : T(0);
+        }
+        sums[x - piece] = total;
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int column = begin + int(threadIdx.x); column < end; column += kBlockThreads) {
+        int from, to;
+        readers(column, scale.ratio_x, p.width, &from, &to);
+        T total = piece == left ? T(0) : out[column];
+#pragma unroll 4
+        for (int x = max(from, piece); x < min(to, stop); ++x) {
+          const T weight = weight_of(column, between(T(x), scale.ratio_x, scale.width));
+          total += weight != 0 ? weight * sums[x - piece] : T(0);
+        }
+        out[column] = total;
+      }
+      __syncthreads();
     }
   }
-  if (threadIdx.x == 0)
-    for (int k = 0; k < 9; ++k) kernel.grad_K[9 * b + k] = T(to_K[k]);
 }
 
 template <typename T> struct FinishMotion {
@@ -282,13 +345,13 @@ void view_synthesis_loss_fwd(
     kernel.sums = tile_sums.as<double>();
 
     FinishKernel<T> finishing{};
+    GatherKernel<T> gathering{p, {}, {}};
     T* large = large_grads.as<T>();
     for (int s = 0; s < p.scale_count; ++s) {
       const bool small = need_grad && !p.full(s);
       kernel.large_grads[s] = small ? large : nullptr;
-      finishing.large_grads[s] = kernel.large_grads[s];
-      finishing.first[s + 1] =
-          finishing.first[s] + (small ? p.batch * p.scales[s].height * p.scales[s].width : int64_t(0));
+      gathering.large_grads[s] = kernel.large_grads[s];
+      gathering.first[s + 1] = gathering.first[s] + (small ? p.batch * p.scales[s].height : int64_t(0));
       finishing.scale_weights[s] = scale_weights[s];
       if (small) large += p.batch * p.pixels();
     }
@@ -300,9 +363,11 @@ void view_synthesis_loss_fwd(
     finishing.p = p, finishing.sums = kernel.sums, finishing.tiles = kernel.tiles();
     finishing.loss = loss.as<T>(), finishing.losses = losses.as<T>(), finishing.coefficients = coefficients.as<T>();
     finishing.grad_K = grad_K.as<T>(), finishing.grad_T = grad_T.as<T>();
-    const int64_t small_blocks = (finishing.first[p.scale_count] + kBlockThreads - 1) / kBlockThreads;
-    finish<T><<<unsigned(max<int64_t>(p.batch, 1) + small_blocks), kBlockThreads, 0, cudaStream_t(where.stream)>>>(
-        finishing);
+    const auto stream = cudaStream_t(where.stream);
+    finish<T><<<unsigned(max<int64_t>(p.batch, 1)), kBlockThreads, 0, stream>>>(finishing);
+    check_launch("view_synthesis_loss_fwd");
+    if (const int64_t rows = gathering.first[p.scale_count])
+      gather_rows<T><<<unsigned(rows), kBlockThreads, 0, stream>>>(gathering);
     check_launch("view_synthesis_loss_fwd");
     if (need_motion) {
       const int64_t size = p.batch * p.sources * 2 * p.pixels();

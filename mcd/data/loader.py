@@ -55,17 +55,28 @@ class StepSampler(Iterable[list[tuple[int, int]]], Sized):
 
     Args:
         first_epoch: what epochs are counted from; another one gives another order, and other draws of the items.
+        part: which items of each batch are wanted; all of them, unless processes share a batch.
 
     Raises:
         DataError: there are fewer than ``batch`` items.
     """
 
-    def __init__(self, length: int, batch: int, seed: int, start: int, steps: int, *, first_epoch: int = 0):
+    def __init__(
+        self,
+        length: int,
+        batch: int,
+        seed: int,
+        start: int,
+        steps: int,
+        *,
+        first_epoch: int = 0,
+        part: slice = slice(None),
+    ):
         if length < batch:
             raise DataError(f"a batch of {batch} cannot be drawn from a data set of {length} items: lower the batch")
         self.steps_per_epoch = length // batch
         self._length, self._batch, self._seed, self._start, self._steps = length, batch, seed % 2**64, start, steps
-        self._first_epoch = first_epoch
+        self._first_epoch, self._part = first_epoch, part
 
     def __len__(self) -> int:
         return max(self._steps - self._start, 0)
@@ -78,7 +89,8 @@ class StepSampler(Iterable[list[tuple[int, int]]], Sized):
             if epoch != shuffled:
                 # Items draw from (seed, epoch, index), and NumPy takes a missing number for a zero.
                 shuffled, order = epoch, np.random.default_rng((self._seed, epoch, 0, 1)).permutation(self._length)
-            yield [(int(index), epoch) for index in order[position * self._batch : (position + 1) * self._batch]]
+            together = order[position * self._batch : (position + 1) * self._batch]
+            yield [(int(index), epoch) for index in together[self._part]]
 
 
 def build_loader(
@@ -111,18 +123,20 @@ def fixed_batches(
     *,
     limit: int | None = None,
     skip: Collection[str] = (),
+    part: slice = slice(None),
 ) -> DataLoader[Batch]:
     """All items once and in order, the last batch being smaller.
 
     Args:
         limit: at most so many batches, of items spread evenly over the data set.
         skip: frames to leave out.
+        part: which of the batches are wanted.
     """
     indices = [index for index, item in enumerate(dataset.items) if item.frame not in skip]
     if limit is not None and limit * batch < len(indices):
         indices = [indices[position] for position in np.arange(limit * batch) * len(indices) // (limit * batch)]
     batches = [[(index, 0) for index in indices[first : first + batch]] for first in range(0, len(indices), batch)]
-    return build_loader(dataset, batches, workers, device)  # type: ignore[arg-type]
+    return build_loader(dataset, batches[part], workers, device)  # type: ignore[arg-type]
 
 
 def collate(items: Sequence[Item]) -> Batch:

@@ -49,6 +49,7 @@ class _Figures(_Document):
 class _Facts(_Document):
     seconds: float | None = None
     frames: int | None = None
+    peak_bytes: int | None = None
     metrics: dict[str, Metrics] = {}
     discovery: dict[str, float] = {}
 

@@ -77,17 +77,14 @@ def evaluate_place(place: Path, question: Question) -> Found:
     """
     if place.is_file() and place.suffix.lower() in (".txt", ".tum", ".kitti", ".csv"):
         return _trajectory(place, question)
-    run_folder = place if (place / "config.yaml").is_file() else None
-    if run_folder is not None:
-        stages, files = True, False
-    else:
-        stages, files = False, _is_other_method(place)
-        if not files:
-            find_weights(place)
+    is_run = (place / "config.yaml").is_file()
+    files = not is_run and _is_other_method(place)
+    if not is_run and not files:
+        find_weights(place)
     config = _config_of(place, question)
     device = choose_device(config.device)
     found, notes = Found(place), list[str]()
-    if stages:
+    if is_run:
         _run(config, place, device, found, notes, question)
     else:
         _single(config, place, device, found, notes, question, files=files)

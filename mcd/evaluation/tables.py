@@ -107,7 +107,7 @@ def intervals_table(results: Sequence[Result]) -> Table | None:
     )
     for name in ["region", *(["place"] if several else []), "stage"]:
         table.add_column(name, no_wrap=True)
-    for name in ("frames", "abs_rel", "interval", "above", "interval", "real"):
+    for name in ("n", "abs_rel", "interval", "above", "interval", "real"):
         table.add_column(name, justify="right", no_wrap=True)
     before = ""
     for region, result, (low, high), above in rows:
@@ -117,7 +117,7 @@ def intervals_table(results: Sequence[Result]) -> Table | None:
         before = region
         cells = ["", "", ""] if above is None else [f"{above.mean:+.4f}", _range(above.interval), _verdict(above)]
         frames = str(len(result.frames[region]))
-        table.add_row(*first, frames, f"{result.regions[region]['abs_rel']:.4f}", f"{low:.4f}-{high:.4f}", *cells)
+        table.add_row(*first, frames, f"{result.regions[region]['abs_rel']:.3f}", f"{low:.3f}-{high:.3f}", *cells)
     return table
 
 
@@ -131,7 +131,7 @@ def _compared(results: Sequence[Result]) -> Iterator[tuple[str, Result, Interval
 
 
 def _range(interval: Interval) -> str:
-    return f"{interval[0]:+.4f} to {interval[1]:+.4f}"
+    return f"{interval[0]:+.4f}..{interval[1]:+.4f}"
 
 
 def _verdict(above: Difference) -> str:

@@ -153,10 +153,11 @@ def check_size(net: nn.Module, size: tuple[int, int]) -> None:
     def stop(*_: Any) -> None:
         raise StopIteration
 
-    # A net checks its input before its first layer, and no layer has to run for that.
+    # A net checks its input before its first layer, and no layer has to run for that. One that computes with it there
+    # cannot do so without data, and has said nothing against the size.
     hooks = [layer.register_forward_pre_hook(stop) for layer in net.children()]
     try:
-        with suppress(StopIteration):
+        with suppress(StopIteration, RuntimeError):
             net(torch.empty(1, 3, *size, device="meta"))
     finally:
         for hook in hooks:

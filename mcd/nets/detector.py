@@ -2,17 +2,20 @@
 
 In training, forward(images, targets) -> five losses by name; otherwise forward(images) -> for each image ``boxes``
 [n,4], ``scores`` [n] and ``masks`` [n,1,H,W] in [0,1]. Images are [5,H,W] as :func:`detector_input` makes them; targets
-are dicts of ``boxes``, ``labels`` (1 for an object) and ``masks``. Training draws anchors from torch's random numbers.
+are dicts of ``boxes``, ``labels`` (1 for an object) and ``masks``. Training draws anchors from torch's random numbers;
+after :func:`draw_by_image` those of an image do not depend on the images beside it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -77,7 +80,7 @@ def build_detector(name: str, size: tuple[int, int], *, magnify: float = 1.0, pr
 
 
 def light_mask_rcnn(channels: int, classes: int, **options: Any) -> MaskRCNN:
-    """A small Mask R-CNN of images with so many channels: 1.6 M parameters, few proposals.
+    """A small Mask R-CNN of images with so many channels, with few proposals.
 
     Args:
         classes: the background is one of them.
@@ -98,6 +101,48 @@ def light_mask_rcnn(channels: int, classes: int, **options: Any) -> MaskRCNN:
         box_batch_size_per_image=64,
         **options,
     )
+
+
+class SamplerByImage(BalancedPositiveNegativeSampler):
+    """torchvision's choice of the boxes that enter the losses, drawn for each image from a seed of its own.
+
+    torchvision draws for one image after the other: what is drawn for the second depends on the first.
+    """
+
+    def __init__(self, sampler: BalancedPositiveNegativeSampler, salt: int) -> None:
+        super().__init__(sampler.batch_size_per_image, sampler.positive_fraction)
+        self._salt, self.seeds = salt, [0]
+        self.positive = self.chosen = torch.zeros(())
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        drawn = []
+        for seed, matched in zip(self.seeds, matched_idxs, strict=True):
+            torch.manual_seed(seed ^ self._salt)
+            drawn.append(super().__call__([matched]))
+        positive, negative = ([found[0] for found in side] for side in zip(*drawn, strict=True))
+        self.positive = torch.stack([mask.sum() for mask in positive]).sum()
+        self.chosen = self.positive + torch.stack([mask.sum() for mask in negative]).sum()
+        return positive, negative
+
+
+def draw_by_image(net: MaskRCNN, seeds: Sequence[int]) -> None:
+    """Let the next images draw from these seeds, non-negative and below 2^63; it changes torch's own stream."""
+    for salt, part in enumerate((net.rpn, net.roi_heads)):
+        if not isinstance(part.fg_bg_sampler, SamplerByImage):
+            part.fg_bg_sampler = SamplerByImage(part.fg_bg_sampler, salt)
+        part.fg_bg_sampler.seeds = list(seeds)
+
+
+def loss_counts(net: MaskRCNN) -> dict[str, Tensor]:
+    """What each of the last losses was divided by, after :func:`draw_by_image`: boxes, for masks those of objects."""
+    proposals, boxes = net.rpn.fg_bg_sampler, net.roi_heads.fg_bg_sampler
+    return {
+        "loss_objectness": proposals.chosen,
+        "loss_rpn_box_reg": proposals.chosen,
+        "loss_classifier": boxes.chosen,
+        "loss_box_reg": boxes.chosen,
+        "loss_mask": boxes.positive,
+    }
 
 
 def first_layers(net: MaskRCNN) -> nn.Module | None:

@@ -52,6 +52,11 @@ def standardise(image: Tensor) -> Tensor:
     return (image - 0.45) / 0.225
 
 
+def widen(values: Tensor) -> Tensor:
+    """What a network computed, where eight bits are too few: bfloat16 becomes float32, float64 stays."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def in_float32(module: nn.Module, x: Tensor) -> Tensor:
     """Apply a small head in the precision of its weights, whatever autocast says.
 

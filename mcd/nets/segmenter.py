@@ -34,7 +34,7 @@ def seen_size(native: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def build_segmenter(name: str, size: tuple[int, int]) -> MaskRCNN:
-    """The segmenter ``resnet50_v2`` (Mask R-CNN v2 of torchvision, 46,359,409 parameters) or ``light`` (1.6 M).
+    """The segmenter ``resnet50_v2`` (Mask R-CNN v2 of torchvision, 46,359,409 parameters) or ``light`` (3.6 M).
 
     ``light`` has no weights of its own: it is for those who train one for their cameras, with COCO's labels.
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcd.nets.layers import widen
+
 SLOTS = 5
 ITERATIONS = 3
 DECODER_LAYERS = 4
@@ -103,7 +105,7 @@ class SlotNet(nn.Module):
         masks = logits.softmax(dim=1)
         objects = slots[:, 1:]
         context = self.emptiness_context(objects.flatten(1)).view_as(objects)
-        fullness = self.emptiness_head(objects + context).squeeze(-1).float().sigmoid()
+        fullness = widen(self.emptiness_head(objects + context).squeeze(-1)).sigmoid()
         return Slots(suppress_empty(masks, fullness) if use_emptiness else masks, flow, depth, fullness)
 
     def _background_bias(self, scene: Tensor) -> Tensor | None:
@@ -120,7 +122,7 @@ class SlotNet(nn.Module):
         features = seeds + position(self.decoder_position, grid, slots)
         for layer in self.decoder:
             features = F.leaky_relu(layer(features))
-        decoded = self.decoder_out(features).float().unflatten(0, slots.shape[:2])
+        decoded = widen(self.decoder_out(features)).unflatten(0, slots.shape[:2])
         flow, depth, logits = decoded.split((3, 1, 1), dim=2)
         lowest = flow.amin(dim=(2, 3, 4), keepdim=True)
         highest = flow.amax(dim=(2, 3, 4), keepdim=True)
@@ -177,7 +179,7 @@ class SlotAttention(nn.Module):
             if background_bias is not None:
                 logits = torch.cat((logits[..., :1] + background_bias, logits[..., 1:]), dim=-1)
             # Sums over all tokens of a picture: bfloat16 would lose most of them.
-            attention = logits.float().softmax(dim=-1) + 1e-8
+            attention = widen(logits).softmax(dim=-1) + 1e-8
             attention = (attention / attention.sum(dim=1, keepdim=True)).to(values.dtype)
             updates = attention.transpose(1, 2) @ values
             # The state of the recurrence keeps its precision.

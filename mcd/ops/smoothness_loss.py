@@ -54,17 +54,28 @@ def _edge_aware_term(disparity: Tensor, image: Tensor) -> Tensor:
 
 
 def _masked_term(disparity: Tensor, mask: Tensor) -> Tensor:
+    costs, pairs = slopes_inside(disparity, mask)
+    return (costs / pairs.clamp(min=1)).sum()
+
+
+def slopes_inside(disparity: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ |∂ d*| · w along x and y [2], and Σ w [2]: what the object form is made of, where a batch is shared out.
+
+    Args:
+        disparity: [B,1,H,W]; mask: [B,1,H,W] bool.
+    """
     disparity = torch.where(mask, disparity, 0.0)
     area = mask.sum((1, 2, 3), keepdim=True)
     mean = disparity.sum((1, 2, 3), keepdim=True) / area.clamp(min=1)
     disparity = disparity / torch.where(area > 0, mean, 1.0)
-    term = disparity.new_zeros(())
+    costs, pairs = [], []
     for dim in (_WIDTH, _HEIGHT):
         size = mask.shape[dim]
         pair = mask.narrow(dim, 0, max(size - 1, 0)) & mask.narrow(dim, min(1, size), max(size - 1, 0))
         cost = torch.where(pair, disparity.diff(dim=dim).abs(), 0.0)
-        term = term + cost.sum() / pair.sum().clamp(min=1)
-    return term
+        costs.append(cost.sum())
+        pairs.append(pair.sum())
+    return torch.stack(costs), torch.stack(pairs)
 
 
 def _allocate_fwd(disparities: Sequence[Tensor], guides: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

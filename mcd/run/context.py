@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mcd.config import Config, Data
 from mcd.data import SequenceFolder
 from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
 from mcd.run.folder import Run
 from mcd.run.networks import make_net
-
-
-def widen(values: Tensor) -> Tensor:
-    """What a network returned, for geometry: bfloat16 becomes float32, float64 stays."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def with_learned_camera(config: Config, run_folder: Path) -> Config:

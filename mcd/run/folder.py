@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import yaml
 
+import mcd
+from mcd import world
 from mcd.config import STAGES, Config, ConfigError, load_config
 from mcd.errors import McdError
 from mcd.files import DataError, read_json, write_json, write_text
@@ -125,11 +127,18 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": world.launched(),
+        "communication": world.communication() if world.launched() > 1 else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions,
         "commit": _git("rev-parse", "HEAD"),
         "changes": _git("status", "--porcelain"),
     }
+
+
+def version() -> str:
+    """What a process runs, to be told from what another one runs."""
+    return f"mcd {mcd.__version__} of commit {_git('rev-parse', 'HEAD') or 'unknown'} on torch {torch.__version__}"
 
 
 def _processor() -> str:

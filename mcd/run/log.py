@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from mcd import world
 from mcd.files import DataError, naming, reading, write_text
 from mcd.run.folder import Run
 
@@ -17,9 +18,13 @@ class StageLog:
     """Scalars of one stage, to TensorBoard and to ``log/STAGE.csv``; both drop what was logged after step ``start``.
 
     The table grows by appending, a line a call. It is written anew only where a scalar appears that has no column yet.
+    The first process of a run writes; for the others nothing happens here.
     """
 
     def __init__(self, run: Run, stage: str, start: int):
+        self._board: SummaryWriter | None = None
+        if not world.is_first():
+            return
         self._path = run.path / "log" / f"{stage}.csv"
         rows = [row for row in self._read() if int(row["step"]) <= start]
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -28,13 +33,14 @@ class StageLog:
         self._board = SummaryWriter(str(run.path / "log" / stage), purge_step=start + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        row = {"step": str(step)} | {name: f"{value:.6g}" for name, value in values.items()}
-        with naming(self._path):
-            self._scalars(step, row, values)
+        if self._board is not None:
+            row = {"step": str(step)} | {name: f"{value:.6g}" for name, value in values.items()}
+            with naming(self._path):
+                self._scalars(self._board, step, row, values)
 
-    def _scalars(self, step: int, row: dict[str, str], values: Mapping[str, float]) -> None:
+    def _scalars(self, board: SummaryWriter, step: int, row: dict[str, str], values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            board.add_scalar(name, value, step)
         added = [name for name in row if name not in self._columns]
         if added:
             rows = [*self._read(), row]
@@ -46,10 +52,13 @@ class StageLog:
 
     def image(self, step: int, name: str, image: Tensor) -> None:
         """image: [3,H,W] in [0,1]."""
-        with naming(self._path):
-            self._board.add_image(name, image, step)
+        if self._board is not None:
+            with naming(self._path):
+                self._board.add_image(name, image, step)
 
     def close(self) -> None:
+        if self._board is None:
+            return
         try:
             with naming(self._path):
                 self._board.close()

@@ -10,6 +10,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from mcd import world
+
 # Seconds between two looks of the line: on a terminal, in a log file.
 _TERMINAL, _LOG = 0.2, 15.0
 # Steps or images before a rate is believed: the first wait for loaders and compilers.
@@ -25,12 +27,14 @@ class Line:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock, self._shown = clock, -float("inf")
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and world.is_first()
         self._bar = tqdm(total=0, bar_format="{desc}", dynamic_ncols=True, leave=False, disable=not self._terminal)
 
     def show(self, text: Callable[[], str]) -> None:
         """Show what ``text`` says, if something was not shown just now."""
         now = self._clock()
+        if not world.is_first():
+            return
         if now - self._shown < (_TERMINAL if self._terminal else _LOG):
             return
         self._shown = now
@@ -163,7 +167,13 @@ class Part:
             terminal = sys.stderr.isatty()
             between = _TERMINAL if terminal else _LOG
             self._bar = tqdm(
-                total=total, initial=initial, desc=what, unit=unit, dynamic_ncols=terminal, mininterval=between
+                total=total,
+                initial=initial,
+                desc=what,
+                unit=unit,
+                dynamic_ncols=terminal,
+                mininterval=between,
+                disable=not world.is_first(),
             )
         else:
             self._line.follow(self)

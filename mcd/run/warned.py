@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mcd import world
 from mcd.files import DataError, read_json, write_json
 
 DATA = "data"
@@ -18,7 +19,12 @@ DATA = "data"
 
 
 def warn(run_folder: Path, part: str, lines: Iterable[str]) -> None:
-    """Say of a part of a run (a stage, or :data:`DATA`) what is new; it takes the place of what was said of it."""
+    """Say of a part of a run (a stage, or :data:`DATA`) what is new; it takes the place of what was said of it.
+
+    The first process does, for all.
+    """
+    if not world.is_first():
+        return
     path = run_folder / "log" / "warnings.json"
     known = _read(path)
     lines = list(dict.fromkeys(lines))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mcd.geometry import invert_rigid, pose_matrix
-from mcd.run.context import Context, widen
+from mcd.nets.layers import widen
+from mcd.run.context import Context
 
 GREY = 0.45  # about the mean of the pictures that nets start from
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from mcd.data import Batch
 from mcd.data.store import Prediction, PredictionStore
 from mcd.files import DataError
+from mcd.nets.layers import widen
 from mcd.run.checkpoint import CheckpointError
-from mcd.run.context import Context, widen
+from mcd.run.context import Context
 from mcd.scene.poses import predict_poses, without_own_vehicle
 from mcd.scene.residual import homogeneous_motion, pixel_flow, residual_motion
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mcd import ops
 from mcd.geometry import backproject, invert_rigid
-from mcd.run.context import Context, widen
+from mcd.nets.layers import widen
+from mcd.run.context import Context
 
 
 def fold(values: Tensor, sources: int) -> Tensor:

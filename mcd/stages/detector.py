@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mcd import world
 from mcd.config import Augment, Detector
 from mcd.data import Batch, FrameDataset, WholeFrame
 from mcd.errors import NothingToLearnError
@@ -36,7 +39,7 @@ from mcd.masks.detections import (
 from mcd.masks.morphology import boxes
 from mcd.masks.packed import load_arrays
 from mcd.masks.source import CANDIDATES, newest_labels, read_ground, round_name
-from mcd.nets.detector import detector_input, first_layers
+from mcd.nets.detector import detector_input, draw_by_image, first_layers, loss_counts
 from mcd.run.checkpoint import WEIGHTS, Weights, find_weights, load_weights
 from mcd.run.context import Context
 from mcd.run.folder import Run
@@ -62,10 +65,12 @@ class CandidatesPreparation(Preparation):
                 for frame, masks, counts in zip(batch["frame"], found, dropped.cpu().numpy(), strict=True):
                     objects = FrameDetections(masks, torch.ones(len(masks)))
                     objects.save(frame_path(self.folder, split, frame), dropped=counts)
-            facts[split] = summarise(self.folder, split, [item.frame for item in dataset.items]) | {
-                "dropped": self._dropped(split)
-            }
+            facts[split] = self._summary(split, dataset)
         return facts
+
+    def _summary(self, split: str, dataset: FrameDataset) -> dict[str, Any]:
+        frames = [item.frame for item in dataset.items]
+        return world.from_first(lambda: summarise(self.folder, split, frames) | {"dropped": self._dropped(split)})
 
     def _dropped(self, split: str) -> dict[str, int]:
         """How many candidates of a split are no objects, by reason."""
@@ -184,20 +189,25 @@ class DetectorStage(TrainingStage):
     def forward(self, batch: Batch, step: int) -> Outputs:
         net, training = self.nets["detector"], self.nets["detector"].training
         images = detector_input(batch["reference"], batch["depth"], batch["ground"])
-        # torchvision draws which boxes enter the losses. The draw belongs to the step, so that a resumed run has it
-        # too; validation has always the same. In float32: bfloat16's eight bits are too few for the corners of boxes.
+        # torchvision draws which boxes enter the losses. The draw belongs to the step and the frame, so that a resumed
+        # run has it too, whichever process has the frame; validation has always the same.
+        # In float32: bfloat16's eight bits are too few for the corners of boxes.
         devices = [self.context.device] if self.context.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            entropy = (self.config.seed % 2**64, self.number, step + 1 if training else 0)
-            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
+            draw_by_image(net, [self._seed(frame, step + 1 if training else 0) for frame in batch["frame"]])
             # Only in this mode it returns losses; it has no layer that behaves differently.
             net.train()
             losses = net(list(images), [target(masks) for masks in batch["instances"]])
             net.train(training)
         return losses
 
+    def _seed(self, frame: str, draw: int) -> int:
+        entropy = (self.config.seed % 2**64, self.number, draw, zlib.crc32(frame.encode()))
+        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1
+
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
-        terms = {name.removeprefix("loss_"): loss for name, loss in outputs.items()}
+        counts = loss_counts(self.nets["detector"])
+        terms = {name.removeprefix("loss_"): world.part_of_mean(outputs[name], counts[name]) for name in outputs}
         return {"total": torch.stack(list(terms.values())).sum(), **terms}
 
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
@@ -222,15 +232,19 @@ class DetectorStage(TrainingStage):
             for batch in self.each_batch(dataset, split, self.schedule.batch, ".npz", should_stop):
                 for frame, found in zip(batch["frame"], self.detect(net, scene, windows, batch), strict=True):
                     found.save(frame_path(self.folder, split, frame))
-            facts[split] = summarise(self.folder, split, [item.frame for item in dataset.items])
+            facts[split] = self._summary(split, dataset)
         # Too few to train on: the next round, or the next stage, takes what was found before, if there is anything.
         facts["usable"] = facts["train"]["frames_with_objects"] >= self.schedule.batch or self.schedule.steps == 0
         if self.is_last:
             newest = self.name if facts["usable"] else newest_labels(self.context.run, self.number)
             facts |= {"masks_from": newest}
-            with atomic_path(self.context.run.stage("detector") / WEIGHTS) as temporary:
-                shutil.copyfile(self.folder / WEIGHTS, temporary)
+            if world.is_first():
+                with atomic_path(self.context.run.stage("detector") / WEIGHTS) as temporary:
+                    shutil.copyfile(self.folder / WEIGHTS, temporary)
         return facts
+
+    def _summary(self, split: str, dataset: FrameDataset) -> dict[str, Any]:
+        return world.from_first(partial(summarise, self.folder, split, [item.frame for item in dataset.items]))
 
     @torch.no_grad()
     def detect(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mcd import ops
+from mcd import ops, world
 from mcd.config import Augment, Final, Scene
 from mcd.data import Batch, FrameDataset
 from mcd.errors import StageError
@@ -71,7 +71,10 @@ class FinalStage(SceneStage):
             size = depth.shape[-2:]
             target = F.interpolate(label, size, mode="bilinear", align_corners=False)
             region = F.interpolate(mask.float(), size, mode="nearest") > 0
-            losses.append(ops.scale_invariant_loss(depth, target, region)[0])
+            loss, gate = ops.scale_invariant_loss(depth, target, region)
+            if world.size() > 1:
+                loss = world.part_of_mean(loss, (gate & region).sum(dtype=torch.float64) + 1e-10)
+            losses.append(loss)
         pseudo = self.pseudo_weight * torch.stack(losses).mean()
         return terms | {"total": terms["total"] + pseudo, "pseudo": pseudo}
 

@@ -24,6 +24,7 @@ from mcd.errors import StageError
 from mcd.files import atomic_path, frame_path
 from mcd.geometry import backproject
 from mcd.nets.ground import ground_input, image_rows
+from mcd.nets.layers import widen
 from mcd.run.checkpoint import find_weights, load_weights
 from mcd.run.context import Context
 from mcd.scene.predictions import ScenePredictions
@@ -95,7 +96,7 @@ class GroundStage(TrainingStage):
             disp = torch.where(hidden[:, None, None, None], torch.ones_like(disp), disp)
         with self.context.networks():
             logits = self.nets["ground"](image, disp, rows)
-        return logits.float()
+        return widen(logits)
 
     def probability(self, image: Tensor, depth: Tensor) -> Tensor:
         """Probability [B,1,H,W] that a pixel shows the ground.

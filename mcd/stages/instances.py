@@ -11,6 +11,7 @@ frames together whether it moves, and leaves out what does not persist.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mcd import Instances, ops
+from mcd import Instances, ops, world
 from mcd.config import InstancesStage
 from mcd.data import Batch, SequenceFolder, open_reader
 from mcd.files import frame_path, write_text
@@ -50,7 +51,10 @@ class InstancesPreparation(Preparation):
         self.predictions = ScenePredictions(context)
 
     def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
-        return {split: write_rows(self.folder, split, self._split(split, should_stop)) for split in ("train", "val")}
+        return {split: self._list(split, self._split(split, should_stop)) for split in ("train", "val")}
+
+    def _list(self, split: str, frames: list[str]) -> dict[str, Any]:
+        return world.from_first(partial(write_rows, self.folder, split, frames))
 
     def _split(self, split: str, should_stop: Callable[[], bool]) -> list[str]:
         dataset = self.frames(split, None, labels=lambda item: self._labels(split, item.frame))
@@ -122,6 +126,10 @@ class _TrackedPreparation(Preparation):
     name = InstancesPreparation.name
 
     def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        # A track is followed from frame to frame, by one process.
+        return world.from_first(partial(self._prepare, should_stop))
+
+    def _prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         facts: dict[str, Any] = {}
         for split in ("train", "val"):
             numbers, tracks = self._follow(split)

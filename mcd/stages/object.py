@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcd import world
 from mcd.config import Augment, Object
 from mcd.data import Batch, FrameDataset
 from mcd.errors import NothingToLearnError
 from mcd.files import frame_path
 from mcd.masks.instances import FrameInstances, InstanceRow, read_rows
+from mcd.nets.layers import widen
+from mcd.ops.smoothness_loss import slopes_inside
 from mcd.run.context import Context
 from mcd.scene.poses import predict_poses
 from mcd.stages.stage import Outputs, TrainingStage
@@ -59,16 +62,22 @@ class ObjectStage(TrainingStage):
         with self.context.networks():
             depth = self.nets["depth"](reference)[0]
         T_src_ref = predict_poses(self.context, self.nets["pose"], reference, sources)
-        return {"depth": depth.float(), "T_src_ref": T_src_ref}
+        return {"depth": widen(depth), "T_src_ref": T_src_ref}
 
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         reference, sources = masked_images(batch)
         mask = batch["object_masks"][:, 1:2]
-        photometric, _, _ = self.view_synthesis(
-            reference, sources, [outputs["depth"] * mask], batch["K"], outputs["T_src_ref"]
-        )
-        smoothness = self.schedule.smoothness * self.smoothness([1 / outputs["depth"]], masks=[mask])
+        photometric = self.photometric(reference, sources, [outputs["depth"] * mask], batch["K"], outputs["T_src_ref"])
+        smoothness = self.schedule.smoothness * self._smoothness_inside(1 / outputs["depth"], mask)
         return {"total": photometric + smoothness, "photometric": photometric, "smoothness": smoothness}
+
+    def _smoothness_inside(self, disparity: Tensor, mask: Tensor) -> Tensor:
+        """`mcd.ops.smoothness_loss` with a mask [B,1,H,W], over the pairs of pixels of all processes."""
+        if world.size() == 1:
+            return self.smoothness([disparity], masks=[mask])
+        costs, pairs = slopes_inside(disparity, mask)
+        pairs = pairs.clamp(min=1)
+        return world.part_of_mean(costs / pairs, pairs).sum()
 
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
         reference, _ = masked_images(batch)

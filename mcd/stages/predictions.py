@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from mcd import world
+from mcd.data import FrameDataset
 from mcd.files import reading, write_text
 from mcd.run.context import Context
 from mcd.run.progress import progress
@@ -39,8 +41,11 @@ class PredictionsPreparation(Preparation):
             batch = self.config.predictions.batch
             for loaded in self.batches_left(dataset, split, batch, stored.__contains__, should_stop):
                 self._predictions(split, loaded)
-            facts[split] = self._summary(split, [item.frame for item in dataset.items])
+            facts[split] = self._summary_of(split, dataset)
         return facts
+
+    def _summary_of(self, split: str, dataset: FrameDataset) -> dict[str, Any]:
+        return world.from_first(lambda: self._summary(split, [item.frame for item in dataset.items]))
 
     def _summary(self, split: str, frames: list[str]) -> dict[str, Any]:
         shares: dict[str, float] = {}

@@ -75,8 +75,10 @@ class PseudoPreparation(Preparation):
         found = {}
         for frame in frames:
             path = frame_path(self.context.run.stage(CONTACT), split, frame)
-            with reading("contact of objects", path), np.load(path) as file:
-                found[frame] = file["ids"], file["ratios"]
+            # Without a file: its image could not be read, and data.on_error is skip.
+            if path.is_file():
+                with reading("contact of objects", path), np.load(path) as file:
+                    found[frame] = file["ids"], file["ratios"]
         return corrections(found, most, shared=self.config.instances.tracks)
 
     def _dataset(self, split: str) -> FrameDataset | None:

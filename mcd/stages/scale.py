@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mcd import Instances, ops
+from mcd import Instances, ops, world
 from mcd.config import Augment, Config, Scale
 from mcd.data import Batch, FrameDataset
 from mcd.errors import NothingToLearnError
 from mcd.files import frame_path
 from mcd.masks.instances import FrameInstances, middle_band
 from mcd.masks.morphology import boxes, filled_boxes
+from mcd.nets.layers import widen
 from mcd.run.context import Context
 from mcd.scene.contact import contact_ratio
 from mcd.scene.predictions import ScenePredictions
@@ -43,7 +45,9 @@ class ScaleInputs:
     object_depth: Tensor
     """[N,1,H,W] depth of the frozen object net; only the mask's pixels mean anything."""
 
+    @cached_property
     def instances(self) -> Instances:
+        """The masks as lists of pixels: their number is what the host has to wait for, once."""
         return Instances.from_masks(list(self.mask))
 
     def shifted(self, pixels: Tensor) -> ScaleInputs:
@@ -133,7 +137,7 @@ class ScaleStage(TrainingStage):
 
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         inputs: ScaleInputs = outputs["inputs"]
-        instances = inputs.instances()
+        instances = inputs.instances
         _, losses = ops.align_scale(
             instances.gather(inputs.object_depth),
             inputs.scene_depth,
@@ -142,8 +146,8 @@ class ScaleStage(TrainingStage):
             delta=self.schedule.huber,
         )
         # An object without pixels has loss 0 and is not counted.
-        count = inputs.mask.flatten(1).any(dim=1).sum().clamp(min=1)
-        return {"total": losses.sum() / count}
+        count = inputs.mask.flatten(1).any(dim=1).sum()
+        return {"total": world.part_of_mean(losses.sum() / count.clamp(min=1), count)}
 
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
         inputs: ScaleInputs = outputs["inputs"]
@@ -157,20 +161,20 @@ def scale_inputs(
     """Run the frozen object net for N objects: depth [N,1,H,W] and image [N,3,H,W] of their frames, mask [N,1,H,W]
     bool, road [N,1,H,W] bool."""
     with context.networks():
-        object_depth = object_net(image * mask)[0].float()
+        object_depth = widen(object_net(image * mask)[0])
     ground = scene_depth * (road & ~surrounding_box(context.config, mask) & ~mask)
     return ScaleInputs(image, mask, scene_depth, ground, object_depth * mask)
 
 
 def predict_scale(context: Context, net: nn.Module, inputs: ScaleInputs) -> Tensor:
     """Scale [N] of every object: its mean depth in the units of the scene."""
-    instances = inputs.instances()
+    instances = inputs.instances
     mean = ops.instance_stats(inputs.object_depth, instances).mean
     # An object without pixels has no mean; its depth plane is empty anyway.
     normalised = inputs.object_depth / torch.where(mean > 0, mean, 1.0)[:, None, None, None]
     with context.networks():
         scale = net(inputs.image, inputs.ground + normalised, normalised)
-    return scale.float()
+    return widen(scale)
 
 
 def surrounding_box(config: Config, mask: Tensor) -> Tensor:

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mcd import ops
 from mcd.config import Augment, Scene
 from mcd.data import Batch, FrameDataset, open_reader
+from mcd.data.files import resize_nearest
 from mcd.data.frames import SHARES, camera_shares
 from mcd.nets import freeze_encoder
 from mcd.nets.camera import LearnedCamera, apply_changes
+from mcd.nets.layers import widen
 from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
-from mcd.run.context import Context, widen
+from mcd.run.context import Context
 from mcd.scene.poses import predict_poses, without_own_vehicle
 from mcd.scene.residual import residual_motion
 from mcd.scene.road import road_loss
@@ -143,16 +148,22 @@ class SceneStage(TrainingStage):
             told = told_by_motion(reference, sources, depths[0], start, K, T, weights.start_evidence)
             reference, sources = without_untold(told, reference, sources)
             terms["start"] = weights.start * start_loss(depths[0], start, told, weights.start_share)
-        photometric, _, _ = self.view_synthesis(reference, sources, depths, K, outputs["T_src_ref"], motion)
+        photometric = self.photometric(reference, sources, depths, K, outputs["T_src_ref"], motion)
         terms = {"photometric": photometric} | terms
         if "depth" in self.active(step):
             images = image_pyramid(batch["reference"], depths)
             terms["smoothness"] = weights.smoothness * self.smoothness([1 / depth for depth in depths], images)
             if weights.road:
-                terms["road"] = weights.road * road_loss(above_own_vehicle(depths[0], batch.get("own")), K.detach())
+                rows = self._rows_above_own_vehicle if "own" in batch else None
+                terms["road"] = weights.road * road_loss(depths[0][:, :, :rows], K.detach())
         if motion is not None and self.phase(step) > 1:
             terms["sparsity"] = weights.sparsity * ops.motion_sparsity(motion)
         return {"total": torch.stack(list(terms.values())).sum(), **terms}
+
+    @cached_property
+    def _rows_above_own_vehicle(self) -> int:
+        own = getattr(open_reader(self.config.data, "train"), "own_mask", None)
+        return rows_above(resize_nearest(own, self.config.data.size)) if own is not None else self.config.data.size[0]
 
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
         shown = {"image": batch["reference"][0], "depth": colour_depth(outputs["depths"][0][0, 0])}
@@ -161,17 +172,10 @@ class SceneStage(TrainingStage):
         return shown
 
 
-def above_own_vehicle(depth: Tensor, own: Tensor | None) -> Tensor:
-    """The rows of depth [B,1,H,W] above a bonnet: the road begins there.
-
-    Args:
-        own: [B,1,H,W] bool, the same for all but flips.
-    """
-    if own is None:
-        return depth
-    middle = own[0, 0, :, own.shape[-1] * 2 // 5 : own.shape[-1] * 3 // 5].float().mean(1) > 0.5
-    rows = int((~middle).nonzero().max()) + 1 if not bool(middle.all()) else len(middle)
-    return depth[:, :, :rows]
+def rows_above(own: NDArray[np.bool_]) -> int:
+    """How many rows of an image there are above a bonnet, which ``own`` [H,W] shows: the road begins there."""
+    middle = own[:, own.shape[1] * 2 // 5 : own.shape[1] * 3 // 5].mean(axis=1) > 0.5
+    return len(own) if middle.all() else int(np.flatnonzero(~middle).max()) + 1
 
 
 def image_pyramid(image: Tensor, depths: Sequence[Tensor]) -> list[Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mcd import world
 from mcd.config import Config, ConfigError
 from mcd.data import FrameDataset, open_reader
 from mcd.data.files import resize_nearest
@@ -54,7 +56,8 @@ class SegmentPreparation(Preparation):
                 found = self.segment(net, batch["reference"], labels)
                 for frame, (objects, named), vehicle in zip(batch["frame"], found, own, strict=True):
                     self._save(split, frame, objects, named, vehicle)
-            facts[split] = summarise(self.folder, split, [item.frame for item in dataset.items])
+            frames = [item.frame for item in dataset.items]
+            facts[split] = world.from_first(partial(summarise, self.folder, split, frames))
         return facts
 
     def _segmenter(self, seen: tuple[int, int]) -> nn.Module:

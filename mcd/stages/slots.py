@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
+from mcd import world
 from mcd.config import Augment, Slots
 from mcd.data import Batch, FrameDataset, WholeFrame
 from mcd.errors import NothingToLearnError
@@ -97,10 +98,15 @@ class SlotsStage(TrainingStage):
         """What slots start from: fresh in every step of training; else (None) the same for every frame and run."""
         net = self.nets["slots"]
         assert isinstance(net, SlotNet)
-        shape = (1 if step is None else count, SLOTS, net.channels)
+        whole = 1 if step is None else count * world.size()
         key = (self.config.seed % 2**64, 0 if step is None else step + 1)
-        drawn = np.random.default_rng(key).standard_normal(shape, dtype=np.float32)
-        return torch.from_numpy(drawn).to(self.context.device)
+        drawn = np.random.default_rng(key).standard_normal((whole, SLOTS, net.channels), dtype=np.float32)
+        if step is not None:
+            drawn = drawn[world.slice_of(whole)]
+        noise = torch.from_numpy(drawn)
+        if self.context.device.type == "cuda":
+            noise = noise.pin_memory()  # what is not pinned is waited for
+        return noise.to(self.context.device, non_blocking=True)
 
     def _reached(self, when: float | None, step: int) -> bool:
         return when is not None and step >= self.schedule.in_steps(when, self.steps_per_epoch)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcd import world
 from mcd.config import Augment, Schedule
 from mcd.data import Batch, FrameDataset, fixed_batches, open_reader, prefetch
 from mcd.losses import SmoothnessLoss, ViewSynthesisLoss
@@ -73,23 +74,28 @@ class Stage(ABC):
         is_done: Callable[[str], bool],
         should_stop: Callable[[], bool],
     ) -> Iterator[Batch]:
-        """Batches of the frames that are not done, with a progress bar.
+        """Batches of the frames that are not done, with a progress bar; of many processes each gets its share.
 
-        A batch is left out only as a whole: its composition, and so the last bit of every result, does not depend on
-        where an earlier run was killed.
+        A batch is left out, or given away, only as a whole: its composition, and so the last bit of every result, does
+        not depend on where an earlier run was killed, nor on the number of processes. When the last one is used up,
+        all processes have used up theirs.
         """
         config, frames = self.config, [item.frame for item in dataset.items]
-        done: set[str] = set()
-        for first in range(0, len(frames), batch):
-            together = frames[first : first + batch]
-            if all(is_done(frame) for frame in together):
-                done.update(together)
-        loader = fixed_batches(dataset, batch, config.data.workers, self.context.device, skip=done)
-        with progress(len(frames), f"{self.name} {split}", "image", len(done)) as bar:
-            for loaded in prefetch(loader, self.context.device, config.channels_last):
-                yield loaded
-                bar.update(len(loaded["frame"]))
-                if should_stop():
+        batches = [frames[first : first + batch] for first in range(0, len(frames), batch)]
+        left = world.from_first(
+            lambda: [number for number, together in enumerate(batches) if not all(map(is_done, together))]
+        )
+        mine = {frame for number in left[world.rank() :: world.size()] for frame in batches[number]}
+        others = set(frames) - mine
+        loader = fixed_batches(dataset, batch, config.data.workers, self.context.device, skip=others)
+        done = len(frames) - sum(len(batches[number]) for number in left)
+        with progress(len(frames), f"{self.name} {split}", "image", done) as bar:
+            loaded = prefetch(loader, self.context.device, config.channels_last)
+            for first in range(0, len(left), world.size()):
+                if first + world.rank() < len(left):
+                    yield next(loaded)
+                bar.update(sum(len(batches[number]) for number in left[first : first + world.size()]))
+                if world.any_of(should_stop()):
                     raise KeyboardInterrupt
 
 
@@ -184,6 +190,25 @@ class TrainingStage(Stage):
         """
         return {}
 
+    def photometric(
+        self,
+        reference: Tensor,
+        sources: Tensor,
+        depths: Sequence[Tensor],
+        K: Tensor,
+        T_src_ref: Tensor,
+        motion: Tensor | None = None,
+    ) -> Tensor:
+        """`mcd.ops.view_synthesis_loss` over the pixels that count in all processes.
+
+        Each scale divides by a number of pixels of its own, so that many processes need each scale's loss apart.
+        """
+        if world.size() == 1:
+            return self.view_synthesis(reference, sources, depths, K, T_src_ref, motion).loss
+        found = [self.view_synthesis(reference, sources, [depth], K, T_src_ref, motion) for depth in depths]
+        counts = torch.stack([one.auto_mask.sum(dtype=torch.float64) + 1e-10 * one.auto_mask.numel() for one in found])
+        return world.part_of_mean(torch.stack([one.loss for one in found]), counts).mean()
+
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
         """Pictures of the first sample, [3,H,W] in [0,1], by name."""
         return {}
@@ -202,8 +227,10 @@ class TrainingStage(Stage):
             weights.load_into(role, self.nets[role], getattr(self.config.nets, role))
 
     def save_weights(self, step: int, score: float | None) -> None:
-        names = {role: getattr(self.config.nets, role) for role in self.nets}
-        save_weights(self.folder / WEIGHTS, self.nets, names, self.facts() | {"step": step, "score": score})
+        """Write what later stages read, in the first process."""
+        if world.is_first():
+            names = {role: getattr(self.config.nets, role) for role in self.nets}
+            save_weights(self.folder / WEIGHTS, self.nets, names, self.facts() | {"step": step, "score": score})
 
     def facts(self) -> dict[str, Any]:
         """What is written beside the weights."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcd.config import Config, ConfigError, Schedule, load_config
+from mcd.config import Config, ConfigError, Detector, Schedule, load_config
 from mcd.errors import McdError
+from mcd.evaluation.figures import read_facts
 from mcd.files import read_json
 from mcd.run.folder import environment, run_folder
 from mcd.run.progress import Expected
@@ -38,14 +39,14 @@ Earlier = Sequence[tuple[Path, Config]]
 """Runs and their configs."""
 
 
-def amount(config: Config, stage: str, frames: int) -> float | None:
-    """Images that a stage works through: those of its steps, or every frame; None where objects decide on it."""
+def amount(config: Config, stage: str, frames: int) -> float:
+    """Images that a stage works through: those of its steps, or every frame."""
     schedule = getattr(config, "final" if stage == "control" else stage)
     if not isinstance(schedule, Schedule):
         return float(frames)
-    if schedule.steps is not None:
-        return float(schedule.steps * schedule.batch)
-    return float(schedule.epochs or 0) * frames
+    rounds = len(schedule.scores) if isinstance(schedule, Detector) else 1
+    images = schedule.steps * schedule.batch if schedule.steps is not None else (schedule.epochs or 0) * frames
+    return float(rounds * images)
 
 
 def expected_stages(
@@ -63,7 +64,7 @@ def expected_stages(
     for stage in config.stages:
         facts = _facts(own / stage / "done.json")
         if facts:
-            found.append(Expected(stage, facts.get("seconds", 0.0), "finished", finished=True))
+            found.append(Expected(stage, facts.get("seconds") or 0.0, "finished", finished=True))
             continue
         measured = measured_stage(config, stage, frames, before)
         known = None if measured is None else measured.seconds
@@ -80,7 +81,7 @@ def measured_stage(config: Config, stage: str, frames: int, before: Earlier | No
             continue
         theirs = amount(other, stage, int(facts.get("frames") or frames))
         ours = amount(config, stage, frames)
-        if theirs and ours:
+        if theirs:
             share, size = ours / theirs, sum(f.stat().st_size for f in (run / stage).rglob("*") if f.is_file())
             # Files of a stage grow with the frames; its weights do not.
             grown = size if isinstance(getattr(config, stage, None), Schedule) else round(size * share)
@@ -93,11 +94,11 @@ def logged_step(run: Path, stage: str) -> tuple[int, float] | None:
     path = run / "log" / f"{stage}.csv"
     if not path.is_file():
         return None
-    rows = [row for row in csv.DictReader(path.read_text().rpartition("\n")[0].splitlines()) if row.get("forward")]
     try:
+        rows = [row for row in csv.DictReader(path.read_text().rpartition("\n")[0].splitlines()) if row.get("forward")]
         times = [sum(float(row[phase]) for phase in PHASES) for row in rows]
         return (int(rows[-1]["step"]), sum(times) / len(times) / 1e3) if times else None
-    except (KeyError, TypeError, ValueError):
+    except (OSError, LookupError, TypeError, ValueError, csv.Error):
         return None
 
 
@@ -130,7 +131,8 @@ def _alike(config: Config, other: Config, stage: str) -> bool:
 
 
 def _facts(path: Path) -> dict[str, Any]:
+    """Facts of a stage; empty where they are missing or broken, which is said by whoever needs them."""
     try:
-        return read_json("facts of a stage", path) if path.is_file() else {}
+        return read_facts(path)
     except McdError:
         return {}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mcd.data import Batch, StepSampler, build_loader, prefetch
+from mcd import world
+from mcd.data import Batch, FrameDataset, StepSampler, build_loader, prefetch
 from mcd.errors import NothingToLearnError, StageError
 from mcd.run.context import Context
 from mcd.run.log import StageLog
@@ -20,6 +22,7 @@ from mcd.training.nan_guard import NanGuard
 from mcd.training.profiling import ProfileWindow, StepTimer
 from mcd.training.state import TrainState, learning_rate
 from mcd.training.stop import InterruptedRun, StopSignal
+from mcd.training.together import average_gradients
 from mcd.training.validation import Validation
 
 
@@ -29,6 +32,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
     if schedule.steps == 0:
         stage.initialise()
         stage.save_weights(0, None)
+        world.wait_for_all()
         return {"steps": 0, "seconds": 0.0}
     dataset = stage.dataset("train", config.augment)
     if len(dataset) < schedule.batch:
@@ -41,8 +45,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
     stage.steps_per_epoch = len(dataset) // schedule.batch
     steps = schedule.length(stage.steps_per_epoch)
     state = TrainState(stage)
-    sampler = StepSampler(len(dataset), schedule.batch, config.seed, state.step, steps, first_epoch=stage.first_epoch)
-    batches = prefetch(build_loader(dataset, sampler, config.data.workers, device), device, config.channels_last)
+    batches = training_batches(stage, dataset, state.step, steps)
     timer, guard, unread = StepTimer(device), NanGuard(config.on_nan, device), 0
     with (
         closing(StageLog(context.run, stage.name, state.step)) as log,
@@ -60,25 +63,41 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
             step, at_end = state.step, state.step == steps
             if step % config.log_every == 0 or at_end:
                 guard.report()
-                scalars = {name: term.item() for name, term in terms.items()}
+                scalars = read(terms)
                 milliseconds = timer.report()
                 rate = 1e3 * schedule.batch / max(sum(milliseconds.values()), 1e-9)
                 log.scalars(step, scalars | {"lr": learning_rate(stage, step - 1), "images_per_s": rate} | milliseconds)
                 bar.set_postfix_str(f"loss {scalars['total']:.4f}, {rate:.0f} images/s")
-            if step % config.picture_every == 0:
+            if step % config.picture_every == 0 and world.is_first():
                 for name, picture in stage.pictures(batch, outputs).items():
                     log.image(step, name, picture.detach())
             if (step % schedule.validate_every == 0 or at_end) and state.phase == stage.last_phase:
                 score = validation.score(step - 1)
                 log.scalars(step, {"validation": score})
                 state.keep_if_best(score)
-            if step % schedule.checkpoint_every == 0 or at_end or stop():
+            stopping = world.any_of(stop())
+            if step % schedule.checkpoint_every == 0 or at_end or stopping:
                 guard.report()
                 state.save()
-                if stop() and not at_end:
+                if stopping and not at_end:
                     raise InterruptedRun
     facts = {"steps": steps, "seconds": state.seconds, "best": state.best}
-    return facts | {"skipped_steps": guard.skipped, "unreadable_items": unread}
+    return facts | {"skipped_steps": guard.skipped, "unreadable_items": sum(world.gather(unread))}
+
+
+def training_batches(stage: TrainingStage, dataset: FrameDataset, start: int, steps: int) -> Iterator[Batch]:
+    """The batches of the steps from ``start`` on; of each, the share of this process."""
+    config, device, batch = stage.config, stage.context.device, stage.schedule.batch
+    sampler = StepSampler(
+        len(dataset), batch, config.seed, start, steps, first_epoch=stage.first_epoch, part=world.slice_of(batch)
+    )
+    return prefetch(build_loader(dataset, sampler, config.data.workers, device), device, config.channels_last)
+
+
+def read(terms: dict[str, Tensor]) -> dict[str, float]:
+    """The values of loss terms, of the whole batch; the device is waited for once."""
+    values = torch.stack([term.detach() for term in terms.values()])
+    return dict(zip(terms, (world.total(values) / world.size()).tolist(), strict=True))
 
 
 def take_step(state: TrainState, batch: Batch, timer: StepTimer, guard: NanGuard) -> tuple[dict[str, Tensor], Outputs]:
@@ -97,11 +116,11 @@ def take_step(state: TrainState, batch: Batch, timer: StepTimer, guard: NanGuard
         used = [(tensor, leaf.grad) for tensor, leaf in cut if leaf.grad is not None]
         torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
     with timer("optimizer"):
-        norms = [clip_gradient(stage.nets[role], stage.schedule.clip) for role in stage.active(step)]
+        nets = [stage.nets[role] for role in stage.active(step)]
+        loss = average_gradients(nets, terms["total"])
+        norms = [clip_gradient(net, stage.schedule.clip) for net in nets if has_gradient(net)]
         # The fused optimisers leave a step out where this is set: the protocol of torch.amp.GradScaler.
-        optimizer.found_inf = guard.check(  # type: ignore[attr-defined]
-            step, batch["frame"], terms["total"], norms, stage.nets
-        )
+        optimizer.found_inf = guard.check(step, batch["frame"], loss, norms)  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return terms, leaves
@@ -124,6 +143,10 @@ def cut_graph(outputs: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Tenso
         return pairs[-1][1]
 
     return {name: leaf(value) for name, value in outputs.items()}, pairs
+
+
+def has_gradient(net: nn.Module) -> bool:
+    return any(parameter.grad is not None for parameter in net.parameters())
 
 
 def clip_gradient(net: nn.Module, largest: float | None) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mcd import world
 from mcd.errors import McdError
 
 
@@ -25,26 +24,38 @@ class NanGuard:
     def __init__(self, action: str, device: torch.device):
         self.skipped = 0
         self._action = action
-        self._fine = torch.zeros((), device=device)
         self._seen: list[tuple[int, list[str], Tensor]] = []
         self._buffers: list[Tensor] = []
+        self._before = torch.empty(0, device=device)
 
+    @torch.no_grad()
     def remember(self, nets: dict[str, nn.Module]) -> None:
-        self._buffers = [buffer.clone() for buffer in _float_buffers(nets)]
+        self._buffers = [buffer for net in nets.values() for buffer in net.buffers() if buffer.is_floating_point()]
+        self._before = self._flat()
 
-    def check(
-        self, step: int, frames: list[str], loss: Tensor, norms: list[Tensor], nets: dict[str, nn.Module]
-    ) -> Tensor:
+    @torch.no_grad()
+    def check(self, step: int, frames: list[str], loss: Tensor, norms: list[Tensor]) -> Tensor:
         """1 where the step must be skipped, else 0, as the fused optimiser wants it."""
-        values = torch.stack([loss.detach(), *norms])
-        bad = (~torch.isfinite(values)).any().to(self._fine.dtype)
-        for buffer, before in zip(_float_buffers(nets), self._buffers, strict=True):
-            buffer.copy_(torch.where(bad > 0, before, buffer))
-        self._seen.append((step, frames, bad))
-        return bad
+        values = torch.stack([loss, *norms])
+        # Of what is finite that is 0, else NaN, which counts as true.
+        bad = (values - values).any()
+        if self._buffers:
+            kept = torch.where(bad, self._before, self._flat()).split([buffer.numel() for buffer in self._buffers])
+            shaped = [
+                part if buffer.ndim == 1 else part.view(buffer.shape)
+                for part, buffer in zip(kept, self._buffers, strict=True)
+            ]
+            torch._foreach_copy_(self._buffers, shaped)
+        verdict = bad.to(torch.float32)
+        self._seen.append((step, frames, verdict))
+        return verdict
+
+    def _flat(self) -> Tensor:
+        """All buffers after one another: one operator in place of one for each."""
+        return torch.cat([buffer.flatten() for buffer in self._buffers]) if self._buffers else self._before
 
     def report(self) -> None:
-        """Look at the steps since the last call.
+        """Look at the steps since the last call. The verdict is that of all processes, whose batches it names.
 
         Raises:
             TrainingDivergedError: a step was not finite and the action is "stop".
@@ -52,15 +63,13 @@ class NanGuard:
         flags = torch.stack([bad for _, _, bad in self._seen]).tolist() if self._seen else []
         for (step, frames, _), bad in zip(self._seen, flags, strict=True):
             if bad:
-                what = f"loss or gradient of step {step + 1} is not finite; batch: {', '.join(frames)}"
+                named = ", ".join(frame for part in world.gather(frames) for frame in part)
+                what = f"loss or gradient of step {step + 1} is not finite; batch: {named}"
                 if self._action == "stop":
                     raise TrainingDivergedError(
                         f"{what}. The weights are as they were before it; on_nan=skip leaves it out"
                     )
-                tqdm.write(f"skipped: {what}")
+                if world.is_first():
+                    tqdm.write(f"skipped: {what}")
                 self.skipped += 1
         self._seen = []
-
-
-def _float_buffers(nets: dict[str, nn.Module]) -> Iterator[Tensor]:
-    return (buffer for net in nets.values() for buffer in net.buffers() if buffer.is_floating_point())

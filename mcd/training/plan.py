@@ -2,7 +2,7 @@
 
 Times are those of this run's own log or of earlier runs with the same nets and images on this machine; where there are
 none, a few steps of the stage are measured on noise of the right shape. Stages whose inputs others have yet to find are
-bounded by a step of the scene's nets, which sees as many images at least.
+taken to cost what the scene's nets cost an image, which is mostly too much.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def plan(config: Config, device: torch.device) -> list[Row]:
         if logged is not None and steps is not None:
             seconds, source = logged[1] * max(steps - logged[0], 0), f"its log, step {logged[0]}"
         elif seconds is None:
-            seconds, source = probe.stage(stage, amount(config, stage, both), steps)
+            seconds, source = probe.stage(stage, amount(config, stage, both if steps is None else frames["train"]))
             memory = probe.peak
         rows.append(Row(stage, _work(config, stage, steps, both), seconds, source, disk, memory))
     return rows
@@ -123,17 +123,14 @@ class _Probe:
         self._image: dict[str, float] = {}
         self.peak: int | None = None
 
-    def stage(self, stage: str, images: float | None, steps: int | None) -> tuple[float | None, str]:
+    def stage(self, stage: str, images: float) -> tuple[float | None, str]:
         """Seconds of a stage, and what was measured for it."""
+        if stage == "segment":
+            return None, "not measured"
         kind = stage if stage in _MEASURED else "scene"
-        own = "" if stage in _MEASURED else ", an upper bound"
         if kind not in self._image:
             self._image[kind] = self._measure(kind)
-        if images is None:
-            return None, ""
-        if steps is None:
-            return images * self._image[kind], f"scene's nets measured now{own}"
-        return images * self._image[kind], f"{kind}'s step measured now{own}"
+        return images * self._image[kind], "measured now" if kind == stage else "as the scene, measured now"
 
     def _measure(self, name: str) -> float:
         """Seconds an image of the steps of a stage, every phase having its share of them."""

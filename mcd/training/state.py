@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from mcd import world
 from mcd.run.checkpoint import CheckpointError, load_state, save_state
 from mcd.stages import TrainingStage
+from mcd.training.together import equalise, normalise_together
 
 LAST = "last"
 """Folder of a stage that holds its resumable state."""
@@ -28,10 +30,13 @@ class TrainState:
         self.path: Path = stage.folder / LAST / "state.pt"
         self.step, self.phase, self.best = 0, -1, math.inf
         self.optimizer: torch.optim.Optimizer | None = None
+        self._mode: int | None = None
         seconds = 0.0
-        saved = load_state(self.path)
+        stage.nets = {role: normalise_together(net) for role, net in stage.nets.items()}
+        saved = world.from_first(lambda: load_state(self.path))
         if saved is None:
             stage.initialise()
+            equalise(stage.nets.values())
         else:
             try:
                 seconds = self._restore(saved)
@@ -63,7 +68,9 @@ class TrainState:
         if self.optimizer is None or stage.phase(self.step) != self.phase:
             self.phase, self.best = stage.phase(self.step), math.inf
             self.optimizer = make_optimizer(stage, self.step)
-        stage.set_mode(self.step)
+        if self.phase != self._mode:
+            stage.set_mode(self.step)
+            self._mode = self.phase
         # One group a net, as `make_optimizer` made them.
         for role, group in zip(stage.active(self.step), self.optimizer.param_groups, strict=True):
             group["lr"] = stage.rate(role) * learning_rate(stage, self.step)
@@ -76,15 +83,20 @@ class TrainState:
             self.stage.save_weights(self.step, score)
 
     def save(self) -> None:
-        """Write the checkpoint in one piece."""
+        """Write the checkpoint in one piece, in the first process; the others wait for it."""
         assert self.optimizer is not None
+        if world.is_first():
+            self._write(self.optimizer)
+        world.wait_for_all()
+
+    def _write(self, optimizer: torch.optim.Optimizer) -> None:
         save_state(self.path, {
             "step": self.step,
             "phase": self.phase,
             "best": self.best,
             "seconds": self.seconds,
             "nets": {role: net.state_dict() for role, net in self.stage.nets.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer.state_dict(),
         })  # fmt: skip
 
 

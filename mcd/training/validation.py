@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mcd import world
 from mcd.data import EvaluationSet, fixed_batches, prefetch
 from mcd.evaluation.protocol import evaluate_depth
 from mcd.run.context import Context
@@ -15,28 +17,45 @@ from mcd.stages import TrainingStage
 
 
 class Validation:
-    """Mean validation loss over a fixed set of batches, or (published option) abs_rel on ground truth."""
+    """Mean validation loss over a fixed set of batches, or (published option) abs_rel on ground truth.
+
+    Many processes take batches in turn, whole ones: each has the loss that one process would find.
+    """
 
     def __init__(self, stage: TrainingStage, context: Context):
         self._stage, self._context = stage, context
         self._dataset = stage.dataset("val", None)
 
     def score(self, step: int) -> float:
-        stage, config = self._stage, self._context.config
+        """The score of the nets, the same in every process; they are left in training."""
+        stage = self._stage
         for net in stage.nets.values():
             net.eval()
         if stage.schedule.select == "ground_truth":
-            return self._abs_rel(stage.nets["depth"])
-        schedule, device = stage.schedule, self._context.device
+            score = world.from_first(lambda: self._abs_rel(stage.nets["depth"]))
+        else:
+            score = self._mean_loss(step)
+        stage.set_mode(step)
+        return score
+
+    def _mean_loss(self, step: int) -> float:
+        stage, schedule, config, device = self._stage, self._stage.schedule, self._context.config, self._context.device
         loader = fixed_batches(
-            self._dataset, schedule.batch, config.data.workers, device, limit=schedule.validate_batches
+            self._dataset,
+            schedule.batch,
+            config.data.workers,
+            device,
+            limit=schedule.validate_batches,
+            part=slice(world.rank(), None, world.size()),
         )
-        totals: list[Tensor] = []
-        with torch.no_grad():
-            totals.extend(
+        found: list[Tensor] = []
+        with torch.no_grad(), world.alone():
+            found.extend(
                 stage.loss(batch, stage.forward(batch, step), step)["total"]
                 for batch in prefetch(loader, device, config.channels_last)
             )
+        shares = world.gather([loss.cpu() for loss in found])
+        totals = [loss for turn in zip_longest(*shares) for loss in turn if loss is not None]
         return float(torch.stack(totals).mean()) if totals else math.inf
 
     def _abs_rel(self, net: nn.Module) -> float:

@@ -47,7 +47,7 @@ def test_the_start_is_adapted_reported_and_drawn(
     for name in ("depth, as shipped", "depth, adapted"):
         assert f"{name:18} all    17 boxes" in said
     drawn = np.asarray(Image.open(picture).convert("RGB"))
-    assert drawn.shape[1] > 3 * 640 and drawn.shape[0] > 3 * 360
+    assert drawn.shape[0] > 3 * clip.DRAWN[0] and drawn.shape[1] > 3 * clip.DRAWN[1]
     # Image and two maps of depth: nets of a few steps differ little, but differ.
-    columns = np.array_split(drawn[360:], 3, axis=1)
-    assert not np.array_equal(columns[1][:, :600], columns[2][:, :600])
+    first, second = np.array_split(drawn[clip.DRAWN[0] :], 3, axis=1)[1:]
+    assert not np.array_equal(first[:, :380], second[:, :380])

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from fuzz.door import SIZE, Door, document, library, texture, write_frames, write_run, write_sequence, write_weights
+from fuzz.evaluation_doors import EVALUATION_DOORS
 from fuzz.mutation import NUMBERS
 from fuzz.run_doors import RUN_DOORS
 from fuzz.video_doors import VIDEO_DOORS
@@ -179,4 +180,5 @@ DOORS: dict[str, Door] = {
     "convert": Door(_published, lambda folder, _: convert.main([str(folder / "in"), "-o", str(folder / "out")])),
     **VIDEO_DOORS,
     **RUN_DOORS,
+    **EVALUATION_DOORS,
 }

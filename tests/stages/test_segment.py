@@ -22,7 +22,7 @@ from mcd.masks.detections import FrameDetections, distinct, read_counts
 from mcd.masks.morphology import areas, overlap
 from mcd.masks.packed import load_arrays
 from mcd.masks.source import mask_source
-from mcd.nets.segmenter import CLASSES, build_segmenter, coco_weights, seen_size
+from mcd.nets.segmenter import CLASSES, COCO, build_segmenter, coco_weights, seen_size
 from mcd.report.pictures import detection_gallery
 from mcd.run.checkpoint import CheckpointError
 from mcd.run.context import Context
@@ -77,6 +77,13 @@ def test_frames_are_shown_as_torchvision_resizes_them() -> None:
     assert seen_size((480, 640), 800) == (800, 1067)
     assert seen_size((540, 960), 800) == (750, 1333)
     assert seen_size((1080, 1920), 480) == (450, 800)
+
+
+def test_the_net_is_the_one_that_the_coco_weights_are_of() -> None:
+    with torch.device("meta"):
+        net = build_segmenter("resnet50_v2", (64, 96))
+    assert sum(parameter.numel() for parameter in net.parameters()) == COCO.meta["num_params"]
+    assert net.transform.fixed_size == (96, 64), "images are resized once, by the data set"
 
 
 def test_objects_of_every_frame_are_what_later_stages_work_with(tmp_path: Path, weights: Path) -> None:

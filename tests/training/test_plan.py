@@ -96,9 +96,8 @@ def test_what_nothing_says_is_measured_and_named_and_nothing_is_written(
     assert main([str(path), "--plan"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "scene 100 steps of 4" in shown
-    assert "scene's step measured now" in shown
-    assert "object's step measured now" in shown
-    assert "upper bound" in shown  # scale
+    assert shown.count("measured now") == 4
+    assert shown.count("as the scene, measured now") == 2  # instances and scale
     assert "40 images" in shown
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.yaml"]
 

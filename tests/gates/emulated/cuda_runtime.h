@@ -179,6 +179,7 @@ template <typename T, typename F> T update(T* at, F f) {
 #define blockDim (emulated::Index{emulated::block.size})
 
 inline void __syncthreads() { emulated::wait(emulated::State::at_block); }
+inline void __syncwarp() { emulated::wait(emulated::State::at_warp); }
 inline int __syncthreads_or(int predicate) {
   emulated::block.vote |= predicate != 0;
   __syncthreads();

@@ -1,0 +1,167 @@
+"""Whole runs of several processes, as torchrun starts them: shared, stopped, killed, hung, on two "nodes"."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+data: {root: ROOT/data, size: [64, 96], synthetic: {frames: 16, val_frames: 5, seed: 3}, workers: 0}
+loss: {scales: 1}
+threads: 1
+stages: [scene, instances, object, scale, pseudo, final]
+scene: {steps: 6, batch: 4, motion_from: 2, joint_from: 4, validate_every: 3, validate_batches: 2, checkpoint_every: 1}
+instances: {coverage: 0.2, flow_threshold: 0.1, min_area: 0.004, batch: 3}
+object: {steps: 2, batch: 4, validate_every: 2, validate_batches: 1}
+scale: {steps: 2, batch: 4, validate_every: 2, validate_batches: 1}
+pseudo: {batch: 3}
+final: {steps: 2, batch: 4, motion_from: 0, joint_from: 0, validate_every: 2, validate_batches: 1}
+log_every: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("torchrun")
+    path = folder / "tiny.yaml"
+    path.write_text(CONFIG.replace("ROOT", str(folder)))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start(
+    config: Path, run: str, *options: str, processes: int = 2, settings: tuple[str, ...] = (), **environment: str
+):
+    """torchrun, its agent and workers in a group of their own; its output is in ``RUN.out``."""
+    options = options or ("--master-port", str(free_port()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *options]
+    command += ["-m", "mcd.train", str(config), "--set", f"runs={config.parent}", "--set", f"run={run}"]
+    command += [part for setting in settings for part in ("--set", setting)]
+    with (config.parent / f"{run}.out").open("a") as file:
+        return subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        )
+
+
+def output(config: Path, run: str) -> str:
+    return (config.parent / f"{run}.out").read_text()
+
+
+def workers(agent: subprocess.Popen) -> list[int]:
+    """The agent's processes, by rank."""
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    ranks = {}
+    for child in children:
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks.update({int(value[5:]): int(child) for value in variables if value.startswith(b"RANK=")})
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def wait_for(path: Path, agent: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert agent.poll() is None, "the run has ended before"
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.05)
+
+
+def files(run: Path, *stages: str) -> dict[str, bytes]:
+    paths = [path for stage in stages for path in (run / stage).rglob("*.*") if path.name != "done.json"]
+    return {str(path.relative_to(run)): path.read_bytes() for path in paths}
+
+
+def test_a_run_of_one_goes_on_under_two_and_prepares_the_same_bits(config):
+    first = start(config, "one", processes=1)
+    assert first.wait(timeout=500) == 0, output(config, "one")
+    run, again = config.parent / "one", config.parent / "two"
+    shutil.copytree(run, again)
+    for stage in ("instances", "pseudo", "final"):
+        shutil.rmtree(again / stage)
+    assert start(config, "two").wait(timeout=500) == 0, output(config, "two")
+    assert len(files(run, "pseudo")) > 3
+    assert files(run, "instances", "pseudo") == files(again, "instances", "pseudo")
+    assert (again / "final" / "weights.safetensors").is_file()
+    assert (again / "report.html").is_file()
+
+
+def test_a_killed_process_ends_the_run_which_goes_on_under_another_number(config):
+    agent = start(config, "killed")
+    wait_for(config.parent / "killed" / "scene" / "last" / "state.pt", agent)
+    os.kill(workers(agent)[1], signal.SIGKILL)
+    begin = time.monotonic()
+    assert agent.wait(timeout=120) == 1
+    assert time.monotonic() - begin < 60, "35 s at most on an idle machine: torchrun gives the others 30"
+    assert output(config, "killed").count("another process of this run has ended") <= 1
+    assert not (config.parent / "killed" / "scene" / "done.json").exists()
+    stages = ("stages=[scene]",)
+    assert start(config, "killed", processes=1).wait(timeout=500) == 0, output(config, "killed")
+    assert (config.parent / "killed" / "final" / "done.json").is_file(), stages
+
+
+def test_a_hung_process_ends_the_run_within_the_patience(config):
+    agent = start(config, "hung", MCD_PATIENCE="8")
+    wait_for(config.parent / "hung" / "scene" / "last" / "state.pt", agent)
+    os.kill(workers(agent)[1], signal.SIGSTOP)
+    assert agent.wait(timeout=180) == 1
+    assert "has not answered for 8 s" in output(config, "hung")
+
+
+def test_a_stop_signal_is_agreed_and_saved(config):
+    agent = start(config, "stopped", settings=("scene.steps=500",))
+    wait_for(config.parent / "stopped" / "scene" / "last" / "state.pt", agent)
+    # As a batch system does: only one process is told.
+    os.kill(workers(agent)[1], signal.SIGTERM)
+    agent.wait(timeout=120)
+    said = output(config, "stopped")
+    assert said.count("stopped; the same command goes on from here") == 1
+    assert "exitcode  : 130" in said
+    assert 'Traceback (most recent call last):\n  File "/work' not in said
+
+
+def test_two_nodes_on_one_machine(config):
+    port = free_port()
+    nodes = [
+        start(
+            config,
+            "nodes",
+            *("--nnodes", "2", "--node-rank", str(node), "--rdzv-backend", "c10d"),
+            *("--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "nodes"),
+            processes=1,
+            settings=("stages=[scene]",),
+        )
+        for node in range(2)
+    ]
+    assert [node.wait(timeout=500) for node in nodes] == [0, 0], output(config, "nodes")
+    assert '"processes": 2' in (config.parent / "nodes" / "env.json").read_text()
+
+
+def test_processes_of_different_configs_are_told(config):
+    other = config.with_name("other.yaml")
+    other.write_text(config.read_text() + "seed: 7\n")
+    port = str(free_port())
+    fixed = ("--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", port)
+    nodes = [
+        start(path, "differ", *fixed, "--node-rank", str(rank), processes=1)
+        for rank, path in enumerate((config, other))
+    ]
+    assert [node.wait(timeout=300) for node in nodes] == [1, 1]
+    assert output(config, "differ").count("has another config than process 0") == 1

@@ -1,0 +1,41 @@
+"""What many processes compute is what one computes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def shares(folder: Path, what: str) -> dict[int, dict]:
+    """What ``shares.py`` finds, by the number of processes."""
+    command = [sys.executable, str(Path(__file__).parents[1] / "shares.py"), str(folder), what]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return {int(path.stem[-1]): torch.load(path) for path in folder.glob(f"{what}-*.pt")}
+
+
+def test_the_gradient_of_many_processes_is_that_of_one(tmp_path: Path) -> None:
+    found = shares(tmp_path, "first")
+    assert set(found) == {1, 2, 3}
+    for case, expected in found[1].items():
+        assert expected.norm() > 0, case
+        for count in (2, 3):
+            # 1e-9, as between the stage and the written formula: a mean of means is off by percents.
+            assert (found[count][case] - expected).norm() <= 1e-9 * expected.norm(), (case, count)
+
+
+@pytest.mark.slow
+def test_twenty_steps_differ_no_more_than_rounding_makes_them(tmp_path: Path) -> None:
+    found = shares(tmp_path, "steps")
+    for case in {case for case, _ in found[1]}:
+        one, disturbed = found[1][case, 1.0], next(found[1][key] for key in found[1] if key[0] == case and key[1] > 1)
+        # Training amplifies roundings: what a change of the images in their last bit does is the measure.
+        assert (found[2][case, 1.0] - one).norm() <= 2 * (disturbed - one).norm(), case
