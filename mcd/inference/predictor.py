@@ -37,8 +37,10 @@ class Estimate(NamedTuple):
     """[H, W], float32."""
     size: tuple[int, int]
     """At which the net saw the image."""
-    confidence: Tensor | None
+    confidence: Tensor | None = None
     """[H, W] in [0, 1]."""
+    metres: float = 1.0
+    """By which the net's depth was multiplied."""
 
 
 class DepthPredictor:
