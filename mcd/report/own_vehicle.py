@@ -30,7 +30,7 @@ def own_vehicle_gallery(config: Config, run_folder: Path) -> Gallery | None:
     for name in spread(folder.names, _FRAMES):
         picture = from_bytes(folder.read_image(name))
         if own is not None:
-            picture = tint(picture, torch.from_numpy(own), _COLOUR)
+            picture = tint(picture, torch.from_numpy(own.copy()), _COLOUR)
         frames.append((name, [(f"{100 * share:.1f} % of the picture", picture)]))
     note = "Red: taken for the own vehicle, what stays while the world moves; left out of losses, pose and evaluation."
     return Gallery(note if share else "Nothing was taken for the own vehicle.", frames)
