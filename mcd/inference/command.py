@@ -312,7 +312,7 @@ def in_series(predictor: DepthPredictor, given: argparse.Namespace) -> Callable[
         steady = predictor if motion is None or not film else SmoothPredictor(predictor, motion, given.fov)
         if given.camera_height is None:
             return steady
-        return MetricPredictor(steady, predictor.camera, given.fov, given.camera_height)
+        return MetricPredictor(steady, predictor.camera, given.fov, given.camera_height, predictor.own)
 
     make(film=False)
     return make

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from mcd.data.files import resize_nearest
 from mcd.errors import McdError
 from mcd.inference.camera import Shares, camera_matrix
 from mcd.inference.pictures import Pixels
@@ -27,12 +30,21 @@ class MetricPredictor:
         camera: of every picture; None: its field of view is ``fov``.
         fov: horizontal, in degrees; it is what counts where both are given.
         camera_height: metres above the road.
+        own: [H,W] of any size, True where every picture shows the own vehicle; None: nowhere.
     """
 
-    def __init__(self, predictor: DepthPredictor, camera: Shares | None, fov: float | None, camera_height: float):
+    def __init__(
+        self,
+        predictor: DepthPredictor,
+        camera: Shares | None,
+        fov: float | None,
+        camera_height: float,
+        own: NDArray[np.bool_] | None = None,
+    ):
         if camera is None and fov is None:
             raise ValueError("metres need a camera, and the weights do not say which: give its --fov in degrees")
         self._predictor, self._camera, self._fov, self._height = predictor, camera, fov, camera_height
+        self._own = own
         self._running = RunningScale()
 
     def predict(self, images: Sequence[Pixels]) -> list[Tensor]:
@@ -65,7 +77,9 @@ class MetricPredictor:
         step = max(height // _ROWS, 1)
         K = camera_matrix(self._camera, self._fov, height, width)
         K[:2] /= step
-        return scale_of_road(depth[::step, ::step].cpu().numpy(), K, self._height)
+        small = depth[::step, ::step].cpu().numpy()
+        usable = None if self._own is None else ~resize_nearest(self._own, small.shape)
+        return scale_of_road(small, K, self._height, usable)
 
 
 AnyPredictor = DepthPredictor | MetricPredictor
