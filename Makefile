@@ -8,8 +8,8 @@ export MCD_CUDA ?= auto
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 BUILT := .venv/built-$(MCD_CUDA)
 
-.PHONY: help train test lint format check fuzz kinds chaos sanitize e2e bench bench-full peers wheels wheels-dist docs \
-	gallery demo-study clip clean
+.PHONY: help train test lint format check fuzz kinds chaos mutants sanitize e2e bench bench-full peers wheels wheels-dist \
+	docs gallery demo-study clip clean
 .DELETE_ON_ERROR:
 
 help:
@@ -51,6 +51,11 @@ kinds: $(BUILT)  ## every kind of odd input that users report, through the comma
 # Full and read-only disks need root, for mounts.
 chaos: $(BUILT)  ## kill -9, full disks and SIGTERM at random moments of a small run and of every export
 	PYTHONPATH=tests $(BIN)/python tests/gates/chaos.py $(ARGS)
+
+# ARGS='--sample 300 --seed 1 --rooms stages' draws others.
+mutants: $(BUILT)  ## small wrong changes, one at a time: which do the tests notice?
+	$(BIN)/pip install --quiet cosmic-ray==8.7.0 pytest-cov==7.1.0
+	PYTHONPATH=tests $(BIN)/python tests/gates/mutants.py $(ARGS)
 
 # Both libraries are loaded first: without libstdc++ the sanitizer does not see C++ exceptions, and aborts at the first.
 # How exact float32 is belongs to the optimised build: this one rounds elsewhere.

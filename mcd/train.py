@@ -120,8 +120,7 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
                 world.from_first(partial(keep_own_vehicle, context))
             for name in left:
                 line.begin(name)
-                facts = run_or_leave_out(name, context, stop, window)
-                facts |= {"frames": frames, "peak_bytes": peak_bytes(device)}
+                facts = run_or_leave_out(name, context, stop, window) | {"frames": frames}
                 world.from_first(partial(finish, context, name, facts))
                 line.end()
         world.from_first(partial(conclude, context))
@@ -134,6 +133,7 @@ def finish(context: Context, name: str, facts: dict[str, Any]) -> None:
         leave_out(context, name)
     facts["metrics"] = evaluate(context, name)
     facts["discovery"] = evaluate_discovery(context, name)
+    facts["peak_bytes"] = peak_bytes(context.device)
     context.run.finish(name, **facts)
     write_metrics(context.run.path)
 
