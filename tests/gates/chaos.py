@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -230,6 +231,13 @@ def whole(path: Path) -> None:
         json.loads(path.read_text())
     elif path.suffix == ".html" and "</html>" not in path.read_text():
         raise ChaosError(f"{path} has no end")
+    elif path.suffix == ".onnx":
+        import onnx
+
+        onnx.checker.check_model(onnx.load(path))
+    elif path.suffix == ".pt2":
+        with zipfile.ZipFile(path) as archive:
+            archive.testzip()
     elif path.suffix == ".safetensors":
         from mcd.run.checkpoint import load_weights
 
@@ -263,6 +271,8 @@ RESULTS = {
     "predict, pictures": "predict start frames -o out --batch 1 --device cpu",
     "predict, arrays and 16 bits": "predict start frames -o out --batch 1 --device cpu --format npy 16bit",
     "predict, video": "predict start clip.mp4 -o out --batch 2 --device cpu",
+    "export, ONNX": "export tiny -o out/net.onnx",
+    "export, program": "export tiny --format exported-program -o out/net.pt2",
     "evaluate": "evaluate tiny -o out",
     "report": "report tiny",
     "report, a picture": "report tiny --panel out/panel.png",
