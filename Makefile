@@ -9,7 +9,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -na
 BUILT := .venv/built-$(MCD_CUDA)
 
 .PHONY: help train test lint format check fuzz kinds chaos mutants sanitize e2e bench bench-full peers wheels wheels-dist \
-	docs demo-study clip clean
+	docs gallery demo-study clip clean
 .DELETE_ON_ERROR:
 
 help:
@@ -97,6 +97,13 @@ wheels: .venv/bin/python  ## what benchmarks/gpu.sh wants on a machine without a
 wheels-dist: .venv/required  ## wheels for every CPython here, each tried beside torch alone, and the sdist, into dist/
 	$(BIN)/python tests/gates/wheels.py $(ARGS)
 	$(BIN)/python setup.py --quiet sdist
+
+# RUN=runs/mine draws another run.
+gallery: RUN ?= runs/synthetic
+gallery: $(BUILT)  ## the pictures of docs/gallery.md, of the run of `make train`, which is trained if it is not yet
+	[ -f $(RUN)/final/done.json ] || $(BIN)/python -m mcd.train
+	$(BIN)/python -m mcd.report $(RUN) --view docs/gallery/view.png --panel docs/gallery/depth.png \
+		--changes docs/gallery/changes.png
 
 docs: $(BUILT)  ## the documentation site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -33,9 +33,9 @@ class Gallery:
     """Over how many lines the tiles of a frame are laid out, column by column."""
 
     def write(self, path: Path) -> None:
-        """One PNG with a row a frame."""
+        """One PNG with a row a frame; what is behind a colon in a caption is of one frame, and heads no column."""
         rows = [[picture for _, picture in tiles] for _, tiles in self.frames]
-        sheet = panel(rows, [caption for caption, _ in self.frames[0][1]])
+        sheet = panel(rows, [caption.partition(":")[0] for caption, _ in self.frames[0][1]])
         with atomic_path(path) as temporary:
             Image.fromarray(to_bytes(sheet)).save(temporary, "PNG")
 
