@@ -51,7 +51,8 @@ class ChaosError(Exception):
 def write_config(folder: Path, seed: int) -> None:
     """``tiny.yaml`` in a folder; the run and its data lie in it too."""
     document = make_document(folder, "", seed) | {"threads": 1}
-    document["data"] = document["data"] | {"workers": 1, "size": list(document["data"]["size"])}
+    # Relative, for weights say of which config they are.
+    document["data"] = document["data"] | {"root": "data", "workers": 1, "size": list(document["data"]["size"])}
     document["slots"] = document["slots"] | {"size": list(document["slots"]["size"])}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(document))
@@ -103,13 +104,13 @@ def expect_same(folder: Path, undisturbed: Path) -> None:
     """Raises ChaosError if a finished run differs from another one, or left half-written files."""
     if figures(folder) != figures(undisturbed):
         raise ChaosError(f"metrics.json of {folder} differs from that of {undisturbed}")
+    left = [path for stage in STAGES for path in (folder / "tiny" / stage).rglob(".*")]
+    if left:
+        raise ChaosError(f"half written and left: {left[:5]}")
     found, expected = (files(make_config(place, "")) for place in (folder, undisturbed))
     other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if other:
         raise ChaosError(f"of {folder} differ: {', '.join(other[:5])}")
-    left = [path for stage in STAGES for path in (folder / "tiny" / stage).rglob(".*")]
-    if left:
-        raise ChaosError(f"half written and left: {left[:5]}")
 
 
 def kill_runs(
@@ -166,12 +167,11 @@ def may_mount() -> bool:
 def fill(folder: Path) -> Path:
     """Take all the room of a file system; returns the file that has it."""
     ballast = folder / "ballast"
-    with ballast.open("wb") as file:
-        for size in (2**24, 2**16, 2**12, 1):
+    with ballast.open("wb", buffering=0) as file:
+        for size in (2**24, 2**16, 2**12):
             with suppress(OSError):
-                while True:
-                    file.write(bytes(size))
-                    file.flush()
+                while file.write(bytes(size)) == size:
+                    pass
     return ballast
 
 
