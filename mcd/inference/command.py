@@ -28,7 +28,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -112,19 +112,26 @@ def predict_images(predictor: AnyPredictor, jobs: Sequence[Job], options: Option
         clip = None
         if options.points is not None and options.points.clip:
             clip = stack.enter_context(Cloud(options.points, out / "clip"))
-        for start in range(0, len(jobs), options.batch):
-            found = list(pool.map(read, jobs[start : start + options.batch]))
+        # While the net works on a batch, the next one is decoded and the one before is encoded.
+        batches = [jobs[start : start + options.batch] for start in range(0, len(jobs), options.batch)]
+        reads = [pool.submit(read, job) for job in (batches[0] if batches else ())]
+        writes: list[Future[None]] = []
+        for number in range(len(batches)):
+            found = [done.result() for done in reads]
+            reads = [pool.submit(read, job) for job in (batches[number + 1] if number + 1 < len(batches) else ())]
             good = [(job, image) for job, image in found if not isinstance(image, InputError)]
             estimates = predictor.estimate([image for _, image in good])
+            for done in writes:
+                done.result()
             writes = [
                 pool.submit(write, job, image, estimate) for (job, image), estimate in zip(good, estimates, strict=True)
             ]
             if clip is not None:
                 for (job, image), estimate in zip(good, estimates, strict=True):
                     clip.add(job.source.stem, image, estimate, options.scale)
-            for done in writes:
-                done.result()
             yield from (str(image) if isinstance(image, InputError) else None for _, image in found)
+        for done in writes:
+            done.result()
 
 
 def predict_video(predictor: AnyPredictor, job: Job, options: Options) -> Iterator[str | None]:

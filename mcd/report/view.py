@@ -151,7 +151,7 @@ def _packed(frame: ClipFrame, near: float, far: float) -> dict[str, Any]:
     return {
         "name": frame.name,
         "shot": frame.shot,
-        "image": picture_source(from_bytes(frame.image)),
+        "image": picture_source(from_bytes(frame.image), 80),
         "K": _rounded(frame.K[[0, 1, 0, 1], [0, 1, 2, 2]]),
         "pose": _rounded(frame.T_world_camera.ravel()),
         "depth": [_text(_codes(depth, near, far)) for depth in frame.depth.values()],

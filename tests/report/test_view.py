@@ -248,3 +248,14 @@ def test_pictures_of_the_points_and_of_what_the_labels_changed(tmp_path: Path) -
     assert "What the labels changed" in source
     assert "<figcaption>labels: 0.50 times</figcaption>" in source
     assert main([str(run), "--changes", str(tmp_path / "changes.png")]) == 0
+
+
+def test_a_page_that_would_be_too_large_has_coarser_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sequence_run(tmp_path, ("scene",), frames=6)
+    whole = len(write_report(run).read_bytes())
+    assert whole < 8e6
+    monkeypatch.setattr("mcd.report.page.LARGEST", whole - 1)
+    coarser = len(write_report(run).read_bytes())
+    assert coarser < whole
+    monkeypatch.setattr("mcd.report.page.LARGEST", 1)
+    assert len(write_report(run).read_bytes()) < coarser, "the coarsest, and still a page"
