@@ -8,8 +8,8 @@ export MCD_CUDA ?= auto
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 BUILT := .venv/built-$(MCD_CUDA)
 
-.PHONY: help train test lint format check fuzz kinds chaos sanitize e2e bench bench-full peers wheels wheels-dist docs \
-	demo-study clip clean
+.PHONY: help train test lint format check fuzz kinds chaos mutants sanitize e2e bench bench-full peers wheels wheels-dist \
+	docs gallery demo-study clip clean
 .DELETE_ON_ERROR:
 
 help:
@@ -52,6 +52,11 @@ kinds: $(BUILT)  ## every kind of odd input that users report, through the comma
 chaos: $(BUILT)  ## kill -9, full disks and SIGTERM at random moments of a small run and of every export
 	PYTHONPATH=tests $(BIN)/python tests/gates/chaos.py $(ARGS)
 
+# ARGS='--sample 300 --seed 1 --rooms stages' draws others.
+mutants: $(BUILT)  ## small wrong changes, one at a time: which do the tests notice?
+	$(BIN)/pip install --quiet cosmic-ray==8.7.0 pytest-cov==7.1.0
+	PYTHONPATH=tests $(BIN)/python tests/gates/mutants.py $(ARGS)
+
 # Both libraries are loaded first: without libstdc++ the sanitizer does not see C++ exceptions, and aborts at the first.
 # How exact float32 is belongs to the optimised build: this one rounds elsewhere.
 sanitize: $(BUILT)  ## operator tests, native CPU code under the address and undefined-behaviour sanitizers
@@ -92,6 +97,13 @@ wheels: .venv/bin/python  ## what benchmarks/gpu.sh wants on a machine without a
 wheels-dist: .venv/required  ## wheels for every CPython here, each tried beside torch alone, and the sdist, into dist/
 	$(BIN)/python tests/gates/wheels.py $(ARGS)
 	$(BIN)/python setup.py --quiet sdist
+
+# RUN=runs/mine draws another run.
+gallery: RUN ?= runs/synthetic
+gallery: $(BUILT)  ## the pictures of docs/gallery.md, of the run of `make train`, which is trained if it is not yet
+	[ -f $(RUN)/final/done.json ] || $(BIN)/python -m mcd.train
+	$(BIN)/python -m mcd.report $(RUN) --view docs/gallery/view.png --panel docs/gallery/depth.png \
+		--changes docs/gallery/changes.png
 
 docs: $(BUILT)  ## the documentation site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

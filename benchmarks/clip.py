@@ -47,9 +47,10 @@ def adapt(folder: Path, runs: Path, steps: int) -> Path:
         "runs": runs,
         "stages": "[scene]",
         "data.root": video,
+        "data.fov": 60,
         "data.size": "[160, 288]",
+        "scene.batch": 4,
         "scene.steps": steps,
-        "scene.drops": f"[[{steps * 2 // 3}, 0.4]]",
         "scene.motion_from": "null",
         "scene.joint_from": "null",
         "evaluation.boxes": CLIP / "vehicles.csv",
@@ -84,7 +85,7 @@ def draw(pictures: Pictures, depths: Depths, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=200, help="of the scene stage (default 200)")
+    parser.add_argument("--steps", type=int, default=50, help="of the scene stage (default 50)")
     parser.add_argument("--folder", type=Path, default=ROOT / "data" / "clip", help="where the frames go")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the run folder is")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "clip.png", help="file to draw")

@@ -1,18 +1,21 @@
 """The parts of ``benchmarks/gpu.sh`` that are Python: ``python -m benchmarks.gpu PART RESULTS.json``.
 
-    operators   contests on the GPU, without torch.compile; a second call adds it at the first size
-    step        the training step: eager, compiled, graphed
+    smoke       every operator against the reference at the sizes of its tests; ends at the first wrong result
+    operators   contests at the first size: native, Triton, the reference
+    step        the training step: native, graphed, the reference
     small       every operator once at the sizes of its tests, for compute-sanitizer
+    kernels     five kernels once at full size, for Nsight Compute
     table       print the short table
 
 Results are written after every row. What has begun is noted first, so that a call after a crash goes on behind it:
-exit status 3 says that the GPU has to be left to a new process.
+exit status 3 says that the GPU has to be left to a new process. What ran when the time was over is noted as that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +25,14 @@ from pathlib import Path
 from typing import Any
 
 CRASHED = 3
+
+
+class Stopped(BaseException):
+    """`timeout` has ended the process."""
+
+
+def stop(*_: Any) -> None:
+    raise Stopped
 
 
 class Results:
@@ -46,6 +57,10 @@ class Results:
         self.save()
         try:
             row = make_row()
+        except Stopped:
+            self.document["tried"][what] = "stopped: the time was over"
+            self.save()
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             self.document["tried"][what] = reason
@@ -73,24 +88,22 @@ class Results:
 
 
 def operators(results: Results, device: Any, quick: bool, seconds: float) -> None:
-    """All operators at all sizes first, then once more with the compiled reference, as long as there is time."""
+    """All operators at the first size, as long as there is time."""
     from benchmarks.clocks import copy_bandwidth
     from benchmarks.conftest import FULL, QUICK
     from benchmarks.contest import Contest
     from mcd.ops import OPERATORS
 
-    sizes = QUICK if quick else FULL
+    size = (QUICK if quick else FULL)[0]
     copy = copy_bandwidth(device, quick)
     deadline = time.monotonic() + seconds
-    plan = [(name, size, False) for size in sizes for name in OPERATORS]
-    plan += [(name, sizes[0], True) for name in OPERATORS if not quick]
-    for name, size, compiled in plan:
+    for name in OPERATORS:
         if time.monotonic() > deadline:
-            print(f"no time left for {name} at {size}{' compiled' * compiled}", flush=True)
+            print(f"no time left for {name}", flush=True)
             continue
 
-        def row(name: str = name, size: Any = size, compiled: bool = compiled) -> dict[str, Any]:
-            contest = Contest(name, size, device, compiled=compiled, quick=quick)
+        def row(name: str = name) -> dict[str, Any]:
+            contest = Contest(name, size, device, compiled=False, quick=quick)
             contest.check()
             contest.round()
             contest.forget()
@@ -98,17 +111,17 @@ def operators(results: Results, device: Any, quick: bool, seconds: float) -> Non
                 contest.round()
             return {"kind": "operator", **contest.summary(copy)}
 
-        results.attempt(f"{name} {'x'.join(map(str, size))}{' compiled' * compiled}", row)
+        results.attempt(f"{name} {'x'.join(map(str, size))}", row)
 
 
 def step(results: Results, device: Any, quick: bool) -> None:
     from benchmarks.conftest import FULL
     from benchmarks.training_step import PHASES, TrainingStep
 
-    def row(phase: str, compiled: bool) -> dict[str, Any]:
+    def row(phase: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             size = (2, 64, 96) if quick else FULL[0]
-            training = TrainingStep(phase, size, device, Path(folder), compiled=compiled)
+            training = TrainingStep(phase, size, device, Path(folder), compiled=False)
             training.check()
             training.round()
             training.forget()
@@ -116,13 +129,42 @@ def step(results: Results, device: Any, quick: bool) -> None:
                 training.round()
             return {"kind": "training step", **training.summary()}
 
-    # Compiling may take longer than there is time.
-    for compiled in (False,) if quick else (False, True):
-        for phase in PHASES:
-            results.attempt(f"training step, {phase}{', compiled too' * compiled}", partial(row, phase, compiled))
+    for phase in PHASES:
+        results.attempt(f"training step, {phase}", partial(row, phase))
 
 
-def small(device: Any) -> None:
+def smoke(device: Any) -> None:
+    """Results and gradients of every sample, in float64, against the reference."""
+    import torch
+    from compare import assert_close_in_float64
+    from harness import results as outputs_and_gradients
+    from harness import samples
+
+    from mcd.ops import OPERATORS
+
+    for operator in OPERATORS.values():
+        reason = operator.why_not("native", device.type)
+        if reason is not None:
+            sys.exit(f"{operator.name}: {reason}")
+        for sample in samples(operator, device, torch.float64):
+            found = (outputs_and_gradients(operator, sample, backend) for backend in ("native", "reference"))
+            assert_close_in_float64(*found, f"{operator.name}, {sample.label}")
+        print(f"{operator.name}: right", flush=True)
+
+
+def kernels(device: Any) -> None:
+    """Operators with the five kernels that gpu.sh looks at, once."""
+    from harness import results as outputs_and_gradients
+
+    from benchmarks import inputs
+    from benchmarks.conftest import FULL
+    from mcd.ops import OPERATORS
+
+    for name in ("backward_warp", "photometric_error", "view_synthesis_loss", "scale_invariant_loss"):
+        outputs_and_gradients(OPERATORS[name], inputs.make(name, FULL[0], device), "native")
+
+
+def small(device: Any, backends: list[str]) -> None:
     """Forward and backward of every sample with every backend that has kernels of its own."""
     import torch
     from harness import results as outputs_and_gradients
@@ -131,7 +173,7 @@ def small(device: Any) -> None:
     from mcd.ops import OPERATORS
 
     ran = 0
-    for backend in ("native", "triton"):  # the one whose compiling takes time comes last
+    for backend in backends:
         for operator in OPERATORS.values():
             if operator.why_not(backend, device.type) is None:
                 for sample in samples(operator, device, torch.float32):
@@ -180,11 +222,14 @@ def show(results: Results, parts: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("operators", "step", "small", "table"))
+    parser.add_argument("part", choices=("smoke", "operators", "step", "small", "kernels", "table"))
     parser.add_argument("results", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--seconds", type=float, default=1e9, help="operators: begin nothing after so long")
+    parser.add_argument(
+        "--backends", nargs="+", default=["native", "triton"], help="small: these; that which compiles comes last"
+    )
     parser.add_argument("--parts", type=Path, default=Path("parts.tsv"), help="table: what gpu.sh noted of its parts")
     options = parser.parse_args()
     results = Results(options.results)
@@ -196,8 +241,12 @@ def main() -> int:
     from benchmarks import machine
 
     device = torch.device(options.device)
+    signal.signal(signal.SIGTERM, stop)
     if options.part == "small":
-        small(device)
+        small(device, options.backends)
+        return 0
+    if options.part in ("smoke", "kernels"):
+        {"smoke": smoke, "kernels": kernels}[options.part](device)
         return 0
     results.document["machine"] = {k: v for k, v in machine.describe().items() if k != "glibc_tunables"}
     results.save()

@@ -49,10 +49,20 @@ def _read(sums, largest, out, count, room, BLOCK: tl.constexpr):
     tl.store(out + i, value.to(out.dtype.element_ty), mask=i < count)
 
 
+@triton.jit
+def _largest(terms, largest, count, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    size = tl.abs(tl.load(terms + i, mask=i < count, other=0).to(tl.float64))
+    bits = tl.where(size < float("inf"), size, 0.0).to(tl.int64, bitcast=True)  # ordered like integers
+    tl.atomic_max(largest, tl.max(bits, 0), sem="relaxed")
+
+
 def largest_term(terms: Tensor) -> Tensor:
     """The largest finite magnitude, on the device, as float64 [1]."""
-    finite = terms.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    return torch.linalg.vector_norm(finite, torch.inf).double().reshape(1)
+    largest, count = torch.zeros(1, dtype=torch.int64, device=terms.device), terms.numel()
+    if count:
+        _largest[(triton.cdiv(count, _BLOCK),)](terms.contiguous(), largest, count, BLOCK=_BLOCK, **SETTINGS)
+    return largest.view(torch.float64)
 
 
 def read_fixed_point(sums: Tensor, largest: Tensor, out: Tensor, room: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -85,17 +86,19 @@ def _entry_grad(grad_mean, offset, grad_values, entries, instances, BLOCK: tl.co
     tl.store(grad_values + entry, divide(grad, size.to(grad.dtype)), mask=entry < entries)
 
 
-@triton.jit(do_not_specialize=["instances", "blocks"])
-def _image_grad(grad_mean, pixel, offset, frame, grad_values, instances, blocks, pixels, BLOCK: tl.constexpr):
-    """Masks that overlap add up in their order: each pixel looks itself up in every mask of its frame."""
+@triton.jit(do_not_specialize=["blocks"])
+def _image_grad(grad_mean, pixel, offset, of_frame, begin, grad_values, blocks, pixels, BLOCK: tl.constexpr):
+    """Masks that overlap add up in their order: each pixel looks itself up in every mask of its frame, which are those
+    of of_frame[begin[b]:begin[b + 1]]."""
     b = tl.program_id(0) // blocks
     at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], grad_values.dtype.element_ty)
-    n = 0
-    while n < instances:
+    place, end = tl.load(begin + b), tl.load(begin + b + 1)
+    while place < end:
+        n = tl.load(of_frame + place)
         low = tl.load(offset + n)
         size = tl.load(offset + n + 1) - low
-        if (tl.load(frame + n) == b) & (size > 0):
+        if size > 0:
             grad = tl.load(grad_mean + n)
             # The last of the mask's pixels that does not come after this one, or its first.
             first = tl.zeros_like(at) + low
@@ -107,7 +110,7 @@ def _image_grad(grad_mean, pixel, offset, frame, grad_values, instances, blocks,
                 first, last = tl.where(comes_after, first, middle), tl.where(comes_after, middle - 1, last)
                 left = (left + 1) // 2
             total += tl.where(tl.load(pixel + first) == at, divide(grad, size.to(grad.dtype)), 0.0)
-        n += 1
+        place += 1
     tl.store(grad_values + b.to(tl.int64) * pixels + at, total, mask=at < pixels)
 
 
@@ -154,8 +157,10 @@ def _bwd(grad_mean: Tensor, values: Tensor, pixel: Tensor, offset: Tensor, frame
     check_plane("instance_stats", *values.shape[2:])
     pixels = _pixels(values)
     blocks = triton.cdiv(pixels, _BLOCK)
+    ordered, of_frame = frame.sort(stable=True)
+    begin = torch.searchsorted(ordered, torch.arange(len(values) + 1, dtype=frame.dtype, device=frame.device))
     _image_grad[(len(values) * blocks,)](
-        grad_mean, pixel, offset, frame, grad_values, len(frame), blocks, pixels, BLOCK=_BLOCK, **SETTINGS
+        grad_mean, pixel, offset, of_frame, begin, grad_values, blocks, pixels, BLOCK=_BLOCK, **SETTINGS
     )
 
 

@@ -22,17 +22,19 @@ if __name__ == "__main__":  # before imports of packages that may be missing, wh
     sys.exit(command(["train", *sys.argv[1:]]))
 
 import torch
+from PIL import Image
 
 import mcd
 from mcd import ops, world
 from mcd.config import PACKAGED, Config, ConfigError, known_keys, load_config
+from mcd.data import open_reader
 from mcd.errors import McdError, NothingToLearnError, out_of_memory
 from mcd.evaluation.discovery import evaluate_discovery
 from mcd.evaluation.protocol import NothingCountsError, Regions
 from mcd.evaluation.stages import evaluate_stage, run_contact, write_metrics
 from mcd.extras import MissingPackage, extra
 from mcd.files import atomic_path
-from mcd.inference.predictor import choose_device
+from mcd.inference.predictor import OWN_VEHICLE, choose_device
 from mcd.run.checkpoint import WEIGHTS
 from mcd.run.context import Context
 from mcd.run.folder import Run, run_folder
@@ -115,10 +117,10 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
             left = world.from_first(lambda: [name for name in config.stages if run.finished(name) is None])
             if left:
                 world.from_first(lambda: warn(run.path, DATA, look_at_frames(config)))
+                world.from_first(partial(keep_own_vehicle, context))
             for name in left:
                 line.begin(name)
-                facts = run_or_leave_out(name, context, stop, window)
-                facts |= {"frames": frames, "peak_bytes": peak_bytes(device)}
+                facts = run_or_leave_out(name, context, stop, window) | {"frames": frames}
                 world.from_first(partial(finish, context, name, facts))
                 line.end()
         world.from_first(partial(conclude, context))
@@ -131,6 +133,7 @@ def finish(context: Context, name: str, facts: dict[str, Any]) -> None:
         leave_out(context, name)
     facts["metrics"] = evaluate(context, name)
     facts["discovery"] = evaluate_discovery(context, name)
+    facts["peak_bytes"] = peak_bytes(context.device)
     context.run.finish(name, **facts)
     write_metrics(context.run.path)
 
@@ -233,6 +236,14 @@ def run_part(part: Stage, context: Context, stop: StopSignal, window: ProfileWin
         raise InterruptedRun from None
     facts["seconds"] += time.perf_counter() - begin
     return facts
+
+
+def keep_own_vehicle(context: Context) -> None:
+    """Leave the mask of the own vehicle with the run: whoever measures the road in its predictions leaves that out."""
+    mask = getattr(open_reader(context.config.data, "train"), "own_mask", None)
+    if mask is not None:
+        with atomic_path(context.run.path / OWN_VEHICLE) as temporary:
+            Image.fromarray(mask).save(temporary)
 
 
 def set_up(config: Config) -> torch.device:

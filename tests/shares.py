@@ -189,7 +189,8 @@ def batch_norm() -> Tensor:
     loss = average_gradients([net], loss)
     assert mine.grad is not None
     inner = torch.cat(world.gather(mine.grad)) / world.size()
-    parts = [loss, inner, *(parameter.grad for parameter in net.parameters()), *net.buffers()]
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    parts = [loss, inner, *gradients, *net.buffers()]
     return torch.cat([part.detach().double().flatten() for part in parts])
 
 

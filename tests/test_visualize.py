@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from mcd.report.charts import COLOURS
+from mcd.report.view import GROUND, HERE, MARK, PATH
 from mcd.visualize import (
     colour_depth,
     colour_error,
@@ -132,3 +134,44 @@ def test_shares_are_mixed_and_each_has_its_own_colour() -> None:
     torch.testing.assert_close(mixed[:, 0, 0], (colours[0] + colours[1]) / 2)
     with pytest.raises(ValueError, match="9 shares"):
         colour_shares(torch.ones(9, 1, 1))
+
+
+# Machado, Oliveira and Fernandes, IEEE TVCG 2009, severity 1: of linear RGB.
+BLIND = {
+    "none": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab(colours: torch.Tensor, sight: str) -> torch.Tensor:
+    """CIE L*a*b* of sRGB colours [n,3], D65, as somebody with a colour vision deficiency sees them."""
+    linear = torch.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    linear = (linear @ torch.tensor(BLIND[sight], dtype=colours.dtype).T).clamp(0, 1)
+    xyz = (
+        linear
+        @ torch.tensor(
+            [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+        )
+        .to(colours)
+        .T
+        / torch.tensor([0.95047, 1.0, 1.08883]).to(colours)
+    )
+    f = torch.where(xyz > 0.008856, xyz ** (1 / 3), 7.787 * xyz + 16 / 116)
+    return torch.stack((116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])), dim=1)
+
+
+@pytest.mark.parametrize("sight", BLIND)
+def test_whoever_is_colour_blind_tells_colours_apart(sight: str) -> None:
+    # From a distance of about 10, two areas that lie apart are seen to differ at a glance.
+    shares = colour_shares(torch.eye(8)[:, :, None])[:, :, 0].T.double()
+    assert torch.pdist(lab(shares, sight)).min() > 10
+    depth = colour_depth(1 / (1 + torch.linspace(0, 1, 64)[None]), (0.5, 1.0))[:, 0].T.double()
+    assert (lab(depth, sight)[:, 0].diff() > -0.5).all(), "nearer is lighter"
+    error = colour_error(4 ** torch.linspace(0, 1, 3)[None] / 2, torch.ones(1, 3))[:, 0].T.double()
+    assert torch.pdist(lab(error, sight)).min() > 40
+    lines = torch.tensor([list(bytes.fromhex(colour[1:])) for colour in COLOURS]).double() / 255
+    assert torch.pdist(lab(lines, sight)).min() > 10
+    marks = torch.tensor([MARK, PATH, HERE, GROUND]).double() / 255
+    assert torch.pdist(lab(marks, sight)).min() > 20

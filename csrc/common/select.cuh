@@ -66,7 +66,8 @@ template <int kThreads, typename T> struct BlockSummary {
 
 // What the threads of a selection share; the sets that one kernel looks at use it in turn.
 template <int kThreads, typename T> struct SelectionMemory {
-  static constexpr int kBits = 11, kBins = 1 << kBits, kFew = kThreads;
+  static constexpr int kBits = 11, kBins = 1 << kBits;
+  static constexpr int kFew = 128;  // a further histogram costs less than to rank more of them
 
   int bins[kBins], warps[kThreads / 32];
   Key<T> few[kFew];

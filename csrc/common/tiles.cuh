@@ -22,12 +22,12 @@ struct TileOfImage {
 };
 
 // Where the pixels of instance n that are not below `first` begin, found by a warp: 32 of them are looked at in each step.
-__device__ inline int64_t lower_bound_of_warp(const InstanceView& instances, int64_t n, int64_t first) {
-  int64_t low = instances.offset[n], high = instances.offset[n + 1];
+__device__ inline int lower_bound_of_warp(const InstanceView& instances, int low, int high, int first) {
   while (low < high) {
-    const int64_t step = (high - low + 31) / 32, probe = low + threadIdx.x % 32 * step;
-    const int below = __popc(__ballot_sync(0xffffffffu, probe < high && instances.pixel[probe] < first));
-    high = min<int64_t>(low + below * step, high);
+    const int size = high - low, step = size / 32 + (size % 32 != 0), lane = int(threadIdx.x % 32);
+    const int far = lane * step;  // below 2^31: at most the size and 31
+    const int below = __popc(__ballot_sync(0xffffffffu, far < size && instances.pixel[low + far] < first));
+    high = low + min(below * step, size);
     if (below > 0) low += (below - 1) * step + 1;
   }
   return low;
@@ -49,13 +49,24 @@ template <typename F> __device__ void for_each_part(const InstanceView& instance
     if (in_frame) who[place] = int32_t(n);
     __syncthreads();
     for (int i = warp; i < total; i += kWarps) {
-      const auto own_begin = int32_t(lower_bound_of_warp(instances, who[i], tile.begin));
-      const auto own_end = int32_t(lower_bound_of_warp(instances, who[i], tile.end));
+      const int low = instances.offset[who[i]], high = instances.offset[who[i] + 1];
+      const int own_begin = lower_bound_of_warp(instances, low, high, int(tile.begin));
+      const int own_end = lower_bound_of_warp(instances, own_begin, high, int(tile.end));
       if (lane == 0) begin[i] = own_begin, end[i] = own_end;
     }
     __syncthreads();
-    for (int i = 0; i < total; ++i)
-      if (begin[i] < end[i]) f(int64_t(who[i]), int64_t(begin[i]), int64_t(end[i]));
+    // Those that have pixels here, still in order.
+    const int own = threadIdx.x;
+    const bool some = own < total && begin[own] < end[own];
+    const int32_t part[3] = {some ? who[own] : 0, some ? begin[own] : 0, some ? end[own] : 0};
+    const unsigned kept = __ballot_sync(0xffffffffu, some);
+    if (lane == 0) found[warp] = __popc(kept);
+    __syncthreads();
+    place = __popc(kept & ((1u << lane) - 1)), total = 0;
+    for (int w = 0; w < kWarps; ++w) place += w < warp ? found[w] : 0, total += found[w];
+    if (some) who[place] = part[0], begin[place] = part[1], end[place] = part[2];
+    __syncthreads();
+    for (int i = 0; i < total; ++i) f(int64_t(who[i]), int64_t(begin[i]), int64_t(end[i]));
     __syncthreads();
   }
 }

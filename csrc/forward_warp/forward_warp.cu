@@ -12,12 +12,51 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBlockCells = 1024;  // of a block that sums
 
-// Forward and backward find the cameras by this same kernel, so that backward finds the very rays that won.
-template <typename T, typename image_t> struct FindCameras {
+// Forward and backward find the cameras by this same kernel, so that backward finds the very rays that won. In forward it
+// also empties the z-buffer, four words a thread.
+template <typename T, typename image_t> struct Prepare {
+  static constexpr int kWords = 4;
   ForwardWarpParams<T, image_t> p;
   WarpCameras<T>* cameras;  // [B]
+  unsigned long long* keys;
+  int64_t words;
 
-  MCD_HD void operator()(int64_t b) const { cameras[b] = p.cameras(b); }
+  MCD_HD int64_t threads() const { return max((words + kWords - 1) / kWords, p.batch); }
+  __device__ void operator()(int64_t i) const {
+    if (i < p.batch) cameras[i] = p.cameras(i);
+#pragma unroll
+    for (int k = 0; k < kWords; ++k)
+      if (const int64_t at = i + k * threads(); at < words) keys[at] = ~0ull;
+  }
+};
+
+// The rays of a pixel: q of the first, and how it changes from one to the next. Forward and backward find them by this same
+// code, rounded alike.
+template <typename T> struct RaysOfPixel {
+  T first[3], across[3], down[3];
+  bool some;  // can land
+
+  template <typename Params>
+  __device__ RaysOfPixel(const Params& p, const Camera<T>& there, int x, int y, T depth, const T* shift, int upscale)
+      : some(depth > 0) {
+    const T x_ray = T(x) + p.offset(0, upscale), y_ray = T(y) + p.offset(0, upscale), step = depth / T(upscale);
+#pragma unroll
+    for (int k = 0; k < 3; ++k) {
+      const T ray = fused<T>(there.A[3 * k], x_ray, fused<T>(there.A[3 * k + 1], y_ray, there.A[3 * k + 2]));
+      first[k] = fused<T>(depth, ray, shift[k]);
+      across[k] = step * there.A[3 * k], down[k] = step * there.A[3 * k + 1];
+    }
+  }
+  __device__ Landing<T> land(int column, int row, int height, int width) const {
+    T q[3];
+#pragma unroll
+    for (int k = 0; k < 3; ++k) q[k] = fused<T>(T(column), across[k], fused<T>(T(row), down[k], first[k]));
+    const T over = reciprocal<T>(q[2]), half = T(0.5), u_x = fused<T>(q[0], over, half), u_y = fused<T>(q[1], over, half);
+    // Comparisons with NaN are false.
+    const bool lands = some && q[2] > T(kNearest) && q[2] < T(__builtin_inff()) && u_x >= 0 && u_x < T(width) && u_y >= 0 &&
+                       u_y < T(height);
+    return {lands ? int(u_y) * width + int(u_x) : -1, q[2]};
+  }
 };
 
 // The z-buffer: the atomic minimum of (depth, ray) as one number of 64 bits, of which positive floats are ordered like
@@ -30,46 +69,48 @@ template <typename T, typename image_t, int kUpscale, bool kFindRay> struct Spla
 
   __device__ void operator()(int64_t i) const {
     const auto [b, pixel] = divide(i, p.pixels());
-    const int upscale = kUpscale ? kUpscale : p.upscale, count = upscale * upscale;
+    const int upscale = kUpscale ? kUpscale : p.upscale;
     const int y = int(unsigned(pixel) / unsigned(p.width)), x = int(pixel) - y * p.width;
-    const Camera<T> there = cameras[b].there;  // a copy: an atomic might change what is read again
-    const T depth = p.depth[i];
-    const int64_t image = b * p.pixels();
+    const Camera<T>& there = cameras[b].there;
     T shift[3];
     p.template load_shift<T>(there, b, pixel, 1, shift);
+    const RaysOfPixel<T> own(p, there, x, y, p.depth[i], shift, upscale);
+    unsigned long long* image = keys + b * p.pixels();
+    const unsigned first_ray = unsigned(pixel) * unsigned(upscale * upscale);
     // Most rays of a pixel land in its last ray's cell: the nearest of them is all that the atomic has to see.
     int32_t cell = -1;
-    unsigned long long nearest = 0;
+    T nearest = 0;
+    unsigned winner = 0;
 #pragma unroll
     for (int row = 0; row < upscale; ++row)
 #pragma unroll
       for (int step = 0; step < upscale; ++step) {
         const int column = row % 2 ? upscale - 1 - step : step;  // to and fro, so that the next ray is a neighbour
-        const auto landing =
-            land<T>(there, T(x) + p.offset(column, upscale), T(y) + p.offset(row, upscale), depth, shift, p.height, p.width);
-        if (!is_finite(landing.z)) continue;
-        const unsigned long long ray = static_cast<unsigned long long>(pixel) * count + row * upscale + column;
+        const auto landing = own.land(column, row, p.height, p.width);
+        const unsigned ray = first_ray + row * upscale + column;
         if constexpr (sizeof(T) == 4) {
-          const auto key = static_cast<unsigned long long>(__float_as_uint(landing.z)) << 32 | ray;
-          if (landing.cell == cell) {
-            nearest = min(nearest, key);
-            continue;
-          }
-          if (cell >= 0) atomicMin(keys + image + cell, nearest);
-          cell = landing.cell, nearest = key;
-        } else {
+          const bool same = landing.cell == cell;
+          if (!same && cell >= 0) atomicMin(image + cell, key_of_ray(nearest, winner));
+          if (!same || landing.z < nearest || (landing.z == nearest && ray < winner)) nearest = landing.z, winner = ray;
+          cell = landing.cell;
+        } else if (landing.cell >= 0) {
           const unsigned long long bits = __double_as_longlong(landing.z);
           if constexpr (!kFindRay)
-            atomicMin(keys + image + landing.cell, bits);
-          else if (keys[image + landing.cell] == bits)
-            atomicMin(rays + image + landing.cell, ray);
+            atomicMin(image + landing.cell, bits);
+          else if (image[landing.cell] == bits)
+            atomicMin(rays + b * p.pixels() + landing.cell, static_cast<unsigned long long>(ray));
         }
       }
-    if (cell >= 0) atomicMin(keys + image + cell, nearest);
+    if constexpr (sizeof(T) == 4)
+      if (cell >= 0) atomicMin(image + cell, key_of_ray(nearest, winner));
+  }
+
+  static __device__ unsigned long long key_of_ray(float z, unsigned ray) {
+    return static_cast<unsigned long long>(__float_as_uint(z)) << 32 | ray;
   }
 };
 
-template <typename T, typename image_t> struct Resample {
+template <typename T, typename image_t, int kUpscale> struct Resample {
   ForwardWarpParams<T, image_t> p;
   const WarpCameras<T>* cameras;
   const unsigned long long *keys, *rays;
@@ -80,19 +121,21 @@ template <typename T, typename image_t> struct Resample {
 
   __device__ void operator()(int64_t i) const {
     const auto [b, pixel] = divide(i, p.pixels());
-    const int y = int(unsigned(pixel) / unsigned(p.width)), x = int(pixel) - y * p.width, count = p.upscale * p.upscale;
+    const int y = int(unsigned(pixel) / unsigned(p.width)), x = int(pixel) - y * p.width;
+    const unsigned count = kUpscale ? kUpscale * kUpscale : p.upscale * p.upscale;
     const unsigned long long key = keys[i];
     const bool hit = key != ~0ull;
-    const auto won = divide(sizeof(T) == 4 ? key & 0xffffffffull : rays[i], count);
-    z[i] = !hit ? T(0) : sizeof(T) == 4 ? T(__uint_as_float(unsigned(key >> 32))) : T(__longlong_as_double(key));
-    winner[i] = hit ? int32_t(won.whole) : -1;
-    ray[i] = hit ? int16_t(won.rest) : 0;
-    const auto cells = look_at_cells<T>(p, cameras[b], z, winner, b, y, x, 1);
+    const unsigned number = sizeof(T) == 4 ? unsigned(key) : hit ? unsigned(rays[i]) : 0;
+    const T depth = !hit ? T(0) : sizeof(T) == 4 ? T(__uint_as_float(unsigned(key >> 32))) : T(__longlong_as_double(key));
+    const int32_t won = hit ? int32_t(number / count) : -1;
+    z[i] = depth, winner[i] = won, ray[i] = hit ? int16_t(number % count) : 0;
+    const auto cells = look_at_cells<T>(p, cameras[b], depth, won, b, y, x);
     const Footprint<T> around = cells.around(p.height, p.width);
-    for (int c = 0; c < p.channels; ++c) {
-      const int64_t plane = (b * p.channels + c) * p.pixels();
-      const auto patch = load_patch<T>(p.attribute + plane, around);
-      store(warped + plane + pixel, hit ? bilinear(patch, cells.corner.w_x, cells.corner.w_y) : T(0), 1);
+    const image_t* from = p.attribute + b * p.channels * p.pixels();
+    image_t* to = warped + b * p.channels * p.pixels() + pixel;
+    for (int c = 0; c < p.channels; ++c, from += p.pixels(), to += p.pixels()) {
+      const auto patch = load_patch<T>(from, around);
+      store(to, hit ? bilinear(patch, cells.corner.w_x, cells.corner.w_y) : T(0), 1);
     }
   }
 };
@@ -163,12 +206,13 @@ template <typename T, typename image_t, int kUpscale> struct GatherGradients {
     const Camera<T>& there = from.cameras[b].there;
     T shift[3], depth = 0, motion[3] = {};
     p.template load_shift<T>(there, b, pixel, 1, shift);
+    const RaysOfPixel<T> own(p, there, x, y, p.depth[i], shift, upscale);
 #pragma unroll
     for (int k = 0; k < upscale * upscale; ++k) {
-      const T x_ray = T(x) + p.offset(k % upscale, upscale), y_ray = T(y) + p.offset(k / upscale, upscale);
-      const auto landing = land<T>(there, x_ray, y_ray, p.depth[i], shift, p.height, p.width);
+      const auto landing = own.land(k % upscale, k / upscale, p.height, p.width);
       const int64_t cell = b * p.pixels() + landing.cell;
-      if (!is_finite(landing.z) || from.winner[cell] != pixel || from.ray[cell] != k) continue;
+      if (landing.cell < 0 || from.winner[cell] != pixel || from.ray[cell] != k) continue;
+      const T x_ray = T(x) + p.offset(k % upscale, upscale), y_ray = T(y) + p.offset(k / upscale, upscale);
       depth += from.to_z[cell] * (there.A[6] * x_ray + (there.A[7] * y_ray + there.A[8]));
       if (p.motion)
         for (int j = 0; j < 3; ++j) motion[j] += from.to_motion[(b * 3 + j) * p.pixels() + landing.cell];
@@ -229,18 +273,18 @@ void forward_warp_fwd(
       throw std::invalid_argument("forward_warp: more than 2^32 rays in an image");
     auto* found = cameras.as<WarpCameras<T>>();
     auto *best = keys.as<unsigned long long>(), *rays = sizeof(T) == 4 ? best : best + size;
-    for_each_cuda(p.batch, where.stream, name, FindCameras<T, image_t>{p, found});
-    cudaMemsetAsync(best, 0xff, size * sizeof(T) / 4 * sizeof(*best), cudaStream_t(where.stream));
+    const Prepare<T, image_t> prepare{p, found, best, size * int64_t(sizeof(T) / 4)};
+    for_each_cuda(prepare.threads(), where.stream, name, prepare);
     with_upscale(p.upscale, [&](auto upscale) {
       constexpr int kUpscale = upscale;
       for_each_cuda(size, where.stream, name, Splat<T, image_t, kUpscale, false>{p, found, best, rays});
       if constexpr (sizeof(T) == 8)
         for_each_cuda(size, where.stream, name, Splat<T, image_t, kUpscale, true>{p, found, best, rays});
+      for_each_cuda(
+          size, where.stream, name,
+          Resample<T, image_t, kUpscale>{p, found, best, rays, warped.as<image_t>(), depth_dst.as<T>(),
+                                         winner.as<int32_t>(), ray.as<int16_t>()});
     });
-    for_each_cuda(
-        size, where.stream, name,
-        Resample<T, image_t>{p, found, best, rays, warped.as<image_t>(), depth_dst.as<T>(), winner.as<int32_t>(),
-                             ray.as<int16_t>()});
   });
 }
 
@@ -258,7 +302,7 @@ void forward_warp_bwd(
     const int64_t size = p.batch * p.pixels();
     if (size == 0) return;
     auto* found = cameras.as<WarpCameras<T>>();
-    for_each_cuda(p.batch, where.stream, name, FindCameras<T, image_t>{p, found});
+    for_each_cuda(p.batch, where.stream, name, Prepare<T, image_t>{p, found, nullptr, 0});
     const CellGradients<T, image_t> from{
         p, found, grad_warped.as<image_t>(), grad_depth_dst.as<T>(), depth_dst.as<T>(), winner.as<int32_t>(),
         ray.as<int16_t>(), cells.as<T>(), cells.as<T>() + size, block_sums.as<double>()};

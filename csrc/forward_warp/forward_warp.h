@@ -138,23 +138,27 @@ template <typename V> struct Cells {
 
   MCD_HD Footprint<V> around(int height, int width) const { return footprint<V>(corner, height, width); }
 };
+// From their depths and winners, 0 and -1 in a hole.
+template <typename V, typename T, typename image_t>
+MCD_HD Cells<V> look_at_cells(
+    const ForwardWarpParams<T, image_t>& p, const WarpCameras<T>& cameras, V z, Int<V> winner, int64_t b, int y, int x) {
+  Cells<V> cells;
+  cells.hit = z > 0;
+  cells.winner = max<Int<V>>(winner, Int<V>{});
+  if (p.motion)
+    for (int i = 0; i < 3; ++i)
+    cells.motion[i] = select<V>(cells.hit, gather<V>(p.motion + (b * 3 + i) * p.pixels(), cells.winner), V{});
+  cells.at = look_back<V>(
+      cameras, T(x) + iota<V>(), T(y), select<V>(cells.hit, z, splat<V>(1)), p.motion != nullptr, cells.motion);
+  cells.corner = corner<V>(cells.at.u_x, cells.at.u_y, p.height, p.width);
+  return cells;
+}
 template <typename V, typename T, typename image_t>
 MCD_HD Cells<V> look_at_cells(
     const ForwardWarpParams<T, image_t>& p, const WarpCameras<T>& cameras, const T* z, const int32_t* winner, int64_t b,
     int y, int x, int count) {
   const int64_t at = b * p.pixels() + int64_t(y) * p.width + x;
-  Cells<V> cells;
-  const V depth = load<V>(z + at, count);
-  cells.hit = depth > 0;
-  cells.winner = max<Int<V>>(read_lanes<Int<V>>(winner + at, count), Int<V>{});
-  if (p.motion)
-    for (int i = 0; i < 3; ++i)
-    cells.motion[i] = select<V>(cells.hit, gather<V>(p.motion + (b * 3 + i) * p.pixels(), cells.winner), V{});
-  cells.at = look_back<V>(
-      cameras, T(x) + iota<V>(), T(y), select<V>(cells.hit, depth, splat<V>(1)), p.motion != nullptr,
-      cells.motion);
-  cells.corner = corner<V>(cells.at.u_x, cells.at.u_y, p.height, p.width);
-  return cells;
+  return look_at_cells<V>(p, cameras, load<V>(z + at, count), read_lanes<Int<V>>(winner + at, count), b, y, x);
 }
 
 // The gradients that cells pass on: returns that to z, adds the cameras' sums, finds that to the winners' motion. (x_ray,

@@ -9,7 +9,7 @@ namespace {
 
 // The nearest depth of every pixel, one instance after another: of equal ones the first.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kTileThreads) fuse_tiles(FuseDepthFwd<scalar_t> p, bool quads) {
+__global__ void __launch_bounds__(kTileThreads, 1) fuse_tiles(FuseDepthFwd<scalar_t> p, bool quads) {
   static_assert(kTile * (sizeof(scalar_t) + sizeof(int)) <= 40 * 1024, "a tile and its parts fit shared memory");
   __shared__ scalar_t nearest[kTile];
   __shared__ int winner[kTile];
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kTileThreads) fuse_tiles(FuseDepthFwd<scalar_t
 }
 
 template <typename scalar_t>
-__global__ void __launch_bounds__(kTileThreads) grad_tiles(FuseDepthBwd<scalar_t> p, bool quads) {
+__global__ void __launch_bounds__(kTileThreads, 1) grad_tiles(FuseDepthBwd<scalar_t> p, bool quads) {
   const TileOfImage tile(blockIdx.x, p.image_size);
   const int64_t image = tile.frame * p.image_size;
   if (quads) {

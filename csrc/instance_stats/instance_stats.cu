@@ -71,7 +71,7 @@ template <typename scalar_t> struct MeanGrad {
 
 // Masks that overlap add up, one after the other; a mask has each pixel once, so that no two threads meet.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kTileThreads) mean_grad_of_tiles(
+__global__ void __launch_bounds__(kTileThreads, 1) mean_grad_of_tiles(
     InstanceView instances, const scalar_t* grad_mean, scalar_t* grad_values, int64_t image_size) {
   __shared__ scalar_t sum[kTile];
   const TileOfImage tile(blockIdx.x, image_size);

@@ -64,10 +64,11 @@ MCD_HD SsimWindow<V> ssim_window(
 }
 
 // Gradient to x at a pixel, of the windows around it (their weighted alpha, beta, gamma summed) and of the pixel's own
-// |d|, weighted by l1. A pixel that is NaN has no part in any gradient.
+// |d|, weighted by l1. A pixel that is NaN has no part in any gradient. Products with weights of 0 have the sign of what
+// was left in memory: what is 0 in the end is made +0.
 template <typename V> MCD_HD V photometric_grad(V alpha, V beta, V gamma, V l1, V x, V d) {
   const V sign = select<V>(d > 0, l1, select<V>(d < 0, -l1, V{}));
-  return select<V>(is_nan(d), V{}, alpha * d - beta * x - gamma + sign);
+  return select<V>(is_nan(d), V{}, (alpha * d - beta * x - gamma + sign) + V{});
 }
 
 }  // namespace mcd::MCD_TARGET

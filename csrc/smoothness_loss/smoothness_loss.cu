@@ -142,7 +142,7 @@ __device__ __forceinline__ void sum_task(
 }
 
 template <typename T, typename Guide>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     sum_tasks(__grid_constant__ const SmoothnessParams<T> p, T* sums, unsigned in_quads) {
   const auto task = p.task(blockIdx.x);
   const SmoothScale<T>& scale = p.scales[task.scale];
@@ -240,7 +240,7 @@ __device__ __forceinline__ void grad_task(
 }
 
 template <typename T, typename Guide>
-__global__ void __launch_bounds__(kThreads) grad_tasks(
+__global__ void __launch_bounds__(kThreads, 1) grad_tasks(
     __grid_constant__ const SmoothnessParams<T> p, const T* grad_loss, const T* factors, unsigned in_quads) {
   const auto task = p.task(blockIdx.x);
   const SmoothScale<T>& scale = p.scales[task.scale];

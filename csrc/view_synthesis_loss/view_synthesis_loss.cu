@@ -6,15 +6,26 @@
 namespace mcd::MCD_TARGET {
 namespace {
 
+// What tiles add up to, each at each scale.
+struct TileSums {
+  double* sums;  // [scales, B · tiles, 2], then [B · tiles, scales, S, kCameraSums]
+  int64_t tiles;  // of all samples
+  int scales, sources;
+
+  // The loss, and how many pixels are in the mask.
+  MCD_HD double* totals(int64_t tile, int s) const { return sums + (s * tiles + tile) * 2; }
+  MCD_HD double* camera(int64_t tile, int s, int i) const {
+    return sums + 2 * scales * tiles + ((tile * scales + s) * sources + i) * kCameraSums;
+  }
+};
+
 template <typename T, typename image_t> struct LossKernel {
   ViewSynthesisParams<T> p;
   const image_t *reference, *sources;  // [B, 3, H, W], [B, S, 3, H, W]
   T* large_grads[kMaxScales];          // [B, H, W]: gradients of upsampled depths, or null
-  double* sums;                        // [B · tiles, scales, 2 + S · kCameraSums]: loss, pixels in the mask, camera sums
+  TileSums sums;
 
   MCD_HD int tiles() const { return BlockTile::count(p.height, p.width); }
-  MCD_HD int64_t sums_size() const { return 2 + int64_t(p.sources) * kCameraSums; }
-  MCD_HD double* sums_of(int64_t block, int s) const { return sums + (block * p.scale_count + s) * sums_size(); }
 
   __device__ T depth_at(int s, int64_t b, int y, int x) const {
     const DepthScale<T>& scale = p.scales[s];
@@ -95,7 +106,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKern
       if (kept) totals[0] += least.error, totals[1] += 1;
     });
     block_sum<kBlockThreads>(totals);
-    double* out = kernel.sums_of(blockIdx.x, s);
+    double* out = kernel.sums.totals(blockIdx.x, s);
     if (threadIdx.x == 0) out[0] = totals[0], out[1] = totals[1];
     if constexpr (kGrad) {
       __syncthreads();
@@ -152,7 +163,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKern
         if (threadIdx.x < kCameraSums) {
           double total = 0;
           for (int w = 0; w < kBlockThreads / 32; ++w) total += warp_sums[w][threadIdx.x];
-          out[2 + i * kCameraSums + threadIdx.x] = total;
+          kernel.sums.camera(blockIdx.x, s, i)[threadIdx.x] = total;
         }
       }
     }
@@ -162,27 +173,24 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKern
 // What follows from the tiles: the losses, and the cameras' gradients of a sample by each block.
 template <typename T> struct FinishKernel {
   ViewSynthesisParams<T> p;
-  const double* sums;  // [B · tiles, scales, 2 + S · kCameraSums]
+  TileSums sums;
   double scale_weights[kMaxScales];
   T *loss, *losses, *coefficients, *grad_K, *grad_T;
-  int tiles;
-
-  MCD_HD const double* sums_of(int64_t tile, int s) const {
-    return sums + (tile * p.scale_count + s) * (2 + int64_t(p.sources) * kCameraSums);
-  }
+  int tiles;  // of a sample
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kBlockThreads) finish(__grid_constant__ const FinishKernel<T> kernel) {
-  constexpr int kWarps = kBlockThreads / 32;
+__global__ void __launch_bounds__(kBlockThreads, 1) finish(__grid_constant__ const FinishKernel<T> kernel) {
+  constexpr int kWarps = kBlockThreads / 32, kParts = kBlockThreads / 16;
+  static_assert(kCameraSums <= 16, "a thread for each sum");
   const auto& p = kernel.p;
-  __shared__ double coefficients[kMaxScales], camera_sums[kWarps][kCameraSums], to_K[kWarps][9];
+  __shared__ double coefficients[kMaxScales], parts[kWarps][kParts][16], camera_sums[kWarps][kCameraSums], to_K[kWarps][9];
   double loss = 0;
 #pragma unroll 1
   for (int s = 0; s < p.scale_count; ++s) {
     double totals[2] = {};
-    for (int64_t tile = threadIdx.x; tile < p.batch * kernel.tiles; tile += kBlockThreads)
-      for (int k = 0; k < 2; ++k) totals[k] += kernel.sums_of(tile, s)[k];
+    for (int64_t tile = threadIdx.x; tile < kernel.sums.tiles; tile += kBlockThreads)
+      for (int k = 0; k < 2; ++k) totals[k] += kernel.sums.totals(tile, s)[k];
     __syncthreads();
     block_sum<kBlockThreads>(totals);
     if (threadIdx.x == 0) {
@@ -198,38 +206,42 @@ __global__ void __launch_bounds__(kBlockThreads) finish(__grid_constant__ const 
   if (blockIdx.x == 0 && threadIdx.x == 0) *kernel.loss = T(loss);
   if (!p.need_grad || p.batch == 0) return;
 
-  // A warp for each source.
+  // Sixteen threads take the sums of a tile; then a warp for each source.
   const int64_t b = blockIdx.x;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, k = threadIdx.x % 16, part = threadIdx.x / 16;
   if (threadIdx.x < kWarps * 9) to_K[threadIdx.x / 9][threadIdx.x % 9] = 0;
-  __syncthreads();
 #pragma unroll 1
-  for (int i = warp; i < p.sources; i += kWarps) {
-    double grads[kSumsOfWarp] = {};
+  for (int first = 0; first < p.sources; first += kWarps) {
+    const int some = min(kWarps, p.sources - first);
+    __syncthreads();
 #pragma unroll 1
-    for (int tile = lane; tile < kernel.tiles; tile += 32)
+    for (int i = 0; i < some; ++i) {
+      double sum = 0;
 #pragma unroll 1
-      for (int s = 0; s < p.scale_count; ++s) {
-        const double* sums = kernel.sums_of(b * kernel.tiles + tile, s) + 2 + i * kCameraSums;
-#pragma unroll
-        for (int k = 0; k < kCameraSums; ++k) grads[k] += coefficients[s] * sums[k];
-      }
-    const double sum = sum_of_warp(grads);
-    if (lane % 2 == 0 && lane / 2 < kCameraSums) camera_sums[warp][lane / 2] = sum;
-    __syncwarp();
-    if (lane == 0) {
-      const double* of_camera = camera_sums[warp];
-      const int64_t camera = b * p.sources + i;
-      double grad_A[9], part[9], grad_T[16];
-      const double no_motion[9] = {};
-      for (int k = 0; k < 3; ++k)
-        grad_A[3 * k] = of_camera[kSumX + k], grad_A[3 * k + 1] = of_camera[kSumY + k], grad_A[3 * k + 2] = of_camera[kSumOne + k];
-      camera_grad(
-          load_pose(p.K + 9 * b, p.T_src_ref + 16 * camera), grad_A, of_camera + kSumB, no_motion, part, grad_T);
-      for (int k = 0; k < 16; ++k) kernel.grad_T[16 * camera + k] = T(grad_T[k]);
-      for (int k = 0; k < 9; ++k) to_K[warp][k] += part[k];
+      for (int tile = part; tile < kernel.tiles; tile += kParts)
+        for (int s = 0; s < p.scale_count; ++s)
+          if (k < kCameraSums) sum += coefficients[s] * kernel.sums.camera(b * kernel.tiles + tile, s, first + i)[k];
+      parts[i][part][k] = sum;
+    }
+    __syncthreads();
+    if (warp < some && lane < kCameraSums) {
+      double sum = 0;
+      for (int j = 0; j < kParts; ++j) sum += parts[warp][j][lane];
+      camera_sums[warp][lane] = sum;
     }
     __syncwarp();
+    if (warp < some && lane == 0) {
+      const double* of_camera = camera_sums[warp];
+      const int64_t camera = b * p.sources + first + warp;
+      double grad_A[9], of_K[9], grad_T[16];
+      const double no_motion[9] = {};
+      for (int j = 0; j < 3; ++j)
+        grad_A[3 * j] = of_camera[kSumX + j], grad_A[3 * j + 1] = of_camera[kSumY + j], grad_A[3 * j + 2] = of_camera[kSumOne + j];
+      camera_grad(
+          load_pose(p.K + 9 * b, p.T_src_ref + 16 * camera), grad_A, of_camera + kSumB, no_motion, of_K, grad_T);
+      for (int j = 0; j < 16; ++j) kernel.grad_T[16 * camera + j] = T(grad_T[j]);
+      for (int j = 0; j < 9; ++j) to_K[warp][j] += of_K[j];
+    }
   }
   __syncthreads();
   if (threadIdx.x < 9) {
@@ -248,8 +260,8 @@ template <typename T> struct GatherKernel {
 };
 template <typename T>
 __global__ void __launch_bounds__(kBlockThreads, 1) gather_rows(__grid_constant__ const GatherKernel<T> kernel) {
-  constexpr int kColumns = 1024;  // of the large image at a time
-  __shared__ T sums[kColumns];
+  constexpr int kColumns = 1024, kRows = 64;  // of the large image at a time
+  __shared__ T sums[kColumns], weights[kRows];
   const auto& p = kernel.p;
   int s = 0;
   while (blockIdx.x >= kernel.first[s + 1]) ++s;
@@ -273,17 +285,22 @@ __global__ void __launch_bounds__(kBlockThreads, 1) gather_rows(__grid_constant_
     for (int piece = left; piece < right; piece += kColumns) {
       const int stop = min(piece + kColumns, right);
 #pragma unroll 1
-      for (int x = piece + int(threadIdx.x); x < stop; x += kBlockThreads) {
-        T total = 0;
-        const T* at = image + int64_t(top) * p.width + x;
+      for (int first = top; first < bottom; first += kRows) {
+        const int rows = min(kRows, bottom - first);
+        if (int(threadIdx.x) < rows)
+          weights[threadIdx.x] = weight_of(row, between(T(first + int(threadIdx.x)), scale.ratio_y, scale.height));
+        __syncthreads();
+#pragma unroll 1
+        for (int x = piece + int(threadIdx.x); x < stop; x += kBlockThreads) {
+          T total = first == top ? T(0) : sums[x - piece];
+          const T* at = image + int64_t(first) * p.width + x;
 #pragma unroll 4
-        for (int y = top; y < bottom; ++y, at += p.width) {
-          const T weight = weight_of(row, between(T(y), scale.ratio_y, scale.height));
-          total += weight != 0 ? weight * *at : T(0);
+          for (int y = 0; y < rows; ++y, at += p.width)
+            if (weights[y] != 0) total += weights[y] * *at;
+          sums[x - piece] = total;
         }
-        sums[x - piece] = total;
+        __syncthreads();
       }
-      __syncthreads();
 #pragma unroll 1
       for (int column = begin + int(threadIdx.x); column < end; column += kBlockThreads) {
         int from, to;
@@ -342,7 +359,7 @@ void view_synthesis_loss_fwd(
         need_motion, auto_mask, grad_depths, motion_parts);
     const auto& p = kernel.p;
     kernel.reference = reference.as<image_t>(), kernel.sources = sources.as<image_t>();
-    kernel.sums = tile_sums.as<double>();
+    kernel.sums = {tile_sums.as<double>(), p.batch * kernel.tiles(), p.scale_count, p.sources};
 
     FinishKernel<T> finishing{};
     GatherKernel<T> gathering{p, {}, {}};

@@ -14,6 +14,10 @@ and a video OUT/NAME_depth.mp4, with its frames' npy and 16-bit files in the fol
 of the input. Monocular depth has no unit of its own: --camera-height puts it into metres by the road that is seen,
 picture by picture, and --scale where a length is known.
 
+--ply writes the points that are seen as OUT/NAME_points.ply, --rerun a recording OUT/NAME.rrd for the viewer of that
+name; of a video, or with --clip of all images as OUT/clip, those of all frames as one cloud, brought together by the
+pose net. They need a camera: that of the run, --intrinsics or --fov.
+
 A stream gives the same as a video, as long as it lasts; with -o - its depth goes to the standard output. What comes
 faster than it is worked on is left out and counted, unless --every-frame lets the source wait.
 """
@@ -24,9 +28,9 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -43,7 +47,8 @@ from mcd.geometry import MAX_DEPTH, MIN_DEPTH
 from mcd.inference.inputs import IMAGES, RGB, VIDEOS, InputError, Job, find_inputs, is_stream, named, plan, read_image
 from mcd.inference.metric import AnyPredictor, MetricPredictor, NoRoadError
 from mcd.inference.motion import CameraMotion
-from mcd.inference.predictor import DepthPredictor, choose_device
+from mcd.inference.points import Cloud, PointsError, PointSettings, point_settings
+from mcd.inference.predictor import DepthPredictor, Estimate, choose_device
 from mcd.inference.smooth import SmoothPredictor
 from mcd.run.checkpoint import CheckpointError
 from mcd.visualize import RunningRange, colour_depth, to_bytes
@@ -63,6 +68,7 @@ class Options:
     scale: float = 1.0
     factor: float = FACTOR
     with_image: bool = False
+    points: PointSettings | None = None
 
 
 def save_depth(target: Path, depth: Tensor, options: Options) -> None:
@@ -83,8 +89,8 @@ def levels_of(depth: Tensor, factor: float) -> NDArray[np.uint16]:
     return (depth.double() * factor).round().clamp(1, 65535).cpu().numpy().astype(np.uint16)
 
 
-def predict_images(predictor: AnyPredictor, jobs: Sequence[Job], options: Options) -> Iterator[str | None]:
-    """Predict and write images; yields for each None, or why it could not be read."""
+def predict_images(predictor: AnyPredictor, jobs: Sequence[Job], options: Options, out: Path) -> Iterator[str | None]:
+    """Predict and write images; yields for each None, or why it could not be read. Points of a clip go to ``out``."""
 
     def read(job: Job) -> tuple[Job, RGB | InputError]:
         try:
@@ -92,24 +98,40 @@ def predict_images(predictor: AnyPredictor, jobs: Sequence[Job], options: Option
         except InputError as error:
             return job, error
 
-    def write(job: Job, image: RGB, depth: Tensor) -> None:
+    def write(job: Job, image: RGB, estimate: Estimate) -> None:
+        depth = estimate.depth * options.scale
         save_depth(job.target, depth, options)
+        if options.points is not None and clip is None:
+            with Cloud(replace(options.points, motion=None), job.target) as cloud:
+                cloud.add(job.source.stem, image, estimate, options.scale)
         if "png" in options.formats:
             with atomic_path(named(job.target, "_depth.png")) as path:
                 Image.fromarray(draw(image, depth, options.with_image)).save(path)
 
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        for start in range(0, len(jobs), options.batch):
-            found = list(pool.map(read, jobs[start : start + options.batch]))
+    with ThreadPoolExecutor(max_workers=8) as pool, ExitStack() as stack:
+        clip = None
+        if options.points is not None and options.points.clip:
+            clip = stack.enter_context(Cloud(options.points, out / "clip"))
+        # While the net works on a batch, the next one is decoded and the one before is encoded.
+        batches = [jobs[start : start + options.batch] for start in range(0, len(jobs), options.batch)]
+        reads = [pool.submit(read, job) for job in (batches[0] if batches else ())]
+        writes: list[Future[None]] = []
+        for number in range(len(batches)):
+            found = [done.result() for done in reads]
+            reads = [pool.submit(read, job) for job in (batches[number + 1] if number + 1 < len(batches) else ())]
             good = [(job, image) for job, image in found if not isinstance(image, InputError)]
-            depths = predictor.predict([image for _, image in good])
-            writes = [
-                pool.submit(write, job, image, depth * options.scale)
-                for (job, image), depth in zip(good, depths, strict=True)
-            ]
+            estimates = predictor.estimate([image for _, image in good])
             for done in writes:
                 done.result()
+            writes = [
+                pool.submit(write, job, image, estimate) for (job, image), estimate in zip(good, estimates, strict=True)
+            ]
+            if clip is not None:
+                for (job, image), estimate in zip(good, estimates, strict=True):
+                    clip.add(job.source.stem, image, estimate, options.scale)
             yield from (str(image) if isinstance(image, InputError) else None for _, image in found)
+        for done in writes:
+            done.result()
 
 
 def predict_video(predictor: AnyPredictor, job: Job, options: Options) -> Iterator[str | None]:
@@ -126,10 +148,13 @@ def predict_video(predictor: AnyPredictor, job: Job, options: Options) -> Iterat
             movie = None
             if "png" in options.formats:
                 movie = stack.enter_context(VideoWriter(named(job.target, "_depth.mp4"), clip.rate))
+            cloud = None if options.points is None else stack.enter_context(Cloud(options.points, job.target))
             frames = iter(clip)
             while images := list(islice(frames, options.batch)):
-                for image, depth in zip(images, predictor.predict(images), strict=True):
-                    depth = depth * options.scale
+                for image, estimate in zip(images, predictor.estimate(images), strict=True):
+                    depth = estimate.depth * options.scale
+                    if cloud is not None:
+                        cloud.add(f"{done:010d}", image, estimate, options.scale)
                     save_depth(job.target / f"{done:06d}", depth, options)
                     if movie is not None:
                         movie.write(draw(image, depth, options.with_image, colours.update(depth)))
@@ -233,6 +258,33 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--with-image", action="store_true", help="show the image above its coloured depth")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     parser.add_argument("--force", action="store_true", help="overwrite results that exist")
+    points = parser.add_argument_group("points")
+    points.add_argument("--ply", action="store_true", help="write the points, binary and in the image's colours")
+    points.add_argument("--rerun", action="store_true", help="write a recording for rerun's viewer (extra rerun)")
+    points.add_argument("--clip", action="store_true", help="the images are frames of one clip: one cloud, OUT/clip")
+    points.add_argument(
+        "--intrinsics",
+        type=_positive,
+        nargs=4,
+        metavar=("FX", "FY", "CX", "CY"),
+        help="camera in pixels of the pictures (default: --fov, else that of the run)",
+    )
+    points.add_argument("--step", type=_count, default=1, metavar="N", help="every N-th row and column (default: 1)")
+    points.add_argument(
+        "--drop-edges",
+        type=_positive,
+        nargs="?",
+        const=0.1,
+        metavar="SHARE",
+        help="leave out pixels whose depth differs from a neighbour's by more than a share (0.1)",
+    )
+    points.add_argument("--max-depth", type=_positive, metavar="DEPTH", help="leave out what is farther, such as sky")
+    points.add_argument(
+        "--moving",
+        choices=("keep", "drop", "mark"),
+        default="keep",
+        help="what the run has found to move in its frames: left out, or marked (magenta, and a property)",
+    )
     given = parser.parse_intermixed_args(arguments)
     if not given.inputs and given.checkpoint == "start":
         parser.error("no INPUT is named: an image, folder, glob or video")
@@ -260,7 +312,7 @@ def in_series(predictor: DepthPredictor, given: argparse.Namespace) -> Callable[
         steady = predictor if motion is None or not film else SmoothPredictor(predictor, motion, given.fov)
         if given.camera_height is None:
             return steady
-        return MetricPredictor(steady, predictor.camera, given.fov, given.camera_height)
+        return MetricPredictor(steady, predictor.camera, given.fov, given.camera_height, predictor.own)
 
     make(film=False)
     return make
@@ -275,7 +327,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         streams = [name for name in given.inputs if is_stream(name)]
         if streams and len(given.inputs) > 1:
             raise InputError(f"{streams[0]} is a stream: it is the only input of a command")
-        jobs = [] if streams else plan(find_inputs(given.inputs), given.output, options.formats, given.force)
+        if streams and (given.ply or given.rerun):
+            raise PointsError(f"{streams[0]} is a stream: points are of images and videos")
+        points = ["ply"] * given.ply + ["rerun"] * given.rerun
+        outputs = [*options.formats, *points]
+        jobs = [] if streams else plan(find_inputs(given.inputs), given.output, outputs, given.force)
+        if given.clip:
+            plan([Path("clip")], given.output, points, given.force)
         predictor = DepthPredictor.load(
             given.checkpoint, given.stage, device=choose_device(given.device), size=given.size
         )
@@ -286,6 +344,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return follow(
                 streams[0], series(film=True), given.output, options, every=given.every_frame, force=given.force
             )
+        clip = bool(given.clip)
+        films = clip or any(job.is_video for job in jobs)
+        options = replace(options, points=point_settings(given, predictor, films))
         given.output.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -293,7 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = [job for job in jobs if not job.is_video]
     work: list[tuple[str, int | None, Iterator[str | None]]] = []
     if images:
-        work.append(("images", len(images), predict_images(series(film=False), images, options)))
+        work.append(("images", len(images), predict_images(series(film=clip), images, options, given.output)))
     if videos := [job for job in jobs if job.is_video]:
         from mcd.data.video import frame_count
 
@@ -305,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bar = tqdm(results, desc=title, total=total, unit="image", dynamic_ncols=True)
         try:
             problems += [problem for problem in bar if problem]
-        except (NoRoadError, CheckpointError) as error:
+        except (NoRoadError, CheckpointError, PointsError) as error:
             problems.append(f"{title}: {error}")
         except OSError as error:
             problems.append(f"results of {title} cannot be written: {error}")

@@ -42,6 +42,7 @@ class Job:
         endings = {"png": "_depth.png", "npy": "_depth.npy", "16bit": "_depth16.png"}
         if self.is_video:
             endings = {"png": "_depth.mp4", "npy": "", "16bit": ""}
+        endings |= {"ply": "_points.ply", "rerun": ".rrd"}
         return list(dict.fromkeys(named(self.target, endings[name]) for name in formats))
 
 

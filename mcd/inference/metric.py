@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcd.data.files import pinhole
+from mcd.data.files import resize_nearest
 from mcd.errors import McdError
+from mcd.inference.camera import Shares, camera_matrix
 from mcd.inference.pictures import Pixels
 from mcd.inference.predictor import DepthPredictor, Estimate
 from mcd.scene.metres import RunningScale, scale_of_road
-
-Shares = tuple[float, float, float, float]
-"""fx, fy, cx, cy in terms of width and height of the picture, whose left upper corner is 0."""
 
 # Rows of the depth map that the road is fitted in: more do not make the plane better.
 _ROWS = 192
@@ -33,12 +30,21 @@ class MetricPredictor:
         camera: of every picture; None: its field of view is ``fov``.
         fov: horizontal, in degrees; it is what counts where both are given.
         camera_height: metres above the road.
+        own: [H,W] of any size, True where every picture shows the own vehicle; None: nowhere.
     """
 
-    def __init__(self, predictor: DepthPredictor, camera: Shares | None, fov: float | None, camera_height: float):
+    def __init__(
+        self,
+        predictor: DepthPredictor,
+        camera: Shares | None,
+        fov: float | None,
+        camera_height: float,
+        own: NDArray[np.bool_] | None = None,
+    ):
         if camera is None and fov is None:
             raise ValueError("metres need a camera, and the weights do not say which: give its --fov in degrees")
         self._predictor, self._camera, self._fov, self._height = predictor, camera, fov, camera_height
+        self._own = own
         self._running = RunningScale()
 
     def predict(self, images: Sequence[Pixels]) -> list[Tensor]:
@@ -62,24 +68,18 @@ class MetricPredictor:
             raise NoRoadError("no picture shows a road under the camera yet: its depth cannot be put into metres")
         # Pictures before the first road have its scale.
         return [
-            estimate._replace(depth=estimate.depth * (scale or known[0]))
-            for estimate, scale in zip(found, scales, strict=True)
+            estimate._replace(depth=estimate.depth * metres, metres=metres)
+            for estimate, metres in zip(found, (scale or known[0] for scale in scales), strict=True)
         ]
 
     def _measure(self, depth: Tensor) -> float | None:
         height, width = depth.shape
         step = max(height // _ROWS, 1)
-        K = self._intrinsics(height, width)
+        K = camera_matrix(self._camera, self._fov, height, width)
         K[:2] /= step
-        return scale_of_road(depth[::step, ::step].cpu().numpy(), K, self._height)
-
-    def _intrinsics(self, height: int, width: int) -> NDArray[Any]:
-        if self._fov is not None or self._camera is None:
-            assert self._fov is not None
-            focal = width / 2 / math.tan(math.radians(self._fov) / 2)
-            return pinhole(focal, focal, (width - 1) / 2, (height - 1) / 2)
-        fx, fy, cx, cy = self._camera
-        return pinhole(fx * width, fy * height, cx * width - 0.5, cy * height - 0.5)
+        small = depth[::step, ::step].cpu().numpy()
+        usable = None if self._own is None else ~resize_nearest(self._own, small.shape)
+        return scale_of_road(small, K, self._height, usable)
 
 
 AnyPredictor = DepthPredictor | MetricPredictor

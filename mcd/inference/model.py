@@ -82,7 +82,7 @@ class DepthModel:
         self._estimator: AnyPredictor = predictor
         if camera_height is not None:
             try:
-                self._estimator = MetricPredictor(predictor, predictor.camera, fov, camera_height)
+                self._estimator = MetricPredictor(predictor, predictor.camera, fov, camera_height, predictor.own)
             except ValueError as error:
                 raise LoadError(str(error)) from None
 

@@ -30,6 +30,8 @@ class CameraMotion:
             CheckpointError: nothing is there, or it holds no pose net.
         """
         weights = load_weights(find_weights(place, stage))
+        if "pose" not in weights.nets and stage is None and Path(place).is_dir():
+            weights = load_weights(find_weights(place, "scene"))  # the final net has learned from what this one knew
         if "pose" not in weights.nets:
             raise CheckpointError(f"{weights.path} holds no pose net, so that it does not see how the camera moves")
         net = build_pose_net(weights.nets["pose"])

@@ -12,14 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mcd.data.files import resize_image
+from mcd.data.files import read_mask, resize_image
 from mcd.inference.confidence import ask_thrice
 from mcd.inference.pictures import Pixels
 from mcd.nets import build_depth_net
 from mcd.run.checkpoint import CheckpointError, find_weights, load_weights
 from mcd.visualize import from_bytes
+
+OWN_VEHICLE = "own_vehicle.png"
+"""In a run folder: what its pictures show of the own vehicle."""
 
 # The nets halve the image five times.
 STRIDE = 32
@@ -33,8 +37,10 @@ class Estimate(NamedTuple):
     """[H, W], float32."""
     size: tuple[int, int]
     """At which the net saw the image."""
-    confidence: Tensor | None
+    confidence: Tensor | None = None
     """[H, W] in [0, 1]."""
+    metres: float = 1.0
+    """By which the net's depth was multiplied."""
 
 
 class DepthPredictor:
@@ -47,6 +53,7 @@ class DepthPredictor:
         camera: fx, fy, cx, cy of the pictures that it was trained on, in terms of their width and height.
         any_shape: it was trained on pictures of many shapes: each is resized to about as many pixels as ``size`` has,
             and keeps its own shape.
+        own: [H, W], True where pictures of that camera show the own vehicle; None: nowhere.
     """
 
     def __init__(
@@ -56,6 +63,7 @@ class DepthPredictor:
         device: torch.device | str = "cpu",
         camera: tuple[float, float, float, float] | None = None,
         any_shape: bool = False,
+        own: NDArray[np.bool_] | None = None,
     ):
         if any(not STRIDE <= side <= LARGEST or side % STRIDE for side in size):
             raise ValueError(
@@ -64,6 +72,7 @@ class DepthPredictor:
         self.size = size
         self.camera = camera
         self.any_shape = any_shape
+        self.own = own
         self.device = torch.device(device)
         self.net = net.to(self.device).eval()
 
@@ -84,6 +93,7 @@ class DepthPredictor:
 
         Raises:
             CheckpointError: nothing is there, it is broken, or it does not say which net or size it is.
+            DataError: a run's mask of the own vehicle is broken.
         """
         weights = load_weights(find_weights(place, stage))
         if "depth" not in weights.nets:
@@ -96,7 +106,9 @@ class DepthPredictor:
         weights.load_into("depth", net, weights.nets["depth"])
         check_size(net, size)
         camera = weights.metadata.get("camera")
-        return cls(net, size, device, tuple(camera) if camera else None, any_shape)
+        own = Path(place) / OWN_VEHICLE
+        mask = read_mask(own) if own.is_file() else None
+        return cls(net, size, device, tuple(camera) if camera else None, any_shape, mask)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ import math
 import torch
 from torch import Tensor
 
-from mcd.data.files import pinhole
 from mcd.geometry import invert_rigid
+from mcd.inference.camera import camera_matrix
 from mcd.inference.motion import CameraMotion, Change, disagreement
 from mcd.inference.predictor import DepthPredictor
 
@@ -70,11 +70,5 @@ class SmoothPredictor(DepthPredictor):
         return steady
 
     def _intrinsics(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        if self.camera is not None and self._fov is None:
-            fx, fy, cx, cy = self.camera
-            K = pinhole(fx * width, fy * height, cx * width - 0.5, cy * height - 0.5)
-        else:
-            focal = width / 2 / math.tan(math.radians(self._fov or _FOV) / 2)
-            K = pinhole(focal, focal, (width - 1) / 2, (height - 1) / 2)
-        return torch.from_numpy(K).to(image)[None]
+        fov = _FOV if self.camera is None and self._fov is None else self._fov
+        return torch.from_numpy(camera_matrix(self.camera, fov, *image.shape[-2:])).to(image)[None]

@@ -68,4 +68,4 @@ def _compared(name: str, depth: Tensor, first: Tensor, moving: Tensor) -> tuple[
     """The ratio of two depths [H,W] as a picture, with its median where something moves as a caption."""
     ratio = depth / first
     ratio = ratio / ratio[~moving].median() if (~moving).any() else ratio
-    return f"{name}: × {float(ratio[moving].median()):.2f}", colour_error(ratio, torch.ones_like(ratio))
+    return f"{name}: {float(ratio[moving].median()):.2f} times", colour_error(ratio, torch.ones_like(ratio))

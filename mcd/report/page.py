@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from mcd.report.view import shared, view_panel
 from mcd.run.folder import differences
 from mcd.training.profiling import PHASES
 
+LARGEST = 8_000_000
+"""Bytes that a page should have at most; where pictures would make it larger, they are coarser."""
+QUALITIES = (90, 80, 65, 50)
 Draw = Callable[[Config, Path], Gallery | None]
 
 PANELS: dict[str, tuple[Draw, str, str]] = {
@@ -61,17 +65,21 @@ def write_report(run_folder: Path | str, other: Path | str | None = None, output
     templates = Environment(
         loader=PackageLoader("mcd.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters["source"] = picture_source
     views = [run["view"]["data"] for run in runs if isinstance(run["view"], dict)]
-    page = templates.get_template("page.html").render(
-        title=" and ".join(titles),
-        runs=runs,
-        shared=shared(views) if views else None,
-        depth=depth_tables(runs),
-        curves=curves(runs),
-        phases=dict(zip(PHASES, COLOURS, strict=False)),
-        differences=_differences(runs),
-    )
+    shown = {
+        "title": " and ".join(titles),
+        "runs": runs,
+        "shared": shared(views) if views else None,
+        "depth": depth_tables(runs),
+        "curves": curves(runs),
+        "phases": dict(zip(PHASES, COLOURS, strict=False)),
+        "differences": _differences(runs),
+    }
+    for quality in QUALITIES:
+        templates.filters["source"] = partial(picture_source, quality=quality)
+        page = templates.get_template("page.html").render(shown)
+        if len(page.encode()) <= LARGEST:
+            break
     usual = folders[0] / "report.html" if other is None else folders[0].parent / f"{'-'.join(names)}.html"
     path = usual if output is None else Path(output)
     write_text(path, page)

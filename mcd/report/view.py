@@ -28,16 +28,17 @@ Eye = tuple[float, float, float, float, float, float]
 """Yaw and pitch (radians), distance, and the point x, y, z that is looked at, in the axes of the frame's camera."""
 
 VIEWS: dict[str, Eye] = {
-    "Behind": (-0.2, 0.2, 1.5, 0.0, -0.15, 1.0),
+    "Behind": (-0.2, 0.17, 1.5, 0.0, -0.03, 1.0),
     "Camera": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
     "Side": (-1.2, 0.25, 2.8, 0.0, 0.0, 1.3),
     "Above": (0.0, 1.5, 3.2, 0.0, 0.0, 1.4),
 }
 """From where the points can be seen at once; the first is where one starts."""
 CHANGE = "what the labels changed"
-_STILL = (450, 800)
+_STILL, _SMALL = (450, 800), (270, 480)
 _FIELD = 1 / math.tan(math.radians(25))
-_MARK, _PATH, _GROUND = (255, 158, 28), (87, 181, 232), (43, 47, 54)
+MARK, PATH, HERE, GROUND = (255, 158, 28), (87, 181, 232), (245, 245, 245), (43, 47, 54)
+"""Colours of what moves, of the camera's path, of where it is, and of nothing."""
 
 
 def pack(clip: Clip) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def shared(views: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "clip": clip,
         "depths": _text(to_bytes(colour_depth(1 / (1 + rising), (0.5, 1.0)))),
         "ratios": _text(to_bytes(colour_error(4**rising / 2, torch.ones_like(rising)))),
+        "colours": [MARK, PATH, HERE, GROUND],
         "views": [{"name": name, "eye": eye} for name, eye in VIEWS.items()],
         "interval": 200 if clip else 1500,
     }
@@ -95,9 +97,9 @@ def still(clip: Clip, number: int = 0, stage: str | None = None, size: tuple[int
     grid = frame.moving.shape
     colours = np.asarray(Image.fromarray(frame.image).resize(grid[::-1], Image.Resampling.BOX))[rows, columns] / 1.0
     marked = frame.moving[rows, columns] > 0
-    colours[marked] = 0.35 * colours[marked] + 0.65 * np.array(_MARK)
+    colours[marked] = 0.35 * colours[marked] + 0.65 * np.array(MARK)
     side = np.clip(1.7 * _FIELD * size[0] / 2 * depth / (frame.K[0, 0] * apart), 1, 24).round().astype(int)
-    sheet = np.full((*size, 3), _GROUND, np.uint8)
+    sheet = np.full((*size, 3), GROUND, np.uint8)
     # Painter's algorithm: what is nearer is painted later.
     for point in np.argsort(-apart):
         (x, y), half = places[point], side[point] / 2
@@ -108,7 +110,7 @@ def still(clip: Clip, number: int = 0, stage: str | None = None, size: tuple[int
     if clip.paths:
         path = np.hstack((clip.paths[frame.shot], np.ones((len(clip.paths[frame.shot]), 1))))
         places, apart = _seen((path @ np.linalg.inv(frame.T_world_camera).T)[:, :3], size)
-        ImageDraw.Draw(picture).line([tuple(place) for place in places[apart > 0.02]], fill=_PATH, width=2)
+        ImageDraw.Draw(picture).line([tuple(place) for place in places[apart > 0.02]], fill=PATH, width=2)
     return from_bytes(np.asarray(picture))
 
 
@@ -132,7 +134,7 @@ def view_panel(config: Config, run_folder: Path) -> Gallery | None:
     frames = []
     for number in sorted({0, len(clip.frames) // 2}):
         frame = clip.frames[number]
-        tiles = [(f"points of the {stage} net", still(clip, number, stage)) for stage in clip.stages]
+        tiles = [(f"points of the {stage} net", still(clip, number, stage, _SMALL)) for stage in clip.stages]
         frames.append((frame.name, tiles))
     return Gallery("", frames)
 
@@ -149,7 +151,7 @@ def _packed(frame: ClipFrame, near: float, far: float) -> dict[str, Any]:
     return {
         "name": frame.name,
         "shot": frame.shot,
-        "image": picture_source(from_bytes(frame.image)),
+        "image": picture_source(from_bytes(frame.image), 80),
         "K": _rounded(frame.K[[0, 1, 0, 1], [0, 1, 2, 2]]),
         "pose": _rounded(frame.T_world_camera.ravel()),
         "depth": [_text(_codes(depth, near, far)) for depth in frame.depth.values()],

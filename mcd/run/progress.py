@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,10 @@ class Line:
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock, self._shown = clock, -float("inf")
         self._terminal = sys.stderr.isatty() and world.is_first()
-        self._bar = tqdm(total=0, bar_format="{desc}", dynamic_ncols=True, leave=False, disable=not self._terminal)
+        # A terminal that does not say how wide it is would get nothing of the line.
+        sized = self._terminal and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        width = {"dynamic_ncols": True} if sized else {"ncols": 120, "nrows": 20}
+        self._bar = tqdm(total=0, bar_format="{desc}", leave=False, disable=not self._terminal, **width)
 
     def show(self, text: Callable[[], str]) -> None:
         """Show what ``text`` says, if something was not shown just now."""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,19 +27,26 @@ def stand_in(folder: Path, body: str) -> str:
     return str(path)
 
 
+def log(out: Path, name: str) -> str:
+    with tarfile.open(out / "logs.tar.gz") as archive:
+        return archive.extractfile(f"logs/{name}").read().decode()
+
+
 def outcomes(out: Path) -> dict[str, str]:
-    return {line.split("\t")[0]: line.split("\t")[1] for line in (out / "parts.tsv").read_text().splitlines()}
+    return {line.split("\t")[0]: line.split("\t")[1] for line in log(out, "parts.tsv").splitlines()}
 
 
 def test_a_part_that_fails_spoils_no_other(tmp_path):
     done = run_script(tmp_path / "out", stand_in(tmp_path, '*"gpu small"*) echo why; exit 7 ;;'))
     assert outcomes(tmp_path / "out") == {
         "wheels": "absent: no wheels/*.whl" if not list(ROOT.glob("wheels/*.whl")) else "ok",
+        "smoke": "ok",
         "small": "failed (7)",
-        "step": "ok",
         "operators-1": "ok",
+        "step": "ok",
     }
-    assert (tmp_path / "out" / "small.log").read_text() == "why\n"
+    assert log(tmp_path / "out", "small.log") == "why\n"
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"logs.tar.gz", "results.json"}
     assert "failed (7)" in done.stdout
 
 
@@ -139,7 +147,8 @@ def test_the_wheels_are_of_the_versions_that_are_tested():
 @pytest.mark.slow
 def test_the_script_measures_every_operator(tmp_path):
     done = run_script(tmp_path, sys.executable, MINUTES="5")
-    assert {"small": "ok", "step": "ok", "operators-1": "ok"}.items() <= outcomes(tmp_path).items(), done.stdout
+    wanted = dict.fromkeys(("smoke", "small", "step", "operators-1"), "ok")
+    assert wanted.items() <= outcomes(tmp_path).items(), done.stdout
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["tried"].values()) == {"done"}
     for row in results["rows"]:

@@ -118,6 +118,7 @@ def test_an_exported_program_is_the_net(tiny: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.compiles
+@pytest.mark.timeout(900)  # a C++ compiler works on it
 def test_a_compiled_package_is_the_net(tiny: Path) -> None:
     assert main([str(tiny), "--format", "aoti"]) == 0
     package = torch._inductor.aoti_load_package(str(Path("tiny.aoti.pt2")))

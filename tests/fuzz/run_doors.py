@@ -216,6 +216,8 @@ def _two_runs(folder: Path) -> None:
 VALID: dict[str, list[str]] = {
     "train": ["../config.yaml"],
     "predict": ["../net", "../in/data/images", "-o", "depth", "--device", "cpu"],
+    "models": ["../in"],
+    "export": ["../net", "-o", "net.onnx"],
     "evaluate": ["../net/weights.safetensors", "--config", "../config.yaml", "-o", "figures"],
     "report": ["../in/run"],
     "convert": ["../in", "-o", "converted"],

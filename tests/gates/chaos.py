@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -50,7 +51,8 @@ class ChaosError(Exception):
 def write_config(folder: Path, seed: int) -> None:
     """``tiny.yaml`` in a folder; the run and its data lie in it too."""
     document = make_document(folder, "", seed) | {"threads": 1}
-    document["data"] = document["data"] | {"workers": 1, "size": list(document["data"]["size"])}
+    # Relative, for weights say of which config they are.
+    document["data"] = document["data"] | {"root": "data", "workers": 1, "size": list(document["data"]["size"])}
     document["slots"] = document["slots"] | {"size": list(document["slots"]["size"])}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(document))
@@ -102,13 +104,13 @@ def expect_same(folder: Path, undisturbed: Path) -> None:
     """Raises ChaosError if a finished run differs from another one, or left half-written files."""
     if figures(folder) != figures(undisturbed):
         raise ChaosError(f"metrics.json of {folder} differs from that of {undisturbed}")
+    left = [path for stage in STAGES for path in (folder / "tiny" / stage).rglob(".*")]
+    if left:
+        raise ChaosError(f"half written and left: {left[:5]}")
     found, expected = (files(make_config(place, "")) for place in (folder, undisturbed))
     other = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if other:
         raise ChaosError(f"of {folder} differ: {', '.join(other[:5])}")
-    left = [path for stage in STAGES for path in (folder / "tiny" / stage).rglob(".*")]
-    if left:
-        raise ChaosError(f"half written and left: {left[:5]}")
 
 
 def kill_runs(
@@ -165,12 +167,11 @@ def may_mount() -> bool:
 def fill(folder: Path) -> Path:
     """Take all the room of a file system; returns the file that has it."""
     ballast = folder / "ballast"
-    with ballast.open("wb") as file:
-        for size in (2**24, 2**16, 2**12, 1):
+    with ballast.open("wb", buffering=0) as file:
+        for size in (2**24, 2**16, 2**12):
             with suppress(OSError):
-                while True:
-                    file.write(bytes(size))
-                    file.flush()
+                while file.write(bytes(size)) == size:
+                    pass
     return ballast
 
 
@@ -230,6 +231,13 @@ def whole(path: Path) -> None:
         json.loads(path.read_text())
     elif path.suffix == ".html" and "</html>" not in path.read_text():
         raise ChaosError(f"{path} has no end")
+    elif path.suffix == ".onnx":
+        import onnx
+
+        onnx.checker.check_model(onnx.load(path))
+    elif path.suffix == ".pt2":
+        with zipfile.ZipFile(path) as archive:
+            archive.testzip()
     elif path.suffix == ".safetensors":
         from mcd.run.checkpoint import load_weights
 
@@ -263,6 +271,8 @@ RESULTS = {
     "predict, pictures": "predict start frames -o out --batch 1 --device cpu",
     "predict, arrays and 16 bits": "predict start frames -o out --batch 1 --device cpu --format npy 16bit",
     "predict, video": "predict start clip.mp4 -o out --batch 2 --device cpu",
+    "export, ONNX": "export tiny -o out/net.onnx",
+    "export, program": "export tiny --format exported-program -o out/net.pt2",
     "evaluate": "evaluate tiny -o out",
     "report": "report tiny",
     "report, a picture": "report tiny --panel out/panel.png",

@@ -46,6 +46,7 @@ def test_a_difference_is_noticed(undisturbed: tuple[Path, int, float], tmp_path:
     (other / "tiny" / "final" / ".weights.safetensors.x.safetensors").write_text("")
     with pytest.raises(chaos.ChaosError, match="half written and left"):
         chaos.expect_same(other, undisturbed[0])
+    (other / "tiny" / "final" / ".weights.safetensors.x.safetensors").unlink()
     (other / "tiny" / "final" / "weights.safetensors").write_text("")
     with pytest.raises(chaos.ChaosError, match="differ: .*final/weights"):
         chaos.expect_same(other, undisturbed[0])

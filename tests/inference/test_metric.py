@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mcd.inference.command import main
 from mcd.inference.metric import MetricPredictor, NoRoadError
-from mcd.inference.predictor import DepthPredictor
+from mcd.inference.predictor import OWN_VEHICLE, DepthPredictor
 from mcd.nets import build_depth_net
-from mcd.run.checkpoint import save_weights
+from mcd.run.checkpoint import WEIGHTS, save_weights
 
 SIZE = (64, 128)
 CAMERA = (0.7, 1.4, 0.5, 0.4)
@@ -44,6 +44,35 @@ def test_a_known_camera_over_a_road_gives_metres() -> None:
     (found,) = MetricPredictor(net, CAMERA, None, 1.65).predict([picture(9)])
     # Rows between the net's are interpolated.
     torch.testing.assert_close(found, plain * 33, rtol=0.01, atol=0)
+
+
+class Bonnet(Road):
+    """The same with something near in its lower third."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        (depth,) = super().forward(images)
+        bottom = torch.arange(SIZE[0])[:, None] >= SIZE[0] * 2 // 3
+        return [torch.where(bottom, 0.5 * depth, depth)]
+
+
+def test_the_own_vehicle_is_no_road() -> None:
+    net = DepthPredictor(Bonnet(0.05), SIZE, camera=CAMERA)
+    (plain,) = net.predict([picture(9)])
+    own = np.zeros((90, 180), dtype=bool)
+    own[60:] = True
+    (left_out,) = MetricPredictor(net, CAMERA, None, 1.65, own).predict([picture(9)])
+    torch.testing.assert_close(left_out, plain * 33, rtol=0.01, atol=0)
+    (taken,) = MetricPredictor(net, CAMERA, None, 1.65).predict([picture(9)])
+    assert (taken / left_out).mean() > 1.2
+
+
+def test_a_run_leaves_its_own_vehicle_for_those_who_predict_with_it(tmp_path: Path) -> None:
+    save_weights(tmp_path / "final" / WEIGHTS, {"depth": build_depth_net("light")}, {"depth": "light"}, {"size": SIZE})
+    assert DepthPredictor.load(tmp_path).own is None
+    own = np.zeros((4, 6), dtype=bool)
+    own[3] = True
+    Image.fromarray(own).save(tmp_path / OWN_VEHICLE)
+    assert np.array_equal(DepthPredictor.load(tmp_path).own, own)
 
 
 def test_pictures_without_a_road_have_the_scale_of_those_around() -> None:

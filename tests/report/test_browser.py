@@ -38,7 +38,7 @@ window.requestAnimationFrame = call => asked.push(call) > 1 || setTimeout(() => 
 PROBE = """
 const found = {}, pane = document.querySelector(".pane"), cloud = pane.querySelector("canvas");
 const picture = document.querySelector(".picture canvas");
-function seen() {
+function seen(cloud = pane.querySelector("canvas")) {
   const gl = cloud.getContext("webgl2"), pixels = new Uint8Array(4 * cloud.width * cloud.height);
   gl.readPixels(0, 0, cloud.width, cloud.height, gl.RGBA, gl.UNSIGNED_BYTE, pixels);
   const count = {red: 0, blue: 0, orange: 0, path: 0, here: 0, empty: 0, left: 0, right: 0, sum: 0};
@@ -50,7 +50,7 @@ function seen() {
     count.left += red && x < cloud.width / 2; count.right += blue && x >= cloud.width / 2;
     count.orange += r > 190 && g > 80 && g < 140 && b < 120;
     count.path += Math.abs(r - 87) + Math.abs(g - 181) + Math.abs(b - 232) < 12;
-    count.here += Math.abs(r - 240) + Math.abs(g - 227) + Math.abs(b - 66) < 12;
+    count.here += Math.abs(r - 245) + Math.abs(g - 245) + Math.abs(b - 245) < 12;
     count.empty += Math.abs(r - 43) + Math.abs(g - 47) + Math.abs(b - 54) < 6;
     count.sum = (count.sum * 31 + r + 3 * g + 7 * b) % 1000003;
   }
@@ -79,9 +79,14 @@ addEventListener("load", async () => {
   try { await probe(); } catch (error) { found.error = String(error); }
   found.width = document.documentElement.scrollWidth;
   found.inside = innerWidth;
-  document.title = JSON.stringify(found);
+  if (parent === window) document.title = JSON.stringify(found);
+  else parent.postMessage(found, "*");
 });
 """
+# No window of Chromium is narrower than 500 pixels.
+NARROWER = """<!doctype html><title></title><body><iframe src="probed.html" width="400" height="900"></iframe><script>
+addEventListener("message", event => { document.title = JSON.stringify(event.data); });
+</script></body>"""
 
 LOOK = """
 async function probe() {
@@ -135,6 +140,22 @@ async function probe() {
 """
 
 
+TOGETHER = """
+async function probe() {
+  const clouds = [...document.querySelectorAll(".cloud canvas")];
+  const sums = () => new Promise(done => requestAnimationFrame(() => done(clouds.map(canvas => seen(canvas).sum))));
+  await click(document.querySelector('[data-eye="0"]'));
+  document.querySelector('[data-eye="0"]').click();
+  found.before = await sums();
+  control("frame").value = 2;
+  control("frame").dispatchEvent(new Event("input", {bubbles: true}));
+  press("ArrowLeft");
+  found.after = await sums();
+  found.names = [...document.querySelectorAll(".picture canvas")].map(canvas => canvas.getAttribute("aria-label"));
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
@@ -143,14 +164,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_report(sequence_run(folder, ()))
 
 
-def browse(page: Path, probe: str, options: tuple[str, ...], size: tuple[int, int] = (1400, 900)) -> dict[str, Any]:
+def browse(page: Path, probe: str, options: tuple[str, ...], narrow: bool = False) -> dict[str, Any]:
     """What a script finds on a page; nothing may be said on the console."""
     probed = page.with_name("probed.html")
     source = page.read_text().replace("<body>", f"<body><script>{CLOCK}</script>")
     probed.write_text(source.replace("</body>", f"<script>{PROBE}{probe}</script></body>"))
-    window = f"--window-size={size[0]},{size[1]}"
-    command = [str(BROWSER), "--headless=new", "--no-sandbox", "--hide-scrollbars", *options, window]
-    command += ["--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom", probed.as_uri()]
+    frame = page.with_name("narrow.html")
+    frame.write_text(NARROWER)
+    command = [str(BROWSER), "--headless=new", "--no-sandbox", "--hide-scrollbars", *options, "--window-size=1400,900"]
+    command += ["--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom"]
+    command += [(frame if narrow else probed).as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     (title,) = re.findall("<title>(.*?)</title>", done.stdout, re.DOTALL)
@@ -210,6 +233,16 @@ async function probe() {
 
 
 def test_a_narrow_screen_shows_all_without_scrolling_sideways(page: Path) -> None:
-    found = browse(page, NARROW, SOFTWARE, (400, 900))
+    found = browse(page, NARROW, SOFTWARE, narrow=True)
     assert found["width"] <= found["inside"] == 400
     assert not found["beyond"]
+
+
+def test_two_runs_turn_together(page: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mcd.report.view.collect_clip", lambda *_: make_clip())
+        run = page.parent
+        both = write_report(run, shutil.copytree(run, run.with_name("other")), run / "both.html")
+    found = browse(both, TOGETHER, SOFTWARE)
+    assert found["before"][0] == found["before"][1] != found["after"][0] == found["after"][1]
+    assert found["names"] == ["frame2: image", "frame2: image"]

@@ -114,12 +114,12 @@ def test_no_plane_has_an_edge_and_every_step_has_one(slope: float) -> None:
 def test_the_still_shows_the_points_what_moves_and_the_path() -> None:
     clip = make_clip()
     path = (87, 181, 232)
-    colours = {tuple(colour) for colour in to_bytes(still(clip)).reshape(-1, 3).tolist()}
+    colours = {tuple(colour) for colour in to_bytes(still(clip, size=(135, 240))).reshape(-1, 3).tolist()}
     assert (43, 47, 54) in colours, "nothing"
     assert path in colours
     assert any(r > 200 and 90 < g < 200 and b < 120 for r, g, b in colours), "orange moves"
     without = Clip(clip.frames, [], "")
-    assert path not in {tuple(colour) for colour in to_bytes(still(without)).reshape(-1, 3).tolist()}
+    assert path not in {tuple(colour) for colour in to_bytes(still(without, size=(135, 240))).reshape(-1, 3).tolist()}
 
 
 def forward(context: Context, net: nn.Module, reference: Tensor, sources: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def test_pictures_of_the_points_and_of_what_the_labels_changed(tmp_path: Path) -
     panel = tmp_path / "view.png"
     assert main([str(run), "--view", str(panel)]) == 0
     with Image.open(panel) as sheet:
-        assert sheet.width > 2 * 800 and sheet.height > 2 * 450
+        assert sheet.width > 2 * 480 and sheet.height > 2 * 270
     assert main([str(run), "--changes", str(tmp_path / "changes.png")]) == 1
     masks = np.zeros((1, 3, *SIZE), bool)
     masks[:, :, 10:30, 20:60] = True
@@ -246,5 +246,16 @@ def test_pictures_of_the_points_and_of_what_the_labels_changed(tmp_path: Path) -
     write_json(run / "pseudo" / "done.json", {})
     source = write_report(run).read_text()
     assert "What the labels changed" in source
-    assert "<figcaption>labels: × 0.50</figcaption>" in source
+    assert "<figcaption>labels: 0.50 times</figcaption>" in source
     assert main([str(run), "--changes", str(tmp_path / "changes.png")]) == 0
+
+
+def test_a_page_that_would_be_too_large_has_coarser_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sequence_run(tmp_path, ("scene",), frames=6)
+    whole = len(write_report(run).read_bytes())
+    assert whole < 8e6
+    monkeypatch.setattr("mcd.report.page.LARGEST", whole - 1)
+    coarser = len(write_report(run).read_bytes())
+    assert coarser < whole
+    monkeypatch.setattr("mcd.report.page.LARGEST", 1)
+    assert len(write_report(run).read_bytes()) < coarser, "the coarsest, and still a page"

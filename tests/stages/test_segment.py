@@ -234,10 +234,11 @@ def test_a_segmenter_of_own_weights_finds_the_cars_that_it_was_taught(tmp_path: 
         masks = torch.from_numpy(instance_masks(parse_config({"data": data}).data, "train", frame)[0].copy())
         large = areas(masks) > 0.005 * size[0] * size[1]
         truth.append(TrueInstances(masks[large], masks[~large]))
+    assert seen_size(size, 115) == size
     net = build_segmenter("light", size)
-    teach(net, images, [true.moving for true in truth], steps=160)
+    teach(net, images, [true.moving for true in truth], steps=240)
     torch.save(net.state_dict(), tmp_path / "taught.pth")
-    context = make_context(tmp_path, tmp_path / "taught.pth", data=data, classes=["car"], score=0.5)
+    context = make_context(tmp_path, tmp_path / "taught.pth", data=data, classes=["car"], score=0.5, side=115)
     finish(context)
     found = (torch.from_numpy(mask_source(context.run).instances("train", frame)[0]) for frame in reader.frames)
     scores = score_instances(found, truth)

@@ -12,6 +12,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.timeout(900)
+
 
 def shares(folder: Path, what: str) -> dict[int, dict]:
     """What ``shares.py`` finds, by the number of processes."""

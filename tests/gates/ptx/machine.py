@@ -208,7 +208,7 @@ class Machine(Access):
         self.counts.memory["divergent branches"] += int(((some > 0) & (some < whole)).sum())
 
     def _release(self, pc: np.ndarray, resume: np.ndarray, votes: np.ndarray, registers: dict) -> None:
-        """Every block whose threads all wait at the same barrier goes on; at a cluster's, if its other blocks wait."""
+        """Every block whose threads all wait at the same barrier goes on; at a cluster's, if all its blocks do."""
         shape = (len(self.numbers), self.threads)
         waits, at = (pc == WAITING).reshape(shape), resume.reshape(shape)
         exist = (self._special["tid.x"] >= 0).reshape(shape) & (np.arange(self.threads) < np.prod(self.launch.block))

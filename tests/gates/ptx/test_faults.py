@@ -36,6 +36,28 @@ def test_a_barrier_of_the_warp_orders_its_own_lanes_alone() -> None:
         run(entry(far.format("bar.warp.sync -1;"), 1, SHARED), [out], 64)
 
 
+# A thread of each block tells its number and reads that of the other block.
+MEET = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
+TELL = (
+    "mov.u32 %r1, %ctaid.x; mad.lo.s32 %r2, %r1, 64, %r0; mul.wide.u32 %rd10, %r2, 4; add.s64 %rd11, %rd10, %rd0;"
+    "st.global.u32 [%rd11], %r2; {} xor.b32 %r3, %r2, 64; mul.wide.u32 %rd12, %r3, 4; add.s64 %rd12, %rd12, %rd0;"
+    "ld.global.u32 %r4, [%rd12]; add.s64 %rd13, %rd10, %rd1; st.global.u32 [%rd13], %r4;"
+)
+
+
+def test_a_barrier_of_the_cluster_orders_its_blocks() -> None:
+    told, out = np.zeros(256, "u4"), np.zeros(256, "u4")
+    counts = run(entry(TELL.format(f"bar.sync 0; {MEET}"), 2, cluster=2), [told, out], 64, blocks=4)
+    assert out.tolist() == [i ^ 64 for i in range(256)]
+    assert (counts.memory["cluster barriers"], counts.memory["barriers"]) == (4, 4)
+
+
+def test_a_block_that_does_not_come_to_the_clusters_barrier_is_found() -> None:
+    body = f"mov.u32 %r1, %ctaid.x; setp.eq.u32 %p1, %r1, 0; @%p1 bra $end; {MEET}\n$end:"
+    with pytest.raises(KernelError, match=BARRIER):
+        run(entry(body, 1, cluster=2), [np.zeros(64, "u4")], 64, blocks=2)
+
+
 FAULTS = {
     "no barrier between a write and another thread's read": (RACE, SWAP.format(""), {}),
     "a write over what another thread reads": (

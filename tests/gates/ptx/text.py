@@ -14,13 +14,17 @@ _REGISTERS = (
 )
 
 
-def entry(body: str, pointers: int, variables: str = "") -> str:
+def entry(body: str, pointers: int, variables: str = "", cluster: int = 1) -> str:
     """A kernel of some pointers, which it finds in %rd0, %rd1, …, and the thread in %r0."""
     parameters = ",\n".join(f".param .u64 kernel_param_{i}" for i in range(pointers))
     loads = "\n".join(f"ld.param.u64 %rd{i}, [kernel_param_{i}];" for i in range(pointers))
     head = ".version 9.0\n.target sm_90\n.address_size 64\n"
     start = f"{loads}\nmov.u32 %r0, %tid.x;\n"
-    return f"{head}{variables}\n.visible .entry kernel(\n{parameters}\n)\n{{\n{_REGISTERS}\n{start}{body}\nret;\n}}\n"
+    directive = f".explicitcluster\n.reqnctapercluster {cluster}, 1, 1\n" if cluster > 1 else ""
+    return (
+        f"{head}{variables}\n.visible .entry kernel(\n{parameters}\n)\n{directive}"
+        f"{{\n{_REGISTERS}\n{start}{body}\nret;\n}}\n"
+    )
 
 
 def run(
