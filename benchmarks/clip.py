@@ -31,6 +31,7 @@ SHOWN = (15, 40, 65)
 
 DRAWN = (225, 400)
 """Height and width of each tile."""
+_NEAREST = 1.6
 
 Pictures = list[NDArray[np.uint8]]
 Depths = Mapping[str, dict[int, NDArray[np.float32]]]
@@ -48,8 +49,8 @@ def adapt(folder: Path, runs: Path, steps: int) -> Path:
         "stages": "[scene]",
         "data.root": video,
         "data.fov": 60,
-        "data.size": "[160, 288]",
-        "scene.batch": 4,
+        "data.size": "[192, 352]",
+        "scene.batch": 3,
         "scene.steps": steps,
         "scene.motion_from": "null",
         "scene.joint_from": "null",
@@ -67,8 +68,14 @@ def predict(net: DepthPredictor, pictures: Pictures) -> dict[int, NDArray[np.flo
 
 
 def draw(pictures: Pictures, depths: Depths, target: Path) -> None:
-    """A row a frame; each net has its own unit, and so its own range of colours, one for all its frames."""
-    limits = {name: depth_range(torch.from_numpy(np.stack(list(maps.values())))) for name, maps in depths.items()}
+    """A row a frame; each net has its own unit, and so its own range of colours, one for all its frames.
+
+    The nearest road is one colour, so that colours are left for what is as far away as the vehicles.
+    """
+    limits = {}
+    for name, maps in depths.items():
+        near, far = depth_range(torch.from_numpy(np.stack(list(maps.values()))))
+        limits[name] = (_NEAREST * near, far)
     rows = [
         [
             resize_picture(tile, DRAWN)
