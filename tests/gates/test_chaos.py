@@ -15,7 +15,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 import chaos
-from fuzz.command import Command, warm
+from fuzz.command import warm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -77,7 +77,8 @@ def test_half_a_result_is_noticed(tmp_path: Path) -> None:
 
 def test_a_command_is_stopped_by_its_computing_and_killed_with_its_workers(tmp_path: Path) -> None:
     warm()
-    command = Command(["train", "synthetic", "--set", f"data.root={tmp_path}/data"], tmp_path, tmp_path / "said.txt")
+    chaos.write_config(tmp_path / "run", 0)
+    command = chaos.train(tmp_path / "run")
     assert command.wait(600, computing=1.0) is None and command.computed >= 1
     assert command.kill() == -signal.SIGKILL
     time.sleep(0.2)
