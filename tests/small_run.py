@@ -51,10 +51,10 @@ def make_document(folder: Path, runs: str, seed: int = 0, stages: Sequence[str] 
         "slots": {"steps": 5, "size": (32, 32), "emptiness_from": 2, "emptiness_full_from": 4, "threshold": 0, **SHORT},
         "detector": {"steps": 2, "scores": [None, 0.5], "filter_after": [1], "box_excess": 9, **ANYTHING, **SHORT}
         | {"checkpoint_every": 1},
-        "instances": {"flow_threshold": 1000, "middle": 3, "min_area": 0.001},
-        "object": {"steps": 3, **SHORT, "batch": 2},
-        "scale": {"steps": 3, **SHORT, "batch": 2},
-        "final": {"steps": 3, **SHORT, "batch": 2},
+        "instances": {"flow_threshold": 1000, "middle": 2, "min_area": 0.001},
+        "object": {"steps": 3, **SHORT, "batch": 1},
+        "scale": {"steps": 3, **SHORT, "batch": 1},
+        "final": {"steps": 3, **SHORT, "batch": 1},
     }
 
 

@@ -38,7 +38,8 @@ ARCHITECTURES = (80, 90)  # float64 and images of 16 bits: for the last alone
 # there for tests and for a dozen numbers a sample.
 REGISTERS = {True: 128, False: 255}
 SINGLE_SAMPLE = ("find_cameras", "_camera_grads", "_camera_grad")
-# What each thread does to global memory for each of its points; in float64 depth and who has it are two numbers.
+# What each thread does to global memory for each of its points; in float64 depth and who has it are two numbers. Of
+# _largest, one thread of a block, with the bits of a number that is not negative.
 ATOMICS = {
     ("_nearest", "float32"): {"min.u64"},
     ("_nearest", "float64"): {"min.u64", "min.s32"},
@@ -48,6 +49,8 @@ ATOMICS = {
     ("_source_grad", "float64"): {"add.u64", "exch.b64"},
     ("_attribute_grad", "float32"): {"add.u64", "exch.b64"},
     ("_attribute_grad", "float64"): {"add.u64", "exch.b64"},
+    ("_largest", "float32"): {"max.s64"},
+    ("_largest", "float64"): {"max.s64"},
 }
 FUSES = ("_splat", "_pixel_grad")  # rays, which forward and backward must round the same
 

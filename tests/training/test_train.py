@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -210,8 +211,10 @@ def test_a_log_that_cannot_be_written_is_named_and_its_thread_is_quiet(tmp_path,
     run = Run(parse_config({"runs": str(tmp_path), "run": "a"}))
     log = StageLog(run, "scene", 0)
     events = next((run.path / "log" / "scene").iterdir())
-    events.unlink()
-    events.mkdir()
+    while not events.is_dir():  # its thread may write between the two
+        events.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            events.mkdir()
     with pytest.raises(OSError, match="Is a directory"):
         for step in range(10**5):
             log.scalars(step, {"total": 1.0})

@@ -146,7 +146,8 @@ class Device(Memory):
         super().__init__(check, count)
         folder = build_folder()
         path = ROOT / "build" / "ptx" / "_C.so"
-        link(sorted(folder.rglob("*.o")), path)
+        # Builds without CUDA leave their bindings in the same folder.
+        link(sorted(built for built in folder.rglob("*.o") if not built.match("bindings.cpp.*-cpu.so.o")), path)
         # A name of its own: pybind11 finds submodules by their full names, also those of another `_C`.
         specification = importlib.util.spec_from_file_location("gates.ptx._C", path)
         self._module = importlib.util.module_from_spec(specification)
