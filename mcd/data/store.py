@@ -134,7 +134,7 @@ class PredictionStore:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's message may hold the broken text itself
             raise DataError(f"prediction store {self.path} cannot be used: {error}") from error
 
 

@@ -138,6 +138,14 @@ def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
         PredictionStore(tmp_path / "store.sqlite", "nets")
 
 
+def test_a_store_whose_schema_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    PredictionStore(path, "nets")
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE about", b"CREATE \x8fABLE about"))
+    with pytest.raises(DataError, match=r"store\.sqlite cannot be used: "):
+        PredictionStore(path, "nets")
+
+
 def test_a_locked_store_is_an_error_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mcd.data.store._WAIT", 0.05)
     store = PredictionStore(tmp_path / "store.sqlite", "nets")
