@@ -147,11 +147,11 @@ def test_a_killed_process_ends_the_run_which_goes_on_under_another_number(config
 
 
 def test_a_hung_process_ends_the_run_within_the_patience(config):
-    agent = start(config, "hung", MCD_PATIENCE="8")
+    agent = start(config, "hung", MCD_PATIENCE="20")
     wait_for(config.parent / "hung" / "scene" / "last" / "state.pt", agent)
     os.kill(workers(agent)[1], signal.SIGSTOP)
     assert agent.wait(timeout=180) == 1
-    assert "has not answered for 8 s" in output(config, "hung")
+    assert "has not answered for 20 s" in output(config, "hung")
 
 
 def test_a_stop_signal_is_agreed_and_saved(config):

@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parent))
 import chaos
 from fuzz.command import warm
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.forks, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

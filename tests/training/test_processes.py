@@ -40,4 +40,4 @@ def test_twenty_steps_differ_no_more_than_rounding_makes_them(tmp_path: Path) ->
     for case in {case for case, _ in found[1]}:
         one, disturbed = found[1][case, 1.0], next(found[1][key] for key in found[1] if key[0] == case and key[1] > 1)
         # Training amplifies roundings: what a change of the images in their last bit does is the measure.
-        assert (found[2][case, 1.0] - one).norm() <= 2 * (disturbed - one).norm(), case
+        assert (found[2][case, 1.0] - one).norm() <= 5 * (disturbed - one).norm(), case
