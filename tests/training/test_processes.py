@@ -35,9 +35,8 @@ def test_the_gradient_of_many_processes_is_that_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_steps_differ_no_more_than_rounding_makes_them(tmp_path: Path) -> None:
+def test_a_short_training_of_many_processes_is_that_of_one(tmp_path: Path) -> None:
     found = shares(tmp_path, "steps")
-    for case in {case for case, _ in found[1]}:
-        one, disturbed = found[1][case, 1.0], next(found[1][key] for key in found[1] if key[0] == case and key[1] > 1)
-        # Training amplifies roundings: what a change of the images in their last bit does is the measure.
-        assert (found[2][case, 1.0] - one).norm() <= 5 * (disturbed - one).norm(), case
+    for case, one in found[1].items():
+        # Measured: 1e-10 (scene, its last step) and 1e-11. Another batch or a missing share is off by percents at once.
+        assert (found[2][case] - one).norm() <= 1e-8 * one.norm(), case
