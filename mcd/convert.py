@@ -229,7 +229,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns 0, or 2 where nothing was written."""
+    """Command line; returns 0, or 1 where nothing was written."""
     parser = argparse.ArgumentParser(prog="mcd convert", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="published checkpoint folder with *.pth files")
     parser.add_argument("-o", "--out", type=Path, required=True, help=f"folder to write {WEIGHTS} to")
@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nets = convert_folder(given.folder, given.out)
     except (ConversionError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1
     for file, released in RELEASED.items():
         if released.role in nets:
             count = sum(parameter.numel() for parameter in nets[released.role].parameters())

@@ -22,6 +22,17 @@ SHORT = {"batch": 4, "validate_every": 3, "validate_batches": 1, "checkpoint_eve
 ANYTHING = {"largest_box": 1, "fill": 0, "reach": 500, "open": 0, "close": 0}
 
 
+class StopAfter:
+    """A stop signal that comes when it is asked for the n-th time."""
+
+    def __init__(self, asked: int):
+        self._left = asked
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
 def make_document(folder: Path, runs: str, seed: int = 0, stages: Sequence[str] = STAGES) -> dict[str, Any]:
     return {
         "seed": seed,

@@ -350,7 +350,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.output.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1
     images = [job for job in jobs if not job.is_video]
     work: list[tuple[str, int | None, Iterator[str | None]]] = []
     if images:

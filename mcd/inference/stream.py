@@ -134,7 +134,7 @@ class Meter:
 def follow(
     name: str, predictor: AnyPredictor, out: Path, options: Options, *, every: bool = False, force: bool = False
 ) -> int:
-    """Predict a stream to its end, or until Ctrl-C or SIGTERM; returns 0, 1 where it broke off, 2 where none began.
+    """Predict a stream to its end, or until Ctrl-C or SIGTERM; returns 0, or 1 where none began or it broke off.
 
     Args:
         out: folder for the results; ``-`` is the standard output.
@@ -147,7 +147,7 @@ def follow(
         video = LiveVideo(name)
     except (VideoError, InputError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1
     slot = Slot(wait=every)
     meter, line = Meter(slot), Line()
     problem: str | None = None

@@ -377,7 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
         meta = generate(args.out, **wanted, workers=workers, progress=True)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         return 130

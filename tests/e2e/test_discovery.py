@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_run import SIZE, STAGES, classes, files, make_config
+from small_run import SIZE, STAGES, StopAfter, classes, files, make_config
 
 from mcd.config import Config
 from mcd.data import open_reader
@@ -27,17 +27,6 @@ from mcd.scene.predictions import open_store
 from mcd.stages.slots import read_candidates
 from mcd.train import train_run
 from mcd.training.stop import InterruptedRun
-
-
-class StopAfter:
-    """A stop signal that comes when it is asked for the n-th time."""
-
-    def __init__(self, asked: int):
-        self._left = asked
-
-    def __call__(self) -> bool:
-        self._left -= 1
-        return self._left < 0
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_run import StopAfter
 from small_segmenter import teach
 
 from mcd.config import Config, load_config
@@ -31,17 +32,6 @@ CLIP = Path(__file__).parents[1] / "clip" / "highway.mp4"
 FRAMES, SIZE = 16, (96, 160)
 SHORT = {"batch": 2, "validate_every": 2, "validate_batches": 1, "checkpoint_every": 1}
 STEPS = {"scene": 3, "ground": 4, "object": 2, "scale": 2, "final": 2}
-
-
-class StopAfter:
-    """A stop signal that comes when it is asked for the n-th time."""
-
-    def __init__(self, asked: int):
-        self._left = asked
-
-    def __call__(self) -> bool:
-        self._left -= 1
-        return self._left < 0
 
 
 @pytest.fixture(scope="module")

@@ -89,11 +89,11 @@ def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.Capture
     Image.fromarray(picture(9)).save(tmp_path / "a.png")
     save_weights(weights, {"depth": build_depth_net("light")}, {"depth": "light"}, {"size": SIZE})
     call = [str(weights), str(tmp_path / "a.png"), "-o", str(out), "--device", "cpu", "--camera-height", "1.65"]
-    assert main(call) == 2
+    assert main(call) == 1
     assert "--fov" in capsys.readouterr().err
-    assert main([*call, "--fov", "70", "--scale", "2"]) == 2
+    assert main([*call, "--fov", "70", "--scale", "2"]) == 1
     assert "give one of them" in capsys.readouterr().err
-    assert main([*call, "--fov", "180"]) == 2
+    assert main([*call, "--fov", "180"]) == 1
     assert "less than 180" in capsys.readouterr().err
 
 

@@ -155,7 +155,7 @@ def test_results_are_overwritten_only_by_force(
     out = tmp_path / "out"
     out.mkdir()
     (out / "a_depth.png").write_text("kept")
-    assert predict(run_folder, image, "-o", out) == 2
+    assert predict(run_folder, image, "-o", out) == 1
     assert "--force" in capsys.readouterr().err
     assert (out / "a_depth.png").read_text() == "kept"
     assert predict(run_folder, image, "-o", out, "--force") == 0
@@ -184,7 +184,7 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
     (tmp_path / "notes.txt").write_text("notes")
     write_image(tmp_path / "a.png", SIZE)
     write_image(tmp_path / "a.jpg", SIZE)
-    assert predict(*(argument.format(run=run_folder, tmp=tmp_path) for argument in arguments)) == 2
+    assert predict(*(argument.format(run=run_folder, tmp=tmp_path) for argument in arguments)) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -271,7 +271,7 @@ def test_a_scale_that_leaves_no_depth_is_refused(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
 ) -> None:
     image = write_image(tmp_path / "a.png", (8, 8))
-    assert predict(run_folder, image, "-o", tmp_path / "out", *options) == 2
+    assert predict(run_folder, image, "-o", tmp_path / "out", *options) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 

@@ -140,7 +140,7 @@ def test_a_stream_gives_what_single_frames_give(weights: Path, tmp_path: Path) -
         times = [float(picture.pts * picture.time_base) for picture in container.decode(video=0)]
     np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-3)
     # The results are not overwritten unless that is asked for.
-    assert predict(weights, f"file://{clip}", "-o", out) == 2
+    assert predict(weights, f"file://{clip}", "-o", out) == 1
     assert predict(weights, f"file://{clip}", "-o", out, "--force") == 0
 
 
@@ -194,7 +194,7 @@ def test_a_camera_that_is_unplugged_leaves_what_it_gave(
 
 def test_streams_that_cannot_be_meant_are_named(weights: Path, tmp_path: Path, capsys: Shown) -> None:
     def said(*arguments: object) -> str:
-        assert predict(weights, *arguments) == 2
+        assert predict(weights, *arguments) == 1
         shown = capsys.readouterr().err
         assert shown.count("\n") == 1
         return shown

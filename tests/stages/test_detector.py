@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_run import StopAfter
 from torch import Tensor, nn
 
 from mcd.config import parse_config
@@ -305,17 +306,6 @@ def results(context: Context) -> dict[str, bytes]:
     place = context.run.stage("detector")
     files = [*place.rglob("*.npz"), *place.rglob("weights.safetensors")]
     return {str(path.relative_to(place)): path.read_bytes() for path in sorted(files)}
-
-
-class StopAfter:
-    """Says stop at its n-th question."""
-
-    def __init__(self, number: int):
-        self.left = number
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 @pytest.fixture(scope="module")

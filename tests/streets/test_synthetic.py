@@ -337,7 +337,7 @@ def test_command_line_prints_rate_and_statistics_and_reports_errors(tmp_path, ca
     assert matches(tmp_path / "set", train=3, val=2, size=(32, 96), seed=4)
     assert main(arguments) == 0
     assert "there already" in capsys.readouterr().out
-    assert main([str(tmp_path / "set"), "--size", "4x4"]) == 2
+    assert main([str(tmp_path / "set"), "--size", "4x4"]) == 1
     assert "size is 4x4" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(tmp_path / "set"), "--size", "64*192"])

@@ -88,5 +88,5 @@ def main(arguments: list[str] | None = None) -> int:
             print(pack(out / DOCUMENT, *parts))
     except (McdError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1
     return 0
