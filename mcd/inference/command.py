@@ -181,6 +181,8 @@ def parse_size(text: str) -> tuple[int, int]:
         height, width = (int(part) for part in text.lower().split("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not of the form HxW, for example 192x640") from None
+    if min(height, width) < 1:
+        raise argparse.ArgumentTypeError(f"size {text} has no pixel")
     return height, width
 
 

@@ -21,7 +21,7 @@ LOOKED_AT = 32
 
 # Levels of 255 by which pixels of one colour, or of equal frames, may differ: less than the noise of any camera.
 _FLAT, _EQUAL = 0.75, 0.25
-_MOST = 0.9
+_MOST, _REPEATED = 0.9, 0.25
 # Ratio of the frames' width to height against that of data.size.
 _SQUEEZED = 1.25
 # Pixels by which a camera moves what it sees, at the nets' size; ln of depth; share of pixels that are learned from.
@@ -55,7 +55,7 @@ def _squeezed(config: Config, reader: Reader) -> list[str]:
 
 def _nothing_to_learn(reader: Reader) -> list[str]:
     count = min(len(reader.frames), LOOKED_AT)
-    flat = equal = seen = 0
+    flat = equal = seen = pairs = repeated = 0
     for position in range(count):
         frame = reader.frames[position * len(reader.frames) // count]
         try:
@@ -66,7 +66,8 @@ def _nothing_to_learn(reader: Reader) -> list[str]:
             continue
         seen += 1
         flat += max(float(image.std(axis=(0, 1)).max()) for image in images) < _FLAT
-        equal += max(float(np.abs(image - images[1]).mean()) for image in (images[0], images[2])) < _EQUAL
+        same = [float(np.abs(image - images[1]).mean()) < _EQUAL for image in (images[0], images[2])]
+        equal, repeated, pairs = equal + all(same), repeated + sum(same), pairs + len(same)
     if seen and flat >= _MOST * seen:
         return [
             f"{flat} of {seen} training frames looked at have one colour only: without texture, as in black frames, "
@@ -76,6 +77,11 @@ def _nothing_to_learn(reader: Reader) -> list[str]:
         return [
             f"{equal} of {seen} training frames looked at equal their neighbours: the camera stands still, or frames "
             "are repeated; depth is learned from what changes between frames, so that nothing can be learned here"
+        ]
+    if pairs and repeated >= _REPEATED * pairs:
+        return [
+            f"{repeated} of {pairs} neighbouring frames looked at are equal: frames are repeated, as in a film "
+            "that was converted to a higher rate, or the camera stands now and then; nothing is learned from such pairs"
         ]
     return []
 

@@ -104,7 +104,7 @@ DATA: dict[str, list[Member]] = {
         ),
         Member("text", "predict net a.mp4 -o out", "a.mp4", 1, text("a.mp4", "no film")),
         Member("empty", "predict net a.mp4 -o out", "a.mp4", 1, text("a.mp4", "")),
-        Member("a folder", "predict net a.mp4 -o out", "a.mp4 holds no image", 2, folder_at("a.mp4")),
+        Member("a folder", "predict net a.mp4 -o out", "a.mp4 holds no image", 1, folder_at("a.mp4")),
         Member("cut off", "predict net a.mp4 -o out", "a.mp4", 1, both(clip("a.mp4", 9), cut("a.mp4"))),
         training("trained on, text", text("film.mp4", "no film"), "film.mp4", 1, "--set data.images=film.mp4"),
         training("trained on, too short", clip("film.mp4", 2), "none has neighbours", 1, "--set data.images=film.mp4"),

@@ -53,6 +53,7 @@ def settings(tmp_path, **changes):
 CASES = {
     "black": ([np.zeros((*SIZE, 3), np.uint8)] * 12, "have one colour only: without texture, as in black frames"),
     "equal": ([texture(0)] * 12, "equal their neighbours: the camera stands still"),
+    "each twice": ([texture(3 * (number // 2)) for number in range(12)], "neighbouring frames looked at are equal"),
     "moving": ([texture(3 * number) for number in range(12)], None),
 }
 
