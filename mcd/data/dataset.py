@@ -56,11 +56,11 @@ class FrameDataset(Dataset[Item]):
         labels: arrays of an item by name. Those with two or more dimensions end in H, W, are bool or floating, and
             follow resize (nearest) and flips; other values pass as they are.
 
-    Items are dicts: ``reference`` [3,H,W] and ``sources`` [2,3,H,W] uint8, ``K`` [3,3] float32, ``frame``,
-    ``index``, with ``augment`` the ``jitter`` [8] that is yet to be done (:mod:`mcd.ops.colour_jitter`), where the
-    reader has an ``own_mask`` ``own`` [1,H,W] bool, where ``data.intrinsics`` is ``learn`` ``flipped``, ``draw`` (a random number in [0, 1) for the stage), ``skipped`` (what could not be read), and the
-    labels. :func:`mcd.data.to_device` jitters the batch and makes images float32 in [0, 1]; bytes travel four times
-    lighter.
+    Items are dicts: ``reference`` [3,H,W] and ``sources`` [2,3,H,W] uint8, ``K`` [3,3] float32, ``frame``, ``index``,
+    with ``augment`` the ``jitter`` [8] that is yet to be done (:mod:`mcd.ops.colour_jitter`), where the reader has an
+    ``own_mask`` ``own`` [1,H,W] bool, where ``data.intrinsics`` is ``learn`` ``flipped``, ``draw`` (a random number in
+    [0, 1) for the stage), ``skipped`` (what could not be read), and the labels. :func:`mcd.data.to_device` jitters the
+    batch and makes images float32 in [0, 1]; bytes travel four times lighter.
     """
 
     def __init__(
