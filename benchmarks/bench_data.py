@@ -24,6 +24,7 @@ from mcd.config import Augment, Data
 from mcd.data import FrameDataset, StepSampler, build_loader, dataset, open_reader, prefetch
 from mcd.data.prepare_cache import fill_cache
 from mcd.streets.synthetic import generate
+from mcd.training.memory import keep_freed_memory
 
 pytestmark = pytest.mark.timeout(0)
 
@@ -64,6 +65,7 @@ def bench_data(
     data = make_files(tmp_path / "streets", batch * (8 if settings.quick else 40), (height, width))
     fast = data.model_copy(update={"cache": tmp_path / "cache"})
     fill_cache(fast, workers=2)
+    keep_freed_memory()  # as training on a CPU does
     threads = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(threads))
     torch.set_num_threads(1)

@@ -24,14 +24,13 @@ template <typename V> MCD_HD void turn_hue(Colour<V>& c, float shift) {
   const V from = select<V>(is_red, V{}, select<V>(is_green, splat<V>(2), splat<V>(4)));
   // In sixths of the circle, red at 0.
   const V sixths = (ahead - behind) / select<V>(chroma > 0, chroma, splat<V>(1)) + from + 6 * shift;
-  const auto channel = [&](float offset) {
-    V position = sixths + offset;  // in [-3, 13]
-    position = select<V>(position < 0, position + 6, position);
-    position = select<V>(position >= 6, position - 6, position);
-    position = select<V>(position >= 6, position - 6, position);
-    return value - chroma * unit<V>(min<V>(position, 4 - position));
+  const auto channel = [&](float centre) {
+    // Distance on the circle from where the channel is least; adding and taking away 1.5 · 2^23 rounds to a whole number.
+    V away = sixths - centre;
+    away -= 6 * ((away * (1.0f / 6) + 12582912.0f) - 12582912.0f);
+    return value - chroma * unit<V>(2 - abs<V>(away));
   };
-  c = {channel(5), channel(3), channel(1)};
+  c = {channel(3), channel(5), channel(1)};
 }
 
 // What is drawn for one item: the changes in their order, and how much of each; a negative one ends it.
