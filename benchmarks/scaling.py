@@ -1,9 +1,9 @@
 """What the published training would take on H100 GPUs, from parts: ``python -m benchmarks.scaling [--config C]``.
 
-An estimate, not a result: nothing of it has run on a GPU. The operations of the networks are counted in a step of
-every stage and phase, the bytes that processes exchange in their parameters; the operators' kernels come from the
-model in ``benchmarks/model.json``, the loader's rate from ``benchmarks/bench_data.py``. All that is assumed is printed
-and can be given otherwise.
+An estimate, not a result: nothing of it has run on a GPU. The operations of the networks are counted in a forward
+pass of every stage and phase, the bytes that processes exchange in their parameters; the operators' kernels come from
+the model in ``benchmarks/model.json``, the loader's rate from ``benchmarks/bench_data.py``. All that is assumed is
+printed and can be given otherwise.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcd.config import Config, load_config
@@ -72,7 +72,7 @@ class Phase:
 
 
 def count(config: Config) -> list[Phase]:
-    """The phases of the stages that can be tried on noise, one step of each at a batch of one."""
+    """The phases of the stages that can be tried on noise, the forward pass of one triplet each."""
     found: list[Phase] = []
     with tempfile.TemporaryDirectory(prefix="mcd-scaling-") as place:
         quiet = config.model_copy(update={"nets": config.nets.model_copy(update={"pretrained": False})})
@@ -86,10 +86,9 @@ def count(config: Config) -> list[Phase]:
             starts = [0, *(step for step in range(1, length) if stage.phase(step) != stage.phase(step - 1))]
             for begin, end in zip(starts, [*starts[1:], length], strict=True):
                 stage.set_mode(begin)
-                # Shapes alone: nothing is computed.
-                with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-                    batch = _noise(quiet, 1, torch.device("cpu"))
-                    stage.loss(batch, stage.forward(batch, begin), begin)["total"].backward()
+                forward = _forward_operations(stage, begin)
+                # The backward pass of a layer is two products of the size of its forward pass.
+                operations = sum(n * (3 if role in stage.active(begin) else 1) for role, n in forward.items())
                 parameters = sum(p.numel() for role in stage.active(begin) for p in stage.nets[role].parameters())
                 with_motion = name == "scene" and stage.phase(begin) > 0
                 found.append(
@@ -97,10 +96,28 @@ def count(config: Config) -> list[Phase]:
                         "scene with motion" if with_motion else name,
                         f"{name}: {', '.join(stage.active(begin))}",
                         epochs * (end - begin) / length,
-                        float(counter.get_total_flops()),
+                        float(operations),
                         4 * parameters,
                     )
                 )
+    return found
+
+
+def _forward_operations(stage: TrainingStage, step: int) -> dict[str, int]:
+    """Floating-point operations of each net in a step's forward pass over one triplet; nothing is differentiated."""
+    found = dict.fromkeys(stage.nets, 0)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, ExitStack() as hooks:
+        for role, net in stage.nets.items():
+
+            def before(*_: object, role: str = role) -> None:
+                found[role] -= counter.get_total_flops()
+
+            def after(*_: object, role: str = role) -> None:
+                found[role] += counter.get_total_flops()
+
+            hooks.callback(net.register_forward_pre_hook(before).remove)
+            hooks.callback(net.register_forward_hook(after).remove)
+        stage.forward(_noise(stage.config, 1, torch.device("cpu")), step)
     return found
 
 
@@ -153,7 +170,7 @@ def estimate(config: Config, phases: list[Phase], assumed: Assumed) -> str:
     for gpus in GPUS:
         hours[gpus] += 2 * assumed.all_frames / 3 / rate(phases[0], gpus, assumed, modelled) / 3600
     lines += ["", "| " + " | ".join(f"{n} GPUs" for n in GPUS) + " |", "|---" * len(GPUS) + "|"]
-    lines.append("| " + " | ".join(f"{hours[n]:.1f} hours" for n in GPUS) + " |")
+    lines.append("| " + " | ".join(f"{hours[n]:.2g} hours" for n in GPUS) + " |")
     parts = step_parts(phases[-1], GPUS[-1], assumed, modelled)
     lines += ["", f"A step of '{phases[-1].name}' on {GPUS[-1]} GPUs: " + ", ".join(
         f"{name} {1e3 * seconds:.1f} ms" for name, seconds in parts.items()) + "."]  # fmt: skip
