@@ -155,7 +155,9 @@ def estimate(config: Config, phases: list[Phase], assumed: Assumed) -> str:
     """The estimate, in Markdown."""
     modelled = kernels()
     lines = [
-        "| phase | GFLOP a triplet | MB exchanged a step | " + " | ".join(f"{n} GPUs, triplets/s" for n in GPUS) + " |"
+        "| phase | GFLOP a triplet | MB exchanged a step | "
+        + " | ".join(f"{_many(n)}, triplets/s" for n in GPUS)
+        + " |"
     ]
     lines.append("|---" * (3 + len(GPUS)) + "|")
     hours = dict.fromkeys(GPUS, 0.0)
@@ -169,7 +171,7 @@ def estimate(config: Config, phases: list[Phase], assumed: Assumed) -> str:
     # Preparations run the scene's nets forward, a third of a step, over every frame twice (instances and pseudo depth).
     for gpus in GPUS:
         hours[gpus] += 2 * assumed.all_frames / 3 / rate(phases[0], gpus, assumed, modelled) / 3600
-    lines += ["", "| " + " | ".join(f"{n} GPUs" for n in GPUS) + " |", "|---" * len(GPUS) + "|"]
+    lines += ["", "| " + " | ".join(map(_many, GPUS)) + " |", "|---" * len(GPUS) + "|"]
     lines.append("| " + " | ".join(f"{hours[n]:.2g} hours" for n in GPUS) + " |")
     parts = step_parts(phases[-1], GPUS[-1], assumed, modelled)
     lines += ["", f"A step of '{phases[-1].name}' on {GPUS[-1]} GPUs: " + ", ".join(
@@ -185,6 +187,10 @@ def estimate(config: Config, phases: list[Phase], assumed: Assumed) -> str:
     )
     lines.append("  scene's nets forward over all frames twice")
     return "\n".join(lines)
+
+
+def _many(gpus: int) -> str:
+    return f"{gpus} GPU" + "s" * (gpus > 1)
 
 
 def disk(config: Config, phases: list[Phase], assumed: Assumed) -> dict[str, float]:
