@@ -59,13 +59,13 @@ template <> struct type_caster<mcd::Tensor> {
     // torch's dtypes are singletons, looked up once and kept to the end of the process.
     static const auto* known = [] {
       const module_ torch = module_::import("torch");
-      auto* pointers = new PyObject*[8];
+      auto* pointers = new PyObject*[9];
       int i = 0;
-      for (const char* name : {"float32", "float64", "bfloat16", "float16", "int32", "int64", "bool", "int16"})
+      for (const char* name : {"float32", "float64", "bfloat16", "float16", "int32", "int64", "bool", "int16", "uint8"})
         pointers[i++] = object(torch.attr(name)).release().ptr();
       return pointers;
     }();
-    for (int i = 0; i < 8; ++i)
+    for (int i = 0; i < 9; ++i)
       if (dtype.ptr() == known[i]) return mcd::Dtype(i);
     throw type_error("tensor of an unsupported dtype");
   }
@@ -108,17 +108,26 @@ template <> struct type_caster<mcd::Where> {
     MCD_DEFINE(target, scale_invariant_loss_bwd);      \
     MCD_DEFINE(target, fuse_depth_fwd);                \
     MCD_DEFINE(target, fuse_depth_bwd);                \
+    MCD_DEFINE(target, colour_jitter_fwd);             \
+  } while (false)
+
+// On CPUs alone: what worker processes of the loader do.
+#define MCD_DEFINE_CPU(target)                                \
+  do {                                                        \
+    MCD_DEFINE_ALL(target);                                   \
+    py::module_ target = module.attr(#target);                \
+    MCD_DEFINE(target, resize_lanczos_fwd);                   \
   } while (false)
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Compiled operators: a submodule for each target that this machine may have. mcd.ops.native calls them.";
   module.attr("version") = MCD_VERSION;  // of the package that it was built with: operators change between versions
-  MCD_DEFINE_ALL(baseline);
+  MCD_DEFINE_CPU(baseline);
 #ifdef MCD_WITH_X86
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) MCD_DEFINE_ALL(avx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) MCD_DEFINE_CPU(avx2);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    MCD_DEFINE_ALL(avx512);
+    MCD_DEFINE_CPU(avx512);
 #endif
 #ifdef MCD_WITH_CUDA
   MCD_DEFINE_ALL(cuda);

@@ -82,4 +82,10 @@ void fuse_depth_bwd(
     const Tensor& grad_fused, const Tensor& winner, const Tensor& pixel, const Tensor& offset, const Tensor& frame,
     const Tensor& grad_background, const Tensor& grad_object_depth, const Where& where);
 
+// Images of bytes, for the loader.
+void colour_jitter_fwd(const Tensor& images, const Tensor& draws, const Tensor& changed, const Where& where);
+void resize_lanczos_fwd(
+    const Tensor& image, const Tensor& column_bounds, const Tensor& column_weights, const Tensor& row_bounds,
+    const Tensor& row_weights, const Tensor& resized, const Tensor& between, const Where& where);
+
 }  // namespace mcd::MCD_TARGET

@@ -28,6 +28,7 @@ import mcd
 from mcd import ops, world
 from mcd.config import PACKAGED, Config, ConfigError, known_keys, load_config
 from mcd.data import open_reader
+from mcd.data.prepare_cache import ready_cache
 from mcd.errors import McdError, NothingToLearnError, out_of_memory
 from mcd.evaluation.discovery import evaluate_discovery
 from mcd.evaluation.protocol import NothingCountsError, Regions
@@ -110,6 +111,7 @@ def train_run(config: Config, stop: StopSignal, profile: tuple[int, int] | None 
     with lock_run(run_folder(config)) if world.is_first() else nullcontext():
         run = open_run(config)
         world.from_first(partial(make_data, config))
+        world.from_first(partial(ready_cache, config.data))
         context = Context(config, run, device)
         frames = count_frames(config)
         window = ProfileWindow(profile if world.is_first() else None, run.path)

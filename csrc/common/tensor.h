@@ -6,7 +6,7 @@
 
 namespace mcd {
 
-enum class Dtype { float32, float64, bfloat16, float16, int32, int64, boolean, int16 };
+enum class Dtype { float32, float64, bfloat16, float16, int32, int64, boolean, int16, uint8 };
 
 struct Tensor {
   void* data = nullptr;

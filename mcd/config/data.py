@@ -85,6 +85,17 @@ class Data(Section):
     half_pixel: bool = Field(True, description="K of a resized frame is exact; False: the published row scaling")
     on_error: Literal["stop", "skip"] = Field("stop", description="a corrupt or missing file stops, or is counted")
     workers: Whole = Field(2, description="loader processes, at most four a core")
+    cache: Path | None = Field(
+        None,
+        description="folder of the pictures at 'size', which 'mcd prepare cache' makes and which are read at once",
+    )
+    fill_cache: bool = Field(False, description="pictures that data.cache lacks are added to it while they are read")
+
+    @model_validator(mode="after")
+    def _cache(self) -> Data:
+        if self.fill_cache and self.cache is None:
+            raise ValueError("'fill_cache' fills the folder of 'cache': give it")
+        return self
 
     @model_validator(mode="after")
     def _camera(self) -> Data:

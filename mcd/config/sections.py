@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -35,6 +35,12 @@ from mcd.config.nets import Nets
 from mcd.ops.backend import BackendUnavailable
 from mcd.ops.photometric_error import C1, C2, L1_WEIGHT, SSIM_WEIGHT, check_photometric_weights
 from mcd.ops.registry import check_choice
+
+# Where a result is written and how fast it comes does not change it.
+_RESULT_IS_WITHOUT: dict[str, Any] = {
+    **dict.fromkeys(("run", "runs", "log_every", "picture_every", "device"), True),
+    "data": {"cache": True, "fill_cache": True},
+}
 
 
 class Photometric(Section):
@@ -375,5 +381,5 @@ class Config(Section):
 
     def digest(self) -> str:
         """Hash of everything that decides the result (not where it is written, nor how often it is logged)."""
-        document = self.model_dump(mode="json", exclude={"run", "runs", "log_every", "picture_every", "device"})
+        document = self.model_dump(mode="json", exclude=_RESULT_IS_WITHOUT)
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]

@@ -8,7 +8,16 @@ with python_m("train", "mcd prepare"):
     from mcd.data.frames import Frames, Reader
     from mcd.data.kitti import KittiFolder
     from mcd.data.labels import instance_masks, road_mask
-    from mcd.data.loader import Batch, StepSampler, build_loader, collate, fixed_batches, prefetch, to_device
+    from mcd.data.loader import (
+        Batch,
+        StepSampler,
+        build_loader,
+        collate,
+        end_workers,
+        fixed_batches,
+        prefetch,
+        to_device,
+    )
     from mcd.data.readers import open_reader
     from mcd.data.sequence import SequenceFolder
     from mcd.data.triplets import TripletFolder
@@ -28,6 +37,7 @@ __all__ = [
     "WholeFrame",
     "build_loader",
     "collate",
+    "end_workers",
     "fixed_batches",
     "instance_masks",
     "open_reader",

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mcd.config import Augment, Data
-from mcd.data.augment import jitter
-from mcd.data.files import resize_image, resize_nearest
+from mcd.data.augment import draw_jitter, no_jitter
+from mcd.data.cache import PictureCache, Pictures, open_cache
+from mcd.data.files import resize_nearest, resize_planes
 from mcd.data.frames import Reader
 from mcd.files import DataError
 from mcd.geometry import flip_intrinsics, scale_intrinsics
@@ -55,10 +56,11 @@ class FrameDataset(Dataset[Item]):
         labels: arrays of an item by name. Those with two or more dimensions end in H, W, are bool or floating, and
             follow resize (nearest) and flips; other values pass as they are.
 
-    Items are dicts: ``reference`` [3,H,W] and ``sources`` [2,3,H,W] uint8, ``K`` [3,3] float32, ``frame``,
-    ``index``, where the reader has an ``own_mask`` ``own`` [1,H,W] bool, where ``data.intrinsics`` is ``learn``
-    ``flipped``, ``draw`` (a random number in [0, 1) for the stage), ``skipped`` (what could not be read), and the
-    labels. :func:`mcd.data.to_device` makes images float32 in [0, 1]; bytes travel four times lighter.
+    Items are dicts: ``reference`` [3,H,W] and ``sources`` [2,3,H,W] uint8, ``K`` [3,3] float32, ``frame``, ``index``,
+    with ``augment`` the ``jitter`` [8] that is yet to be done (:mod:`mcd.ops.colour_jitter`), where the reader has an
+    ``own_mask`` ``own`` [1,H,W] bool, where ``data.intrinsics`` is ``learn`` ``flipped``, ``draw`` (a random number in
+    [0, 1) for the stage), ``skipped`` (what could not be read), and the labels. :func:`mcd.data.to_device` jitters the
+    batch and makes images float32 in [0, 1]; bytes travel four times lighter.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class FrameDataset(Dataset[Item]):
         own = getattr(reader, "own_mask", None)
         self._own = None if own is None else torch.from_numpy(resize_nearest(own, config.size)[None].copy())
         self._images, self._seed = images, seed % 2**64
+        self._pictures: PictureCache | None = open_cache(config)
         frames = {item.frame for item in self.items}
         spacings = len(config.spacing) if config.kind == "sequence" else 1
         planes = 9 if images == "triplet" else 3
@@ -122,25 +125,29 @@ class FrameDataset(Dataset[Item]):
         if self._config.intrinsics == "learn":
             made["flipped"] = torch.tensor(flipped)
         images, K = self._load(item.frame, spacings[int(distance * len(spacings)) if augment else 0])
+        planes, camera = torch.from_numpy(images), torch.from_numpy(K)
         if flipped:
-            images, K = images[..., ::-1], flip_intrinsics(torch.from_numpy(K), images.shape[-1]).numpy()
-        if augment is not None and jittered < augment.jitter:
-            images = jitter(images, augment, rng)
-        planes = torch.from_numpy(np.array(images))
+            planes, camera = planes.flip(-1), flip_intrinsics(camera, planes.shape[-1])
+        if augment is not None:
+            made["jitter"] = draw_jitter(augment, rng) if jittered < augment.jitter else no_jitter()
         if self._images == "triplet":
-            made["sources"] = planes[[0, 2]]
-        return made | {"reference": planes[len(planes) // 2], "K": torch.from_numpy(K).float()}
+            made["sources"] = planes[::2]
+        return made | {"reference": planes[len(planes) // 2], "K": camera.float()}
 
     def _load(self, frame: str, spacing: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Images [3,3,H,W] or [1,3,H,W] (frame, channel) and K at the networks' size."""
         if self._cache is not None and (frame, spacing) in self._cache:
             return self._cache[frame, spacing]
-        frames, size = self._reader.read(frame, spacing, sources=self._images == "triplet"), self._config.size
-        shapes = {image.shape[:2] for image in frames.images}
-        if len(shapes) > 1:
-            raise DataError(f"the three images of frame {frame} differ in size: {sorted(shapes)}")
-        images = np.stack([resize_image(image, size) for image in frames.images]).transpose(0, 3, 1, 2)
-        loaded = np.ascontiguousarray(images), network_intrinsics(frames.K, shapes.pop(), self._config)
+        triplet = self._images == "triplet"
+        found = None
+        if self._pictures is not None:
+            names = self._reader.pictures(frame, spacing)
+            found = self._pictures.read(names if triplet else names[1:2])
+        if found is None:
+            found = load_planes(self._reader, frame, spacing, self._config.size, sources=triplet)
+            if self._pictures is not None and self._config.fill_cache:
+                self._pictures.write(names if triplet else names[1:2], found)
+        loaded = found.planes, network_intrinsics(found.K, found.native, self._config)
         if self._cache is not None:
             self._cache[frame, spacing] = loaded
         return loaded
@@ -157,6 +164,19 @@ class FrameDataset(Dataset[Item]):
             raise DataError(f"label '{name}' of frame {item.frame} is not finite")
         value = resize_nearest(value, self._config.size)
         return torch.from_numpy(np.array(value, dtype=np.bool_ if value.dtype == np.bool_ else np.float32))
+
+
+def load_planes(reader: Reader, frame: str, spacing: int | None, size: tuple[int, int], *, sources: bool) -> Pictures:
+    """The pictures of a frame at the networks' size, from the files of the data set.
+
+    Raises:
+        DataError: a file is missing or broken, or the pictures differ in size.
+    """
+    frames = reader.read(frame, spacing, sources=sources)
+    shapes = {image.shape[:2] for image in frames.images}
+    if len(shapes) > 1:
+        raise DataError(f"the three images of frame {frame} differ in size: {sorted(shapes)}")
+    return Pictures(np.stack([resize_planes(image, size) for image in frames.images]), frames.K, shapes.pop())
 
 
 def network_intrinsics(K: NDArray[np.float64], native: tuple[int, int], config: Data) -> NDArray[np.float64]:

@@ -31,6 +31,10 @@ class Reader(Protocol):
         """Distances to the sources that can be had for this frame; the first is the usual one."""
         ...
 
+    def pictures(self, frame: str, spacing: int | None = None) -> tuple[str, ...]:
+        """Names of the previous, the reference and the next picture of a frame; equal names are equal pictures."""
+        ...
+
     def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
         """The frame between its neighbours at a distance (None: the usual one), or without them.
 

@@ -43,10 +43,13 @@ class KittiFolder:
     def spacings(self, frame: str) -> tuple[int, ...]:
         return (1,)
 
-    def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
+    def pictures(self, frame: str, spacing: int | None = None) -> tuple[str, ...]:
         folder, _, index = frame.rpartition("/")
-        steps = (-1, 0, 1) if sources else (0,)
-        images = tuple(self.read_image(f"{folder}/{int(index) + step:010d}") for step in steps)
+        return tuple(f"{folder}/{int(index) + step:010d}" for step in (-1, 0, 1))
+
+    def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
+        names = self.pictures(frame)
+        images = tuple(self.read_image(name) for name in (names if sources else names[1:2]))
         return Frames(images, self.read_intrinsics(frame))
 
     def read_image(self, frame: str) -> Picture:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from mcd.data.dataset import Item, Key, WorkItem
 from mcd.data.processes import process_count
 from mcd.files import DataError
+from mcd.ops.colour_jitter import KINDS, colour_jitter
 
 Batch = dict[str, Any]
 
@@ -98,15 +99,22 @@ def build_loader(
     batches: Batches,
     workers: int,
     device: torch.device | str = "cpu",
+    *,
+    persistent: bool = False,
 ) -> DataLoader[Batch]:
     """A loader of the given batches of keys, with worker processes and, for CUDA, pinned memory.
 
     There are no more workers than batches, and than :func:`process_count` allows.
+
+    Args:
+        persistent: the workers outlive an iteration and serve the next one, until :func:`end_workers`.
     """
+    count = process_count(workers, len(batches))
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=process_count(workers, len(batches)),
+        num_workers=count,
+        persistent_workers=persistent and count > 0,
         collate_fn=collate,
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=_outlive_signals,
@@ -124,6 +132,7 @@ def fixed_batches(
     limit: int | None = None,
     skip: Collection[str] = (),
     part: slice = slice(None),
+    persistent: bool = False,
 ) -> DataLoader[Batch]:
     """All items once and in order, the last batch being smaller.
 
@@ -131,12 +140,19 @@ def fixed_batches(
         limit: at most so many batches, of items spread evenly over the data set.
         skip: frames to leave out.
         part: which of the batches are wanted.
+        persistent: see :func:`build_loader`.
     """
     indices = [index for index, item in enumerate(dataset.items) if item.frame not in skip]
     if limit is not None and limit * batch < len(indices):
         indices = [indices[position] for position in np.arange(limit * batch) * len(indices) // (limit * batch)]
     batches = [[(index, 0) for index in indices[first : first + batch]] for first in range(0, len(indices), batch)]
-    return build_loader(dataset, batches[part], workers, device)  # type: ignore[arg-type]
+    return build_loader(dataset, batches[part], workers, device, persistent=persistent)  # type: ignore[arg-type]
+
+
+def end_workers(loader: DataLoader[Batch]) -> None:
+    """End the workers of a persistent loader."""
+    getattr(loader._iterator, "_shutdown_workers", lambda: None)()
+    loader._iterator = None
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -157,15 +173,23 @@ def collate(items: Sequence[Item]) -> Batch:
 def to_device(batch: Batch, device: torch.device | str, channels_last: bool = False) -> Batch:
     """A collated batch as the stages want it, on the device.
 
-    Bytes [..., 3, H, W] become float32 in [0, 1], joined tensors a list. Copies from pinned memory do not wait.
+    Bytes [..., 3, H, W] undergo the ``jitter`` that their items have drawn and become float32 in [0, 1], joined tensors
+    a list. Copies from pinned memory do not wait.
     """
     moved: Batch = {}
+    draws = _jittering(batch, device)
     for name, value in batch.items():
+        if name == "jitter":
+            continue
         if isinstance(value, Ragged):
             moved[name] = list(value.values.to(device, non_blocking=True).split(value.counts))
         elif isinstance(value, Tensor):
             value = value.to(device, non_blocking=True)
-            moved[name] = _unit_range(value, channels_last) if value.dtype == torch.uint8 else value
+            if value.dtype == torch.uint8:
+                if draws is not None:
+                    value = colour_jitter(value.reshape(len(value), -1, *value.shape[-3:]), draws).view(value.shape)
+                value = _unit_range(value, channels_last)
+            moved[name] = value
         else:
             moved[name] = value
     return moved
@@ -208,6 +232,14 @@ def prefetch(
         yield batch
 
 
+def _jittering(batch: Batch, device: torch.device | str) -> Tensor | None:
+    """What a batch has drawn, on the device; None where all items stay as they are. The draws are on the host."""
+    draws: Tensor | None = batch.get("jitter")
+    if draws is None or not bool((draws[:, len(KINDS)] >= 0).any()):
+        return None
+    return draws.to(device, non_blocking=True)
+
+
 def _unit_range(images: Tensor, channels_last: bool) -> Tensor:
     flat = images.flatten(0, -4)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -216,6 +248,7 @@ def _unit_range(images: Tensor, channels_last: bool) -> Tensor:
 
 def _announced(loader: Iterable[Batch]) -> Iterator[Batch]:
     iterator, known = iter(loader), set()
+    kept = getattr(loader, "persistent_workers", False)
     try:
         while (batch := next(iterator, None)) is not None:
             for problem in batch.get("skipped", ()):
@@ -229,7 +262,8 @@ def _announced(loader: Iterable[Batch]) -> Iterator[Batch]:
     finally:
         # An exception keeps the loader's iterator alive in a reference cycle, and its processes with it, until some
         # later garbage collection ends them in the wrong place.
-        getattr(iterator, "_shutdown_workers", lambda: None)()
+        if not kept:
+            getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 def _outlive_signals(worker: int) -> None:

@@ -1,4 +1,6 @@
-"""``python -m mcd.data.prepare cityscapes SOURCE OUT``: make the triplet layout from what Cityscapes publishes.
+"""``mcd prepare``: what is made of a data set before it is trained on; ``cache`` is in :mod:`mcd.data.prepare_cache`.
+
+``python -m mcd.data.prepare cityscapes SOURCE OUT``: make the triplet layout from what Cityscapes publishes.
 
     SOURCE/leftImg8bit_sequence/{split}/{city}/{city}_{sequence}_{number}_leftImg8bit.png     2048x1024, 17 a second
     SOURCE/camera/{split}/{city}/{city}_{sequence}_{number}_camera.json                       one for 30 frames
@@ -33,8 +35,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from mcd.data import prepare_cache
 from mcd.data.files import Picture, image_size, read_camera, read_image, resize_image, text
 from mcd.data.processes import MOST_PER_CORE, process_count
+from mcd.errors import McdError
 from mcd.files import DataError, atomic_path, read_json, write_json, write_text
 from mcd.geometry import scale_intrinsics
 
@@ -219,7 +223,7 @@ def _by_sequence(folder: Path, ending: str) -> dict[str, dict[int, Path]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="mcd prepare", description="Make a data set's triplet layout.")
+    parser = argparse.ArgumentParser(prog="mcd prepare", description="Make of a data set what is read faster.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     cityscapes = kinds.add_parser("cityscapes", help="leftImg8bit_sequence and camera files to triplets")
     cityscapes.add_argument("source", type=Path, help="folder with leftImg8bit_sequence/ and camera/")
@@ -233,19 +237,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"processes (default: as many as cores), at most one a sequence and {MOST_PER_CORE} a core",
     )
     cityscapes.add_argument("--skip", action="store_true", help="leave broken files out and list them")
+    prepare_cache.add_arguments(
+        kinds.add_parser("cache", help="pictures at the size that the networks see, to data.cache of a config")
+    )
     options = parser.parse_args(arguments)
-    if min(options.gap, options.workers) < 1:
-        parser.error("--gap and --workers are at least 1")
-    try:
-        problems = prepare_cityscapes(
-            options.source,
-            options.out,
-            splits=options.splits,
-            gap=options.gap,
-            workers=options.workers,
-            skip=options.skip,
+    if min(getattr(options, "gap", 1), options.workers) < 1:
+        parser.error(
+            "--gap and --workers are at least 1" if options.kind == "cityscapes" else "--workers is at least 1"
         )
-    except (DataError, OSError) as error:
+    try:
+        if options.kind == "cache":
+            problems = prepare_cache.run(options)
+        else:
+            problems = prepare_cityscapes(
+                options.source,
+                options.out,
+                splits=options.splits,
+                gap=options.gap,
+                workers=options.workers,
+                skip=options.skip,
+            )
+    except (McdError, OSError) as error:
         print(f"mcd.data.prepare: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -97,11 +97,14 @@ class SequenceFolder:
         room = min(position - max(first, self._first), min(last, self._last) - position)
         return tuple(spacing for spacing in self._config.spacing if spacing <= room)
 
-    def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
+    def pictures(self, frame: str, spacing: int | None = None) -> tuple[str, ...]:
         spacing = self.spacings(frame)[0] if spacing is None else spacing
         position = self._position[frame]
-        steps = (-spacing, 0, spacing) if sources else (0,)
-        return Frames(tuple(self._image(position + step) for step in steps), self.K)
+        return tuple(self.names[position + step] for step in (-spacing, 0, spacing))
+
+    def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
+        names = self.pictures(frame, spacing) if sources else (frame,)
+        return Frames(tuple(self.read_image(name) for name in names), self.K)
 
     def read_image(self, frame: str) -> Picture:
         """One frame [H, W, 3]."""

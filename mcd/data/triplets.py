@@ -33,6 +33,9 @@ class TripletFolder:
     def spacings(self, frame: str) -> tuple[int, ...]:
         return (1,)
 
+    def pictures(self, frame: str, spacing: int | None = None) -> tuple[str, ...]:
+        return tuple(f"{frame}:{place}" for place in range(3))
+
     def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
         path = triplet_path(self._folder, frame)
         images = split_triplet(read_image(path), path)

@@ -41,7 +41,6 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
             f"stage {stage.name}: a batch of {schedule.batch} cannot be drawn from {len(dataset)} items: "
             "lower its 'batch'"
         )
-    validation = Validation(stage, context)
     stage.steps_per_epoch = len(dataset) // schedule.batch
     steps = schedule.length(stage.steps_per_epoch)
     state = TrainState(stage)
@@ -49,6 +48,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
     timer, guard, unread = StepTimer(device), NanGuard(config.on_nan, device), 0
     with (
         closing(StageLog(context.run, stage.name, state.step)) as log,
+        closing(Validation(stage, context)) as validation,
         progress(steps, stage.name, "step", state.step) as bar,
     ):
         while state.step < steps:

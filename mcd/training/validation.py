@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mcd import world
-from mcd.data import EvaluationSet, fixed_batches, prefetch
+from mcd.data import EvaluationSet, end_workers, fixed_batches, prefetch
 from mcd.evaluation.protocol import evaluate_depth
 from mcd.run.context import Context
 from mcd.stages import TrainingStage
@@ -19,12 +19,26 @@ from mcd.stages import TrainingStage
 class Validation:
     """Mean validation loss over a fixed set of batches, or (published option) abs_rel on ground truth.
 
-    Many processes take batches in turn, whole ones: each has the loss that one process would find.
+    Many processes take batches in turn, whole ones: each has the loss that one process would find. The loader's
+    workers live from one validation to the next, until :meth:`close`.
     """
 
     def __init__(self, stage: TrainingStage, context: Context):
         self._stage, self._context = stage, context
-        self._dataset = stage.dataset("val", None)
+        schedule, config = stage.schedule, context.config
+        self._loader = fixed_batches(
+            stage.dataset("val", None),
+            schedule.batch,
+            config.data.workers,
+            context.device,
+            limit=schedule.validate_batches,
+            part=slice(world.rank(), None, world.size()),
+            persistent=True,
+        )
+
+    def close(self) -> None:
+        """End the workers."""
+        end_workers(self._loader)
 
     def score(self, step: int) -> float:
         """The score of the nets, the same in every process; they are left in training."""
@@ -39,20 +53,12 @@ class Validation:
         return score
 
     def _mean_loss(self, step: int) -> float:
-        stage, schedule, config, device = self._stage, self._stage.schedule, self._context.config, self._context.device
-        loader = fixed_batches(
-            self._dataset,
-            schedule.batch,
-            config.data.workers,
-            device,
-            limit=schedule.validate_batches,
-            part=slice(world.rank(), None, world.size()),
-        )
+        stage, config, device = self._stage, self._context.config, self._context.device
         found: list[Tensor] = []
         with torch.no_grad(), world.alone():
             found.extend(
                 stage.loss(batch, stage.forward(batch, step), step)["total"]
-                for batch in prefetch(loader, device, config.channels_last)
+                for batch in prefetch(self._loader, device, config.channels_last)
             )
         shares = world.gather([loss.cpu() for loss in found])
         totals = [loss for turn in zip_longest(*shares) for loss in turn if loss is not None]

@@ -32,6 +32,9 @@ class OneFrame:
     def spacings(self, frame: str) -> tuple[int, ...]:
         return (1,)
 
+    def pictures(self, frame: str, spacing: int | None = None) -> tuple[str, ...]:
+        return (frame,) * 3
+
     def read(self, frame: str, spacing: int | None = None, *, sources: bool = True) -> Frames:
         return Frames((self.image,) * (3 if sources else 1), self.K)
 
@@ -79,7 +82,7 @@ def test_what_looks_at_the_reference_alone_reads_and_ships_nothing_else(
     )
     for draw in range(4):
         without, item = blind[2, draw], seeing[2, draw]
-        assert set(item) - set(without) == {"reference", "K"}
+        assert set(item) - set(without) == {"reference", "K", "jitter"}
         assert same(without, {name: item[name] for name in without}), "the same draws"
     assert len(opened) == 1, "by the one that sees, once"
 
@@ -91,7 +94,8 @@ def test_an_item_depends_on_seed_draw_and_index_alone(triplets: Data) -> None:
     items = {key: first[key] for key in keys}
     for key in reversed(keys):
         assert same(items[key], second[key])
-    assert len({items[0, draw]["reference"].numpy().tobytes() for draw in range(4)}) > 1, "draws differ"
+    for name in ("reference", "jitter"):
+        assert len({items[0, draw][name].numpy().tobytes() for draw in range(4)}) > 1, "draws differ"
     other = FrameDataset(reader, triplets, Augment(), seed=4)
     assert not all(same(items[key], other[key]) for key in keys), "seeds differ"
 

@@ -17,6 +17,7 @@ from mcd.data import (
     WholeFrame,
     build_loader,
     collate,
+    end_workers,
     fixed_batches,
     open_reader,
     prefetch,
@@ -128,7 +129,8 @@ def test_collation_stacks_joins_and_lists() -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_images_arrive_in_the_unit_interval_and_in_the_layout_asked_for(triplets: Data, channels_last: bool) -> None:
-    items = [train_set(triplets)[index, 0] for index in range(3)]
+    plain = FrameDataset(open_reader(triplets, "train"), triplets, Augment(jitter=0), seed=7)
+    items = [plain[index, 0] for index in range(3)]
     batch = to_device(collate(items), "cpu", channels_last)
     assert batch["reference"].shape == (3, 3, *triplets.size)
     assert batch["sources"].shape == (3, 2, 3, *triplets.size)
@@ -140,6 +142,30 @@ def test_images_arrive_in_the_unit_interval_and_in_the_layout_asked_for(triplets
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for images in (batch["reference"], batch["sources"].flatten(0, 1)):
         assert images.is_contiguous(memory_format=layout)
+
+
+def test_the_jitter_of_an_item_does_not_depend_on_its_batch(triplets: Data) -> None:
+    found = train_set(triplets)
+    items = [found[index % 4, index] for index in range(12)]
+    draws = [item["jitter"] for item in items]
+    assert 0 < sum(bool(draw[4] >= 0) for draw in draws) < 12, "some of them jitter"
+    together = to_device(collate(items), "cpu")
+    assert "jitter" not in together
+    for place, item in enumerate(items):
+        alone = to_device(collate([item]), "cpu")
+        for name in ("reference", "sources"):
+            assert torch.equal(alone[name][0], together[name][place])
+            untouched = torch.equal(alone[name][0], item[name].float() / 255)
+            assert untouched == bool(draws[place][4] < 0), "what has drawn nothing stays, all else changes"
+
+
+def test_persistent_workers_serve_every_iteration_until_they_are_ended() -> None:
+    loader = fixed_batches(Numbers(8), 2, 2, persistent=True)
+    first, second = ({pid for batch in prefetch(loader) for pid in batch["process"]} for _ in range(2))
+    assert first == second and os.getpid() not in first
+    end_workers(loader)
+    assert not any(child.pid in first for child in multiprocessing.active_children())
+    end_workers(loader)  # twice is once
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -152,10 +152,14 @@ def test_the_scale_net_learns_on_the_colours_that_the_frozen_nets_know(context):
     # Flips may come in: they are of the depth too.
     every = Augment(flip=0, jitter=1)
     stage = ScaleStage(context)
-    plain, jittered = (stage.dataset("train", augment)[(0, 3)]["reference"] for augment in (None, every))
+
+    def reference(stage, augment):
+        return to_device(collate([stage.dataset("train", augment)[(0, 3)]]), "cpu")["reference"][0]
+
+    plain, jittered = (reference(stage, augment) for augment in (None, every))
     assert torch.equal(plain, jittered)
-    assert not torch.equal(plain, ObjectStage(context).dataset("train", every)[(0, 3)]["reference"])
-    mirrored = stage.dataset("train", every.model_copy(update={"flip": 1.0}))[(0, 3)]["reference"]
+    assert not torch.equal(plain, reference(ObjectStage(context), every))
+    mirrored = reference(stage, every.model_copy(update={"flip": 1.0}))
     assert torch.equal(mirrored, plain.flip(-1))
 
 
