@@ -156,7 +156,7 @@ template <typename T, bool kGrad, bool kBoth = false, bool kLoss = false> struct
         const Moments<T> d_moments{
             middle.mean_d + of_d.to_mean(), above.spread_d + middle.spread_d + below.spread_d + 3 * of_d.spread()};
         const auto window = ssim_window<kLuminance, T>(
-            x_moments, {x_moments.mean - d_moments.mean, spread_y[out]}, d_moments, weights);
+            x_moments.mean, x_moments.mean - d_moments.mean, d_moments, x_moments.spread + spread_y[out] + weights.c2, weights);
         ssim[part * kWindowSize + out] = window.error;
         if constexpr (kKeep) {
           plane(part, 0)[out] = window.alpha, plane(part, 1)[out] = window.beta, plane(part, 2)[out] = window.gamma;
