@@ -9,8 +9,7 @@
 namespace mcd::MCD_TARGET {
 namespace {
 
-// Rows of a strip. Gradients need those of windows around it, two more.
-constexpr int kForwardRows = 20, kBackwardRows = 32;
+constexpr int kStripRows = 32;
 
 template <typename T, typename image_t> struct Images {
   const image_t *reference, *warped, *sources;  // [B, 3, H, W], [B, S, 3, H, W] twice
@@ -98,7 +97,6 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
   const int end = min(pair.bottom, height - 1);
 #pragma unroll 1
   for (int r = max(pair.top, 1); r < end; ++r) {
-    __syncwarp();
     const ReferenceWindows<T> of_y(y, next_y, images.weights.c2);
     move(r + 2 < height ? width : 0);  // the last row is not followed by another
     load_pair<kUsual>(next_y, of_reference, second);
@@ -160,14 +158,15 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
   const int second = kUsual || pair.x + 1 < width ? 1 : 0;
   auto* parts = reinterpret_cast<Two<T>*>(shared) + lane;  // [2, sources, channels, 32] as in the forward pass
   const int row_of_parts = sources * kChannels * 32;
-  Two<T>* of_groups = parts + 2 * row_of_parts;  // [groups, channels, 32] with kBoth: gradients to the reference
-  const KeptRows<T, kUsual> kept{of_groups - lane + threadIdx.x + (kBoth ? int(blockDim.x) : 0), height};
+  const int of_groups = 2 * row_of_parts;  // there, with kBoth, [groups, channels, 32]: gradients to the reference
+  const KeptRows<T, kUsual> kept{parts - lane + of_groups + threadIdx.x + (kBoth ? int(blockDim.x) : 0), height};
 
   const int begin = max(pair.top - 1, 1);
   const int64_t pixels = images.pixels(), at_first = int64_t(begin - 1) * width + max(pair.x, 0);
-  const image_t* of_reference = images.reference + (int64_t(pair.image) * kChannels + channel) * pixels + at_first;
-  const image_t* of_warped = images.warped + ((int64_t(pair.image) * sources + first) * kChannels + channel) * pixels + at_first;
-  const auto image_at = [&](int i) { return of_warped + i * kChannels * pixels; };
+  // Where the row lies that was read last.
+  int64_t in_reference = (int64_t(pair.image) * kChannels + channel) * pixels + at_first;
+  int64_t in_warped = ((int64_t(pair.image) * sources + first) * kChannels + channel) * pixels + at_first;
+  const auto image_at = [&](int i) { return images.warped + in_warped + i * kChannels * pixels; };
 
   Down<T> y;
   SourceDown<T> source[kSources];
@@ -189,15 +188,15 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
   };
   {
     T above[kSources][2], above_y[2];
-    load_pair<kUsual>(above_y, of_reference, second);
+    load_pair<kUsual>(above_y, images.reference + in_reference, second);
     kept.reference(begin - 1) = {above_y[0], above_y[1]};
 #pragma unroll
     for (int i = 0; i < kSources; ++i) {
       load_pair<kUsual>(above[i], image_at(i), second);
       kept.image(i, begin - 1) = {above[i][0], above[i][1]};
     }
-    of_reference += width, of_warped += width;
-    load_pair<kUsual>(y.here, of_reference, second);
+    in_reference += width, in_warped += width;
+    load_pair<kUsual>(y.here, images.reference + in_reference, second);
     for (int k = 0; k < 2; ++k) y.up[k] = y.here[k] - above_y[k];
 #pragma unroll
     for (int i = 0; i < kSources; ++i) {
@@ -206,8 +205,8 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
       source[i].start(above[i], here, y);
     }
     keep(begin);
-    of_reference += width, of_warped += width;
-    load_pair<kUsual>(next_y, of_reference, second);
+    in_reference += width, in_warped += width;
+    load_pair<kUsual>(next_y, images.reference + in_reference, second);
 #pragma unroll
     for (int i = 0; i < kSources; ++i) load_pair<kUsual>(next[i], image_at(i), second);
   }
@@ -232,19 +231,20 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
         if constexpr (kBoth)
           total[k] += photometric_grad<T>(sums[i][0][k], sums[i][1][k], sums[i][3][k], l1, at_y.at[k], -d);
       }
-      // As far from the first gradient as the next row to be read is from the first image.
-      image_t* to = grad_warped + (image_at(i) - images.warped) + int64_t(p - last_read(r)) * width;
-      if (pair.own) store_pair<kUsual>(to, grad, second);
+      const int64_t to = in_warped + i * kChannels * pixels + int64_t(p - last_read(r)) * width;
+      if (pair.own) store_pair<kUsual>(grad_warped + to, grad, second);
     }
     if constexpr (kBoth) {
-      of_groups[warp * 32] = {total[0], total[1]};
+      parts[of_groups + warp * 32] = {total[0], total[1]};
       __syncthreads();
       if (first == 0 && pair.own) {
         total[0] = total[1] = 0;
 #pragma unroll 1
-        for (int g = 0; g < sources; ++g)
-          for (int k = 0; k < 2; ++k) total[k] += of_groups[(g * kChannels + channel) * 32].at[k];
-        store_pair<kUsual>(grad_reference + (of_reference - images.reference) + int64_t(p - last_read(r)) * width, total, second);
+        for (int g = 0; g < sources; ++g) {
+          const Two<T> part = parts[of_groups + (g * kChannels + channel) * 32];
+          for (int k = 0; k < 2; ++k) total[k] += part.at[k];
+        }
+        store_pair<kUsual>(grad_reference + in_reference + int64_t(p - last_read(r)) * width, total, second);
       }
       __syncthreads();
     }
@@ -278,14 +278,13 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
 
 #pragma unroll 1
   for (int r = begin; r <= pair.bottom; ++r) {
-    __syncwarp();
     T planes[kSources][kPlanes][2] = {};
     if (r < height - 1) {
       take(r);
       const ReferenceWindows<T> of_y(y, next_y, images.weights.c2);
       const int step = r + 2 < height ? width : 0;  // the last row is not followed by another
-      of_reference += step, of_warped += step;
-      load_pair<kUsual>(next_y, of_reference, second);
+      in_reference += step, in_warped += step;
+      load_pair<kUsual>(next_y, images.reference + in_reference, second);
       SsimWindow<T> windows[kSources][2];
       T errors[kSources][2], d[kSources][2], weights[kSources][2] = {};
 #pragma unroll
@@ -304,7 +303,7 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
           if (q == 0 ? r != 2 : r != height - 3) continue;
           const int64_t away = int64_t(q - last_read(r)) * width;
           T there[2];
-          load_pair<kUsual>(there, of_reference + away, second);
+          load_pair<kUsual>(there, images.reference + in_reference + away, second);
 #pragma unroll
           for (int i = 0; i < kSources; ++i) {
             T here[2];
@@ -316,7 +315,6 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
         // Row 0 waited for its own error.
         if (r == 2 && pair.top == 0) finish(0, r, before);
       }
-      __syncwarp();
       gather_mirrored(pair, width, weights);
       bool spoiled = false;
 #pragma unroll
@@ -340,7 +338,6 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
             for (int k = 0; k < 2; ++k)
               if (weights[i][k] == 0) planes[i][j][k] = 0;
     }
-    __syncwarp();
     T sums[kSources][kPlanes][2];
 #pragma unroll
     for (int i = 0; i < kSources; ++i)
@@ -396,9 +393,9 @@ void with_kind(const Images<T, image_t>& images, const F& f, const Outputs*... o
 template <typename T, typename image_t>
 Images<T, image_t> make_images(
     const Tensor& reference, const Tensor& warped, const Tensor& sources, const Tensor& valid,
-    const PhotometricWeights<T>& weights, int rows) {
+    const PhotometricWeights<T>& weights) {
   return {reference.as<image_t>(), warped.as<image_t>(), sources.as<image_t>(), valid.as<bool>(), weights,
-          Strips::of(reference.size[0], int(reference.size[2]), int(reference.size[3]), rows), int(warped.size[1])};
+          Strips::of(reference.size[0], int(reference.size[2]), int(reference.size[3]), kStripRows), int(warped.size[1])};
 }
 
 }  // namespace
@@ -410,7 +407,7 @@ void photometric_error_fwd(
     using T = decltype(scalar);
     using image_t = decltype(image);
     const auto images = make_images<T, image_t>(
-        reference, warped, sources, valid, photometric_weights<T>(ssim_weight, l1_weight, c1, c2), kForwardRows);
+        reference, warped, sources, valid, photometric_weights<T>(ssim_weight, l1_weight, c1, c2));
     const size_t bytes = 2 * 2 * images.count * kChannels * 32 * sizeof(Two<T>);
     with_kind(
         images,
@@ -431,7 +428,7 @@ void photometric_error_bwd(
     using T = decltype(scalar);
     using image_t = decltype(image);
     const auto images = make_images<T, image_t>(
-        reference, warped, Tensor{}, valid, photometric_weights<T>(ssim_weight, l1_weight, c1, c2), kBackwardRows);
+        reference, warped, Tensor{}, valid, photometric_weights<T>(ssim_weight, l1_weight, c1, c2));
     const auto run = [&](auto usual, auto luminance, auto both) {
       const int groups = usual ? 1 : images.count, threads = groups * 32 * kChannels;
       const size_t bytes = (2 * images.count * kChannels * 32 + (both ? threads : 0)) * sizeof(Two<T>) +

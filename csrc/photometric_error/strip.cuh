@@ -23,19 +23,22 @@ template <typename T> struct alignas(2 * sizeof(T)) Two {
   T at[2];
 };
 
-// Images cut into strips: pairs of columns, one image after another, and rows [top, bottom), at
-// least four of them. The pairs at both ends of a warp
-// serve their neighbours alone. A border's pixel finds its window two columns inside; where the last pair is half empty, that
-// reads one pair more.
+// Images cut into strips: pairs of columns, one image after another, and `rows` rows, of which the last strips have at least
+// four. The pairs at both ends of a warp serve their neighbours alone. A border's pixel finds its window two columns inside;
+// where the last pair is half empty, that reads one pair more.
 struct Strips {
   int64_t batch, count;  // of the images, and of strips beside each other
-  int height, width, pairs, halo, tiles;
+  int height, width, pairs, halo, rows, tiles;
+  uint32_t reciprocal;  // 2^32 / count
 
   static Strips of(int64_t batch, int height, int width, int rows) {
     const int pairs = (width + 1) / 2, halo = 1 + width % 2, own = 32 - 2 * halo;
-    return {batch, (batch * pairs + own - 1) / own, height, width, pairs, halo, (height + rows - 1) / rows};
+    while (height % rows != 0 && height % rows < 4) ++rows;
+    const int64_t count = max<int64_t>((batch * pairs + own - 1) / own, 1);
+    return {batch, count, height, width, pairs, halo, rows, (height + rows - 1) / rows,
+            uint32_t(min<int64_t>((int64_t(1) << 32) / count, (int64_t(1) << 32) - 1))};
   }
-  int64_t blocks() const { return count * tiles; }
+  int64_t blocks() const { return batch == 0 ? 0 : count * tiles; }
 };
 
 // Where a thread of a warp stands.
@@ -46,10 +49,12 @@ struct PairOfColumns {
 
   __device__ explicit PairOfColumns(const Strips& strips) {
     const int lane = int(threadIdx.x % 32);
-    const auto [tile, strip] = divide(blockIdx.x, strips.count);
-    top = int(divide(tile * strips.height, strips.tiles).whole);
-    bottom = int(divide((tile + 1) * strips.height, strips.tiles).whole);
-    const int64_t pair = strip * (32 - 2 * strips.halo) + lane - strips.halo, last = strips.batch * strips.pairs - 1;
+    // By multiplication: the compiler then sees that all threads go the same way.
+    const uint32_t count = uint32_t(strips.count);
+    uint32_t tile = uint32_t(uint64_t(blockIdx.x) * strips.reciprocal >> 32), strip = blockIdx.x - tile * count;
+    if (strip >= count) ++tile, strip -= count;
+    top = int(tile) * strips.rows, bottom = min(top + strips.rows, strips.height);
+    const int64_t pair = int64_t(strip) * (32 - 2 * strips.halo) + lane - strips.halo, last = strips.batch * strips.pairs - 1;
     const bool exists = pair >= 0 && pair <= last;
     const auto [at, column] = divide(exists ? pair : 0, strips.pairs);
     image = int(at);
