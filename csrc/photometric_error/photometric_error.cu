@@ -1,8 +1,6 @@
-#include <stdexcept>
-#include <string>
-
 #include "../common/dispatch.h"
 #include "../common/for_each.h"
+#include "../common/shared_memory.cuh"
 #include "../operators.h"
 #include "strip.cuh"
 
@@ -353,17 +351,6 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
       }
     if (r > max(pair.top, 1)) finish(r - 1, r, sums);
   }
-}
-
-// Blocks may use more than 48 KiB of shared memory only where that is asked for.
-template <typename Kernel> void allow_shared_memory(Kernel kernel, size_t bytes, const char* operator_name) {
-  if (bytes <= 48 * 1024) return;
-  const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
-  if (error == cudaSuccess) return;
-  cudaGetLastError();
-  throw std::invalid_argument(
-      std::string(operator_name) + ": so many source images need " + std::to_string(bytes) +
-      " bytes of shared memory, more than this GPU has; backend=\"reference\" has no such limit");
 }
 
 template <int max_groups, typename Kernel, typename... Arguments>

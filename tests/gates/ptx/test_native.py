@@ -42,8 +42,8 @@ def test_compiled_kernels_agree_with_the_reference(operator: Operator, device: D
 
 @pytest.mark.parametrize("operator", [pytest.param(operator, id=name) for name, operator in OPERATORS.items()])
 def test_compiled_kernels_agree_in_float32(operator: Operator, device: Device) -> None:
-    # How exact they are, tests/ops asks of the same formulas; frames have a tile and a little more, and a small depth, or
-    # several strips of whole pairs of columns, for which there are kernels of float alone.
+    # How exact they are, tests/ops asks of the same formulas; frames have a tile and a little more, and a small depth,
+    # or several strips of whole pairs of columns, for which there are kernels of float alone.
     generator = torch.Generator().manual_seed(0)
     large = [Case(generator, 1, 19, 37, motion=2, scales=2), Case(generator, 2, 35, 38, scales=2)]
     for sample in map(as_float32, [*samples(operator), *map(CASES[operator.name], large)]):
