@@ -34,6 +34,9 @@ template <typename V> struct Steps {
   // How much larger the mean is than the number between.
   MCD_HD V to_mean() const { return (before + after) * (Scalar<V>(1) / 3); }
   MCD_HD V spread() const { return before * before + after * (after - before); }
+  // By how much the spread of a sum exceeds the sum of spreads: the one's product with the other's dual.
+  MCD_HD Steps dual() const { return {2 * before - after, 2 * after - before}; }
+  MCD_HD V times(const Steps& dual) const { return before * dual.before + after * dual.after; }
 };
 // Mean and spread of a window of nine.
 template <typename V> struct Moments {
@@ -45,21 +48,22 @@ template <typename V> struct Moments {
 template <typename V> struct SsimWindow {
   V error, alpha, beta, gamma, gamma_y;
 };
+// `spreads` is that of x and of y and c2 in one.
 template <bool kLuminance, typename V>
 MCD_HD SsimWindow<V> ssim_window(
-    const Moments<V>& x, const Moments<V>& y, const Moments<V>& d, const PhotometricWeights<Scalar<V>>& weights) {
+    V mean_x, V mean_y, const Moments<V>& d, V spreads, const PhotometricWeights<Scalar<V>>& weights) {
   using T = Scalar<V>;
-  const V over = reciprocal<V>(x.spread + y.spread + weights.c2), b = d.spread * over;
+  const V over = reciprocal<V>(spreads), b = d.spread * over;
   if constexpr (!kLuminance) {
     const V alpha = weights.ssim * 3 * over, beta = alpha * b;
-    return {weights.ssim * b, alpha, beta, alpha * d.mean - beta * x.mean, -alpha * d.mean - beta * y.mean};
+    return {weights.ssim * b, alpha, beta, alpha * d.mean - beta * mean_x, -alpha * d.mean - beta * mean_y};
   } else {
-    const V over_means = reciprocal<V>(x.mean * x.mean + y.mean * y.mean + weights.c1), a = d.mean * d.mean * over_means;
+    const V over_means = reciprocal<V>(mean_x * mean_x + mean_y * mean_y + weights.c1), a = d.mean * d.mean * over_means;
     const V alpha = weights.ssim * 3 * (1 - a) * over, beta = alpha * b;
     const V shared = weights.ssim * (T(2) / 9) * (1 - b) * over_means;
     return {weights.ssim * (a + b - a * b), alpha, beta,
-            alpha * d.mean - beta * x.mean - shared * (d.mean - a * x.mean),
-            -alpha * d.mean - beta * y.mean + shared * (d.mean + a * y.mean)};
+            alpha * d.mean - beta * mean_x - shared * (d.mean - a * mean_x),
+            -alpha * d.mean - beta * mean_y + shared * (d.mean + a * mean_y)};
   }
 }
 

@@ -193,7 +193,8 @@ template <typename T, bool kBoth = false> struct PhotometricTile {
             const Moments<V> y{get<V>(mean_y + j), get<V>(spread_y + j)};
             const Moments<V> d{around[2].here + of_d.to_mean(), around[1].sum() + 3 * of_d.spread()};
             const Moments<V> x{y.mean + d.mean, around[0].sum() + 3 * of_x.spread()};
-            const SsimWindow<V> window = ssim_window<kLuminance, V>(x, y, d, weights);
+            const SsimWindow<V> window =
+                ssim_window<kLuminance, V>(x.mean, y.mean, d, x.spread + y.spread + weights.c2, weights);
             put<V>(error + j, c == 0 ? window.error : get<V>(error + j) + window.error);
             if constexpr (kGrad) {
               // A window that is NaN will weigh nothing.

@@ -1,6 +1,6 @@
 #include "../common/for_each.h"
 #include "../operators.h"
-#include "../photometric_error/block.cuh"
+#include "block.cuh"
 #include "view_synthesis_loss.h"
 
 namespace mcd::MCD_TARGET {
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKern
   const int64_t b = blockIdx.x / kernel.tiles();
   const BlockTile tile = BlockTile::of(p.height, p.width, int(blockIdx.x % kernel.tiles()));
   auto* cameras = reinterpret_cast<Camera<T>*>(shared);
-  const PhotometricBlock<T, kGrad, false, true> block(tile, p.weights, p.sources, reinterpret_cast<T*>(cameras + p.sources));
+  const PhotometricBlock<T, kGrad> block(tile, p.weights, p.sources, reinterpret_cast<T*>(cameras + p.sources));
   const image_t *reference = kernel.reference + b * 3 * p.pixels(), *sources = kernel.sources + b * p.sources * 3 * p.pixels();
 
 #pragma unroll 1
@@ -110,12 +110,11 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKern
     if (threadIdx.x == 0) out[0] = totals[0], out[1] = totals[1];
     if constexpr (kGrad) {
       __syncthreads();
-      const auto share = [](int, int) { return uint8_t(1); };
-      block.weigh_windows(share);
+      block.weigh_windows();
       __syncthreads();
       // SSIM is not needed any more: there go the gradients to the images.
       block.find_gradients(
-          share, [&](int part, int y, int x, const T* grad) { block.ssim[part * kWindowSize + tile.window_at(y, x)] = grad[0]; });
+          [&](int part, int y, int x, T grad) { block.ssim[part * kWindowSize + tile.window_at(y, x)] = grad; });
       T* to_depth = (p.full(s) ? p.scales[s].grad : kernel.large_grads[s]) + b * p.pixels();
 #pragma unroll 1
       for (int i = 0; i < p.sources; ++i) {
@@ -124,10 +123,12 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKern
         tile.for_each(0, [&](int y, int x) {
           const int64_t at = int64_t(y) * p.width + x;
           const T* grads = block.ssim_of(i, 0) + tile.window_at(y, x);
+          // Once for all sources. The windows' planes are not needed any more: there a thread leaves it for itself.
+          T& depth = block.windows[tile.window_at(y, x)];
+          if (i == 0) depth = kernel.depth_at(s, b, y, x);
           T grad_q[3] = {}, value = 0;
           // Most pixels' errors are those of one source.
           if (grads[0] != 0 || grads[kWindowSize] != 0 || grads[2 * kWindowSize] != 0) {
-            const T depth = kernel.depth_at(s, b, y, x);
             const auto seen = kernel.look_at(cameras[i], b, i, y, x, depth);
             const auto to = corner<T>(seen.u_x, seen.u_y, p.height, p.width);
             auto around = footprint<T>(to, p.height, p.width);
@@ -335,7 +336,7 @@ template <typename T, typename image_t, bool kGrad> void launch_tiles(const Loss
   const char* name = "view_synthesis_loss_fwd";
   const int64_t blocks = kernel.p.batch * kernel.tiles();
   if (blocks == 0) return;
-  const size_t bytes = PhotometricBlock<T, kGrad, false, true>::bytes(kernel.p.sources) + kernel.p.sources * sizeof(Camera<T>);
+  const size_t bytes = PhotometricBlock<T, kGrad>::bytes(kernel.p.sources) + kernel.p.sources * sizeof(Camera<T>);
   allow_shared_memory(loss_tiles<T, image_t, kGrad>, bytes, name);
   loss_tiles<T, image_t, kGrad><<<unsigned(blocks), kBlockThreads, bytes, cudaStream_t(where.stream)>>>(kernel);
   check_launch(name);

@@ -221,6 +221,7 @@ def _sample_inputs(device: torch.device | str, dtype: torch.dtype, generator: to
         return Sample((reference, warped.requires_grad_(), sources), kwargs, label)
 
     yield sample("two sources, wider than a vector", 2, 2, 6, 37)
+    yield sample("pairs of columns, more than a warp has", 2, 2, 6, 34)
     yield sample("smallest image", 1, 1, 4, 4)
     yield sample("three sources, some invalid", 1, 3, 9, 7, masked=True)
     yield sample("usual SSIM constants", 1, 2, 5, 18, c1=1e-4, c2=9e-4)

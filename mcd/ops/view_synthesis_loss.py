@@ -137,7 +137,7 @@ def _workspace_fwd(*arguments: Any) -> tuple[Tensor | None, ...]:
     return motion_parts, sums, like.new_empty((smaller, batch, height, width))
 
 
-_TILE_HEIGHT, _TILE_WIDTH = 16, 32  # kTileHeight, kTileWidth of csrc/photometric_error/block.cuh
+_TILE_HEIGHT, _TILE_WIDTH = 16, 32  # kTileHeight, kTileWidth of csrc/view_synthesis_loss/block.cuh
 _CAMERA_SUMS = 12  # kCameraSums of csrc/view_synthesis_loss/view_synthesis_loss.h
 
 

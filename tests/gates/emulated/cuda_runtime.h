@@ -188,6 +188,11 @@ inline int __syncthreads_or(int predicate) {
 template <typename T> T __shfl_xor_sync(unsigned, T value, int mask) {
   return emulated::exchange(value, emulated::block.current % 32 ^ unsigned(mask));
 }
+template <typename T> T __shfl_sync(unsigned, T value, int lane) { return emulated::exchange(value, unsigned(lane) % 32); }
+template <typename T> T __shfl_down_sync(unsigned, T value, int step) {
+  const unsigned lane = emulated::block.current % 32;
+  return emulated::exchange(value, lane + unsigned(step) < 32 ? lane + unsigned(step) : lane);
+}
 template <typename T> T __shfl_up_sync(unsigned, T value, int step) {
   const unsigned lane = emulated::block.current % 32;
   return emulated::exchange(value, lane < unsigned(step) ? lane : lane - unsigned(step));
@@ -197,6 +202,7 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   for (int step = 16; step > 0; step /= 2) votes |= __shfl_xor_sync(~0u, votes, step);
   return votes;
 }
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __reduce_add_sync(unsigned, int value) {
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
   return value;

@@ -1,12 +1,9 @@
-// Photometric error on CUDA: a block finds it on a tile that lies in shared memory.
+// The loss on CUDA: a block finds its photometric error on a tile that lies in shared memory.
 #pragma once
 
-#include <stdexcept>
-#include <string>
-#include <type_traits>
-
 #include "../common/for_each.h"
-#include "photometric_error.h"
+#include "../common/shared_memory.cuh"
+#include "../photometric_error/photometric_error.h"
 
 namespace mcd::MCD_TARGET {
 
@@ -48,17 +45,6 @@ struct BlockTile {
   }
 };
 
-// Blocks may use more than 48 KiB of shared memory only where that is asked for.
-template <typename Kernel> void allow_shared_memory(Kernel kernel, size_t bytes, const char* operator_name) {
-  if (bytes <= 48 * 1024) return;
-  const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
-  if (error == cudaSuccess) return;
-  cudaGetLastError();
-  throw std::invalid_argument(
-      std::string(operator_name) + ": so many source images need " + std::to_string(bytes) +
-      " bytes of shared memory, more than this GPU has; backend=\"reference\" has no such limit");
-}
-
 // The row or column in which pixel i of `size` finds its window.
 MCD_HD int mirrored(int i, int size) { return i == 0 ? 2 : i == size - 1 ? size - 3 : i; }
 
@@ -75,32 +61,30 @@ template <typename T> struct WindowRow {
 };
 
 // What a block keeps in shared memory, of type T: the reference and the spread of its windows, and for each source its
-// image, its SSIM by channel and with kGrad its windows' planes (alpha, beta, gamma of each channel; with kBoth gamma_y, too)
-// and weights. kLoss: a chosen pixel weighs 1, so that weights are small integers.
-template <typename T, bool kGrad, bool kBoth = false, bool kLoss = false> struct PhotometricBlock {
-  static constexpr int kPlanes = !kGrad ? 0 : kBoth ? 4 : 3;
-  static constexpr bool kIdentity = kLoss || !kGrad;  // the identity error is kept
-  using Weight = std::conditional_t<kLoss, uint8_t, T>;
+// image, its SSIM by channel and with kGrad its windows' planes (alpha, beta, gamma of each channel) and weights. A chosen
+// pixel weighs 1, so that weights are small integers.
+template <typename T, bool kGrad> struct PhotometricBlock {
+  static constexpr int kPlanes = kGrad ? 3 : 0;
 
   BlockTile tile;
   PhotometricWeights<T> weights;
   int sources;
   T *reference, *spreads, *images, *ssim, *windows, *identity;
-  Weight* window_weights;  // [S, kWindowSize]
-  uint8_t *usable, *chosen;  // [S, kImageSize], [kWindowSize]: the source whose error counts, plus 1
+  uint8_t *window_weights, *usable, *chosen;  // [S, kWindowSize], [S, kImageSize], [kWindowSize]: the source whose error
+                                              // counts, plus 1
 
   static MCD_HD size_t bytes(int sources) {
-    const int shared = 3 * kImageSize + (kIdentity ? 4 : 3) * kWindowSize;
+    const int shared = 3 * kImageSize + 4 * kWindowSize;
     const int of_a_source = 3 * kImageSize + (3 + 3 * kPlanes) * kWindowSize;
-    return (shared + sources * of_a_source) * sizeof(T) + (kGrad ? sources * kWindowSize * sizeof(Weight) : 0) +
+    return (shared + sources * of_a_source) * sizeof(T) + (kGrad ? sources * kWindowSize : 0) +
            sources * kImageSize + kWindowSize;
   }
   __device__ PhotometricBlock(const BlockTile& tile, const PhotometricWeights<T>& weights, int sources, T* shared)
       : tile(tile), weights(weights), sources(sources), reference(shared), spreads(reference + 3 * kImageSize),
         images(spreads + 3 * kWindowSize), ssim(images + sources * 3 * kImageSize),
         windows(ssim + sources * 3 * kWindowSize), identity(windows + sources * 3 * kPlanes * kWindowSize),
-        window_weights(reinterpret_cast<Weight*>(identity + (kIdentity ? kWindowSize : 0))),
-        usable(reinterpret_cast<uint8_t*>(window_weights + (kGrad ? sources * kWindowSize : 0))),
+        window_weights(reinterpret_cast<uint8_t*>(identity + kWindowSize)),
+        usable(window_weights + (kGrad ? sources * kWindowSize : 0)),
         chosen(usable + sources * kImageSize) {}
 
   __device__ T* image(int i, int c) const { return images + (3 * i + c) * kImageSize; }
@@ -156,11 +140,10 @@ template <typename T, bool kGrad, bool kBoth = false, bool kLoss = false> struct
         const Moments<T> d_moments{
             middle.mean_d + of_d.to_mean(), above.spread_d + middle.spread_d + below.spread_d + 3 * of_d.spread()};
         const auto window = ssim_window<kLuminance, T>(
-            x_moments, {x_moments.mean - d_moments.mean, spread_y[out]}, d_moments, weights);
+            x_moments.mean, x_moments.mean - d_moments.mean, d_moments, x_moments.spread + spread_y[out] + weights.c2, weights);
         ssim[part * kWindowSize + out] = window.error;
         if constexpr (kKeep) {
           plane(part, 0)[out] = window.alpha, plane(part, 1)[out] = window.beta, plane(part, 2)[out] = window.gamma;
-          if constexpr (kBoth) plane(part, 3)[out] = window.gamma_y;
         }
         above = middle, middle = below;
       }
@@ -194,34 +177,46 @@ template <typename T, bool kGrad, bool kBoth = false, bool kLoss = false> struct
     return least;
   }
 
-  // Weighs the windows by share(y, x), what the error at a pixel has for a part in the loss: that of the pixels that find
-  // their SSIM in them. Where there is no window the weight is 0.
-  template <typename Share> __device__ void weigh_windows(const Share& share) const {
+  // Weighs the windows by how many pixels find their SSIM in them, of those whose error is a source's. Where there is no
+  // window the weight is 0. The block has to agree before and after.
+  __device__ void weigh_windows() const {
+    const int height = tile.height, width = tile.width;
     for_each_place<kBlockThreads>(tile.top - 1, tile.bottom + 1, tile.left - 1, tile.right + 1, [&](int y, int x) {
-      const int at = tile.window_at(y, x);
-      const bool mirrors = y == 2 || y == tile.height - 3 || x == 2 || x == tile.width - 3;
-      const bool exists = tile.has_window(y, x);
-      const int own = exists ? chosen[at] : 0;
-      const Weight value = own ? share(y, x) : Weight(0);
+      const int at = tile.window_at(y, x), own = tile.has_window(y, x) ? chosen[at] : 0;
 #pragma unroll 1
-      for (int i = 0; i < sources; ++i) window_weights[i * kWindowSize + at] = own == i + 1 ? value : Weight(0);
-      if (!exists || !mirrors) return;
+      for (int i = 0; i < sources; ++i) window_weights[i * kWindowSize + at] = own == i + 1;
+    });
+    if (tile.top > 0 && tile.bottom < height && tile.left > 0 && tile.right < width) return;
+    __syncthreads();
+    const auto gather = [&](int y, int x) {
       // The k-th line of pixels that find their SSIM in line i, or -1.
       const auto line = [](int k, int i, int size) {
         return k == 0 ? i : k == 1 ? (i == 2 ? 0 : -1) : i == size - 3 ? size - 1 : -1;
       };
 #pragma unroll 1
       for (int k = 1; k < 9; ++k) {
-        const int row = line(k / 3, y, tile.height), column = line(k % 3, x, tile.width);
+        const int row = line(k / 3, y, height), column = line(k % 3, x, width);
         const int other = row >= 0 && column >= 0 ? chosen[tile.window_at(row, column)] : 0;
-        if (other) window_weights[(other - 1) * kWindowSize + at] += share(row, column);
+        if (other) ++window_weights[(other - 1) * kWindowSize + tile.window_at(y, x)];
       }
-    });
+    };
+    // The lines of windows that borders are mirrored into.
+    const int top = max(tile.top - 1, 1), bottom = min(tile.bottom + 1, height - 1);
+    const int left = max(tile.left - 1, 1), right = min(tile.right + 1, width - 1);
+#pragma unroll 1
+    for (int k = 0; k < 2; ++k) {
+      const int row = k == 0 ? 2 : height - 3, column = k == 0 ? 2 : width - 3;
+      if (row >= top && row < bottom && (k == 0 || row != 2)) for_each_place<kBlockThreads>(row, row + 1, left, right, gather);
+      if (column >= left && column < right && (k == 0 || column != 2))
+        for_each_place<kBlockThreads>(top, bottom, column, column + 1, [&](int y, int x) {
+          if (y != 2 && y != height - 3) gather(y, x);
+        });
+    }
   }
 
   // Calls use(part, y, x, grad) with the gradient of the loss to a source's channel at every pixel of the tile, `part` =
-  // 3 · source + channel; with kBoth grad[1] is that to the reference.
-  template <typename Share, typename Use> __device__ void find_gradients(const Share& share, const Use& use) const {
+  // 3 · source + channel.
+  template <typename Use> __device__ void find_gradients(const Use& use) const {
     BlockTile::for_each_column(3 * sources, tile.left, tile.right, [&](int part, int x) {
       const int i = part / 3;
       int at = tile.window_at(tile.top - 1, x);
@@ -232,7 +227,7 @@ template <typename T, bool kGrad, bool kBoth = false, bool kLoss = false> struct
 #pragma unroll
         for (int column = -1; column <= 1; ++column) {
           // Not a product: what is no window, or NaN, has the weight 0.
-          const Weight weight = window_weights[i * kWindowSize + at + column];
+          const uint8_t weight = window_weights[i * kWindowSize + at + column];
           if (weight != 0)
 #pragma unroll
             for (int k = 0; k < kPlanes; ++k) sums[k] += T(weight) * plane(part, k)[at + column];
@@ -243,16 +238,14 @@ template <typename T, bool kGrad, bool kBoth = false, bool kLoss = false> struct
 #pragma unroll 3
       for (int y = tile.top; y < tile.bottom; ++y) {
         read(rows[2]);
-        T sums[kPlanes > 0 ? kPlanes : 1], grad[2];
+        T sums[kPlanes > 0 ? kPlanes : 1];
 #pragma unroll
         for (int k = 0; k < kPlanes; ++k)
           sums[k] = rows[0][k] + rows[1][k] + rows[2][k], rows[0][k] = rows[1][k], rows[1][k] = rows[2][k];
         const int pixel = tile.image_at(y, x);
         const T here = images[part * kImageSize + pixel], there = reference[part % 3 * kImageSize + pixel];
-        const T l1 = chosen[tile.window_at(y, x)] == i + 1 ? weights.l1 * T(share(y, x)) : T(0);
-        grad[0] = photometric_grad<T>(sums[0], sums[1], sums[2], l1, here, here - there);
-        if constexpr (kBoth) grad[1] = photometric_grad<T>(sums[0], sums[1], sums[3], l1, there, there - here);
-        use(part, y, x, grad);
+        const T l1 = chosen[tile.window_at(y, x)] == i + 1 ? weights.l1 : T(0);
+        use(part, y, x, photometric_grad<T>(sums[0], sums[1], sums[2], l1, here, here - there));
       }
     });
   }
