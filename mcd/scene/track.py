@@ -80,14 +80,14 @@ def find_track(
     reader: SequenceFolder,
     data: Data,
     depth: Callable[[Tensor], Tensor],
-    pose: nn.Module,
+    pose: nn.Module | None,
     device: torch.device,
 ) -> CameraTrack:
     """The motion between all consecutive frames of a reader.
 
     Args:
         depth: of images [B,3,H,W] at the networks' size, [B,1,H,W]; its unit is that of the motion.
-        pose: net that says where the search begins.
+        pose: net that says where the search begins; None: at rest.
 
     Raises:
         DataError: an image is missing or broken and is not to be skipped.
@@ -100,9 +100,11 @@ def find_track(
         for names, pictures in _pieces(reader, data):
             images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().to(device) / 255
             depths = torch.cat([depth(batch).float() for batch in images.split(_BATCH)])
-            seen = images if own is None else hide_own_vehicle(images, own)
-            pairs = zip(seen[:-1].split(_BATCH), seen[1:].split(_BATCH), strict=True)
-            begin = torch.cat([pose_matrix(*pose(*pair)) for pair in pairs])
+            begin = torch.eye(4, device=device).repeat(len(images) - 1, 1, 1)
+            if pose is not None:
+                seen = images if own is None else hide_own_vehicle(images, own)
+                pairs = zip(seen[:-1].split(_BATCH), seen[1:].split(_BATCH), strict=True)
+                begin = torch.cat([pose_matrix(*pose(*pair)) for pair in pairs])
             found = direct_motion(images, depths, K, begin, own).double().cpu().numpy()
             motions |= dict(zip(itertools.pairwise(names), found, strict=True))
             bar.update(len(names) - 1)

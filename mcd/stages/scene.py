@@ -78,7 +78,8 @@ class SceneStage(TrainingStage):
         reader = open_reader(context.data, split)
         assert isinstance(reader, SequenceFolder)  # as the config says
         weights = self.first_weights()
-        depth, pose = (context.frozen(role, weights) for role in ("depth", "pose"))
+        depth = context.frozen("depth", weights)
+        pose = context.frozen("pose", weights) if "pose" in load_weights(weights).tensors else None
 
         def predict(images: Tensor) -> Tensor:
             with context.networks():
