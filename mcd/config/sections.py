@@ -61,6 +61,11 @@ class Photometric(Section):
         description="motion tells depth unless its photometric error is higher by so much (below 0) than that of a "
         "world at infinity; above 0: only where it is lower",
     )
+    start_travel: Weight = Field(
+        0.0,
+        description="motion tells depth only between frames whose camera moved so far, in the unit of depth (the "
+        "start's: about the height of the camera)",
+    )
     mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
 
     @model_validator(mode="after")

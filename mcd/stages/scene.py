@@ -31,7 +31,7 @@ from mcd.run.context import Context
 from mcd.scene.poses import motion_difference, predict_poses, without_own_vehicle
 from mcd.scene.residual import residual_motion
 from mcd.scene.road import road_loss
-from mcd.scene.start import start_loss, told_by_motion, without_untold
+from mcd.scene.start import start_loss, told_by_motion, travelled, without_untold
 from mcd.scene.track import CameraTrack, find_track
 from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import colour_depth, colour_flow
@@ -179,6 +179,7 @@ class SceneStage(TrainingStage):
         if "start" in outputs:
             start, T = outputs["start"], outputs["T_src_ref"]
             told = told_by_motion(reference, sources, depths[0], start, K, T, weights.start_evidence)
+            told &= travelled(T, weights.start_travel)
             reference, sources = without_untold(told, reference, sources)
             terms["start"] = weights.start * start_loss(depths[0], start, told, weights.start_share)
         photometric = self.photometric(reference, sources, depths, K, outputs["T_src_ref"], motion)

@@ -241,3 +241,16 @@ def test_without_a_start_or_a_camera_that_is_known_no_motion_is_found(sequence, 
 def test_the_motion_of_what_is_no_sequence_cannot_be_found():
     with pytest.raises(ConfigError, match=r"'scene\.odometry' needs data of kind sequence, not triplets"):
         parse_config({"scene": {"steps": 9, "odometry": True}})
+
+
+def test_where_the_camera_hardly_moves_depth_stays_that_of_the_start(adapting, batch):
+    adapting.set_mode(2)
+    T = torch.eye(4).repeat(2, 2, 1, 1)
+    T[:, :, 2, 3] = 0.1
+    losses = adapting.config.loss.model_copy(update={"start_travel": 0.25, "smoothness": 0.0})
+    adapting.config = adapting.config.model_copy(update={"loss": losses})
+    terms = adapting.loss(batch, adapting.forward(batch | {"T_src_ref": T}, 2), 2)
+    assert terms["photometric"] == 0
+    (terms["photometric"] + terms["start"]).backward()
+    gradients = [p.grad for p in adapting.nets["depth"].parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() and not gradient.any() for gradient in gradients)
