@@ -77,6 +77,12 @@ def pose_matrix(angles: Tensor, translation: Tensor) -> Tensor:
     return rigid(euler_to_matrix(angles), translation)
 
 
+def flip_rigid(T: Tensor) -> Tensor:
+    """Motions [...,4,4] of a world mirrored left-right, the x axis of the camera mirrored with it."""
+    mirror = torch.tensor([-1.0, 1, 1, 1], dtype=T.dtype, device=T.device)
+    return mirror[:, None] * T * mirror
+
+
 def invert_rigid(T: Tensor) -> Tensor:
     """T_b_a [...,4,4] from a rigid T_a_b: [Rᵀ | -Rᵀt]."""
     inverse = T[..., :3, :3].transpose(-1, -2)

@@ -67,6 +67,11 @@ class Photometric(Section):
         description="motion tells depth unless its photometric error is higher by so much (below 0) than that of a "
         "world at infinity; above 0: only where it is lower",
     )
+    start_travel: Weight = Field(
+        0.0,
+        description="motion tells depth only between frames whose camera moved so far, in the unit of depth (the "
+        "start's: about the height of the camera)",
+    )
     mask_invalid: bool = Field(True, description="pixels that leave the frame take no part; False: published")
 
     @model_validator(mode="after")
@@ -124,6 +129,12 @@ class Scene(Schedule):
         0, description="when depth begins to learn; before, the pose net learns against the depth of 'init'"
     )
     pose_rate: Positive = Field(1.0, description="learning rate of the pose net, as a multiple of 'lr'")
+    odometry: bool = Field(
+        False,
+        description="sequence, with 'init': the camera's motion is found from the images and the depth of the net that "
+        "training starts from, before it; depth learns with that, and the pose net learns it (not while a camera is "
+        "learned); False: published",
+    )
     frozen_blocks: Whole | None = Field(
         None,
         description="the stem and so many blocks of the depth net's encoder (lite0 has them), and its normalisation "
@@ -368,6 +379,9 @@ class Config(Section):
             raise ValueError("the stages 'segment' and 'detector' both find the objects: leave one of them out")
         if self.instances.tracks and (self.data.kind != "sequence" or self.data.spacing[0] != 1):
             raise ValueError("'instances.tracks' needs data of kind sequence whose 'spacing' begins with 1")
+        for stage, schedule in (("scene", self.scene), ("final", self.final)):
+            if schedule.odometry and stage in self.stages and self.data.kind != "sequence":
+                raise ValueError(f"'{stage}.odometry' needs data of kind sequence, not {self.data.kind}")
         if self.scale.contact is not None and self.store == "none":
             raise ValueError("'scale.contact' needs a store of the scene's depth: set store: sqlite")
         if "ground" in self.stages and self.ground.steps != 0:

@@ -18,7 +18,7 @@ from mcd.data.cache import PictureCache, Pictures, open_cache
 from mcd.data.files import resize_nearest, resize_planes
 from mcd.data.frames import Reader
 from mcd.files import DataError
-from mcd.geometry import flip_intrinsics, scale_intrinsics
+from mcd.geometry import flip_intrinsics, flip_rigid, scale_intrinsics
 
 # A data set whose resized frames fit into this stays decoded in every process that reads it.
 CACHE_BYTES = 256 * 2**20
@@ -55,12 +55,14 @@ class FrameDataset(Dataset[Item]):
             all images out, and K.
         labels: arrays of an item by name. Those with two or more dimensions end in H, W, are bool or floating, and
             follow resize (nearest) and flips; other values pass as they are.
+        motion: T_src_ref [2,4,4] towards the two sources of a frame at a distance; it follows flips.
 
     Items are dicts: ``reference`` [3,H,W] and ``sources`` [2,3,H,W] uint8, ``K`` [3,3] float32, ``frame``, ``index``,
     with ``augment`` the ``jitter`` [8] that is yet to be done (:mod:`mcd.ops.colour_jitter`), where the reader has an
-    ``own_mask`` ``own`` [1,H,W] bool, where ``data.intrinsics`` is ``learn`` ``flipped``, ``draw`` (a random number in
-    [0, 1) for the stage), ``skipped`` (what could not be read), and the labels. :func:`mcd.data.to_device` jitters the
-    batch and makes images float32 in [0, 1]; bytes travel four times lighter.
+    ``own_mask`` ``own`` [1,H,W] bool, where ``data.intrinsics`` is ``learn`` ``flipped``, with ``motion`` ``T_src_ref``
+    [2,4,4] float32, ``draw`` (a random number in [0, 1) for the stage), ``skipped`` (what could not be read), and the
+    labels. :func:`mcd.data.to_device` jitters the batch and makes images float32 in [0, 1]; bytes travel four times
+    lighter.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class FrameDataset(Dataset[Item]):
         items: Sequence[WorkItem] | None = None,
         images: Literal["triplet", "reference", "none"] = "triplet",
         labels: Callable[[Any], Mapping[str, Any]] | None = None,
+        motion: Callable[[str, int], NDArray[np.float32]] | None = None,
     ):
         self.items: Sequence[WorkItem] = [WholeFrame(frame) for frame in reader.frames] if items is None else items
         self._reader, self._config, self._augment, self._labels = reader, config, augment, labels
+        self._motion = motion
         own = getattr(reader, "own_mask", None)
         self._own = None if own is None else torch.from_numpy(resize_nearest(own, config.size)[None].copy())
         self._images, self._seed = images, seed % 2**64
@@ -124,7 +128,11 @@ class FrameDataset(Dataset[Item]):
             made["own"] = self._own.flip(-1) if flipped else self._own
         if self._config.intrinsics == "learn":
             made["flipped"] = torch.tensor(flipped)
-        images, K = self._load(item.frame, spacings[int(distance * len(spacings)) if augment else 0])
+        spacing = spacings[int(distance * len(spacings)) if augment else 0]
+        if self._motion is not None:
+            T = torch.from_numpy(self._motion(item.frame, spacing))
+            made["T_src_ref"] = flip_rigid(T) if flipped else T
+        images, K = self._load(item.frame, spacing)
         planes, camera = torch.from_numpy(images), torch.from_numpy(K)
         if flipped:
             planes, camera = planes.flip(-1), flip_intrinsics(camera, planes.shape[-1])

@@ -97,6 +97,11 @@ class SequenceFolder:
         room = min(position - max(first, self._first), min(last, self._last) - position)
         return tuple(spacing for spacing in self._config.spacing if spacing <= room)
 
+    def runs(self) -> list[list[str]]:
+        """All frames of the range, in runs of neighbours."""
+        limits = [(max(first, self._first), min(last, self._last)) for first, last in self._runs]
+        return [self.names[first : last + 1] for first, last in limits if first <= last]
+
     def pictures(self, frame: str, spacing: int | None = None) -> tuple[str, ...]:
         spacing = self.spacings(frame)[0] if spacing is None else spacing
         position = self._position[frame]

@@ -32,6 +32,16 @@ def hide_own_vehicle(images: Tensor, own: Tensor) -> Tensor:
     return images.masked_fill(own, GREY)
 
 
+_FAR = 10.0
+"""Depth at which the difference of two motions is looked at."""
+
+
+def motion_difference(first: Tensor, second: Tensor) -> Tensor:
+    """How far apart two motions [...,4,4] bring a point ten units away, about; a scalar, in the unit of depth."""
+    difference = (first - second)[..., :3, :].abs()
+    return difference[..., 3].mean() + _FAR * difference[..., :3].mean()
+
+
 def predict_poses(context: Context, net: torch.nn.Module, reference: Tensor, sources: Tensor) -> Tensor:
     """T_src_ref [B,2,4,4] towards the previous and the next frame.
 

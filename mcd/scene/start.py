@@ -49,6 +49,14 @@ def told_by_motion(
     return F.avg_pool2d(padded, 2 * reach + 1, stride=1) > least
 
 
+def travelled(T_src_ref: Tensor, least: float) -> Tensor:
+    """Whether the camera moved by ``least`` towards the sources [B,S,4,4], on average, [B,1,1,1] bool.
+
+    Where it hardly did, as in a traffic jam, what moves on its own outweighs what the camera's motion does.
+    """
+    return (T_src_ref[..., :3, 3].norm(dim=-1).mean(1) >= least)[:, None, None, None]
+
+
 def _error(reference: Tensor, sources: Tensor, depth: Tensor, K: Tensor, T_src_ref: Tensor) -> Tensor:
     """Photometric error [B,1,H,W] of the sources as depth and motion move them; inf where none shows the pixel."""
     count = sources.shape[1]

@@ -5,6 +5,7 @@ Leaves ``final/weights.safetensors``. :class:`ControlStage` is the same training
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,10 @@ class FinalStage(SceneStage):
         return False
 
     def initialise(self) -> None:
-        self.load(self.context.weights_of("scene"), self.roles)
+        self.load(self.first_weights(), self.roles)
+
+    def first_weights(self) -> Path:
+        return self.context.weights_of("scene")
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
         if self.pseudo_weight > 0 and self.context.run.finished("pseudo") is None:
@@ -59,7 +63,7 @@ class FinalStage(SceneStage):
                 "dynamic_mask": found.masks[found.dynamic & found.large, 1].any(axis=0, keepdims=True),
             }
 
-        return self.frames(split, augment, labels=labels)
+        return self.frames(split, augment, labels=labels, motion=self.track(split))
 
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         terms = super().loss(batch, outputs, step)

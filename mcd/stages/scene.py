@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcd import ops
+from mcd import ops, world
 from mcd.config import Augment, Scene
-from mcd.data import Batch, FrameDataset, open_reader
+from mcd.data import Batch, FrameDataset, SequenceFolder, open_reader
 from mcd.data.files import resize_nearest
 from mcd.data.frames import SHARES, camera_shares
 from mcd.nets import freeze_encoder
@@ -27,10 +28,11 @@ from mcd.nets.camera import LearnedCamera, apply_changes
 from mcd.nets.layers import widen
 from mcd.run.checkpoint import WEIGHTS, find_weights, load_weights
 from mcd.run.context import Context
-from mcd.scene.poses import predict_poses, without_own_vehicle
+from mcd.scene.poses import motion_difference, predict_poses, without_own_vehicle
 from mcd.scene.residual import residual_motion
 from mcd.scene.road import road_loss
-from mcd.scene.start import start_loss, told_by_motion, without_untold
+from mcd.scene.start import start_loss, told_by_motion, travelled, without_untold
+from mcd.scene.track import CameraTrack, find_track
 from mcd.stages.stage import Outputs, TrainingStage
 from mcd.visualize import colour_depth, colour_flow
 
@@ -60,7 +62,35 @@ class SceneStage(TrainingStage):
             self.load(find_weights(self.config.init))
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
-        return self.frames(split, augment)
+        return self.frames(split, augment, motion=self.track(split))
+
+    def track(self, split: str) -> CameraTrack | None:
+        """The camera's motion along a split, if depth is to learn with it: found once, by the first process."""
+        learning = self.name == "scene" and self.config.data.intrinsics == "learn"
+        if not self.schedule.odometry or self.config.init is None or learning:
+            return None
+        path = self.folder / f"odometry_{split}.npz"
+        world.from_first(lambda: None if path.is_file() else self._find_track(split).save(path))
+        return CameraTrack.load(path)
+
+    def _find_track(self, split: str) -> CameraTrack:
+        context = self.context
+        reader = open_reader(context.data, split)
+        assert isinstance(reader, SequenceFolder)  # as the config says
+        weights = self.first_weights()
+        depth = context.frozen("depth", weights)
+        pose = context.frozen("pose", weights) if "pose" in load_weights(weights).tensors else None
+
+        def predict(images: Tensor) -> Tensor:
+            with context.networks():
+                return widen(depth(images)[0])
+
+        return find_track(reader, context.data, predict, pose, context.device)
+
+    def first_weights(self) -> Path:
+        """What training starts from."""
+        assert self.config.init is not None
+        return find_weights(self.config.init)
 
     def facts(self) -> dict[str, Any]:
         reader = open_reader(self.context.data, "train")
@@ -115,8 +145,11 @@ class SceneStage(TrainingStage):
             depths = self.nets["depth"](batch["reference"])
         depths = [widen(depth) for depth in depths[: self.config.loss.scales]]
         reference, sources = without_own_vehicle(batch)
-        T_src_ref = predict_poses(self.context, self.nets["pose"], reference, sources)
-        outputs: Outputs = {"depths": depths, "T_src_ref": T_src_ref}
+        T_src_ref = batch.get("T_src_ref")
+        outputs: Outputs = {"depths": depths}
+        if T_src_ref is None or "pose" in self.active(step):
+            outputs["T_predicted"] = predict_poses(self.context, self.nets["pose"], reference, sources)
+        T_src_ref = outputs["T_src_ref"] = outputs.pop("T_predicted") if T_src_ref is None else T_src_ref
         if self.start is not None and "depth" in self.active(step):
             with torch.no_grad(), self.context.networks():
                 outputs["start"] = widen(self.start(batch["reference"])[0])
@@ -146,10 +179,13 @@ class SceneStage(TrainingStage):
         if "start" in outputs:
             start, T = outputs["start"], outputs["T_src_ref"]
             told = told_by_motion(reference, sources, depths[0], start, K, T, weights.start_evidence)
+            told &= travelled(T, weights.start_travel)
             reference, sources = without_untold(told, reference, sources)
             terms["start"] = weights.start * start_loss(depths[0], start, told, weights.start_share)
         photometric = self.photometric(reference, sources, depths, K, outputs["T_src_ref"], motion)
         terms = {"photometric": photometric} | terms
+        if "T_predicted" in outputs:
+            terms["pose"] = motion_difference(outputs["T_predicted"], outputs["T_src_ref"])
         if "depth" in self.active(step):
             images = image_pyramid(batch["reference"], depths)
             terms["smoothness"] = weights.smoothness * self.smoothness([1 / depth for depth in depths], images)

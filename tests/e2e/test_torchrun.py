@@ -11,12 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from small_run import SIZE, STAGES, make_document
 from small_run import files as small_run_files
 
 from mcd.config import parse_config
+from mcd.scene.track import CameraTrack
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -194,3 +197,39 @@ def test_processes_of_different_configs_are_told(config):
     ]
     assert [node.wait(timeout=300) for node in nodes] == [1, 1]
     assert output(config, "differ").count("has another config than process 0") == 1
+
+
+DRIVE = """
+init: start
+nets: {depth: lite0}
+data: {kind: sequence, root: ROOT/frames, size: [64, 96], fov: 60, spacing: [1, 2], workers: 0}
+loss: {scales: 1, start: 0.05}
+threads: 1
+stages: [scene]
+scene: {steps: 2, batch: 2, odometry: true, frozen_blocks: 3, validate_batches: 1, checkpoint_every: 1}
+"""
+
+
+def test_the_motion_of_the_camera_is_found_once_for_all_processes(tmp_path):
+    rng = np.random.default_rng(0)
+    wall = Image.fromarray(rng.integers(0, 255, (12, 24, 3), np.uint8)).resize((192, 128), Image.Resampling.BICUBIC)
+    (tmp_path / "frames").mkdir()
+    for number in range(30):
+        wall.crop((number, number // 2, 192 - number, 128 - number // 2)).resize((96, 64)).save(
+            tmp_path / "frames" / f"{number:04}.png"
+        )
+    path = tmp_path / "drive.yaml"
+    path.write_text(DRIVE.replace("ROOT", str(tmp_path)))
+    for run, processes in (("one", 1), ("two", 2)):
+        assert start(path, run, processes=processes).wait(timeout=500) == 0, output(path, run)
+    for split in ("train", "val"):
+        name = f"scene/odometry_{split}.npz"
+        found = [CameraTrack.load(tmp_path / run / name).motions for run in ("one", "two")]
+        assert len(found[0]) == {"train": 26, "val": 2}[split]
+        assert found[0].keys() == found[1].keys()
+        assert all(np.array_equal(found[0][pair], found[1][pair]) for pair in found[0])
+    # What the camera's motion is found by stays as it is when the run goes on.
+    before = (tmp_path / "two" / "scene" / "odometry_train.npz").stat().st_mtime_ns
+    (tmp_path / "two" / "scene" / "done.json").unlink()
+    assert start(path, "two").wait(timeout=500) == 0, output(path, "two")
+    assert (tmp_path / "two" / "scene" / "odometry_train.npz").stat().st_mtime_ns == before

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mcd import ops
-from mcd.scene.start import start_loss, told_by_motion, without_untold
+from mcd.scene.start import start_loss, told_by_motion, travelled, without_untold
 
 HEIGHT, WIDTH, SHIFT = 64, 128, 4
 CAR, FLAT = (slice(20, 44), slice(20, 50)), (slice(20, 44), slice(78, 108))
@@ -101,3 +101,12 @@ def test_what_is_told_counts_its_share_and_its_mean():
     depth[..., 0] = 1 / 8
     assert start_loss(depth, ones, told, share=0.25).item() == pytest.approx((0.25 * followed + held) / 2)
     assert start_loss(depth, ones, torch.zeros_like(told), share=0.25).item() > 0
+
+
+def test_a_camera_that_hardly_moves_tells_nothing(scene):
+    # By 0.2 units towards either source.
+    still = torch.eye(4).repeat(1, 2, 1, 1)
+    T = torch.cat((scene["T_src_ref"], still))
+    assert travelled(T, 0.19).flatten().tolist() == [True, False]
+    assert travelled(T, 0.21).flatten().tolist() == [False, False]
+    assert travelled(T, 0.0).all()

@@ -1,14 +1,17 @@
 """Scene stage: phases, what costs a gradient, poses, and the loss against a composition written out."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mcd import ops
-from mcd.config import parse_config
+from mcd.config import ConfigError, parse_config
 from mcd.geometry import invert_rigid
 from mcd.run.context import Context
 from mcd.run.folder import Run
-from mcd.scene.poses import predict_poses
+from mcd.scene.poses import motion_difference, predict_poses
+from mcd.scene.track import CameraTrack
 from mcd.stages.scene import SceneStage
 from mcd.training.state import TrainState
 
@@ -175,3 +178,79 @@ def test_without_other_weights_to_start_from_nothing_is_frozen_or_held(tmp_path)
     stage.set_mode(0)
     assert (stage.phase(0), stage.start) == (0, None)
     assert all(module.training for module in stage.nets["depth"].modules())
+
+
+def test_depth_learns_with_the_motion_that_was_found_and_the_pose_net_learns_that_motion(adapting, batch):
+    adapting.set_mode(2)
+    T = torch.eye(4).repeat(2, 2, 1, 1)
+    T[:, :, 2, 3] = torch.tensor([0.3, -0.3])
+    outputs = adapting.forward(batch | {"T_src_ref": T}, 2)
+    assert outputs["T_src_ref"] is T
+    terms = adapting.loss(batch, outputs, 2)
+    assert terms["pose"].item() == pytest.approx(motion_difference(outputs["T_predicted"], T).item())
+    optimizer = torch.optim.Adam(adapting.nets["pose"].parameters(), 1e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = adapting.loss(batch, adapting.forward(batch | {"T_src_ref": T}, 2), 2)["pose"]
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.5 * terms["pose"]
+
+
+def test_the_difference_of_motions_is_how_far_apart_they_bring_a_far_point():
+    T = torch.eye(4).repeat(3, 1, 1)
+    assert motion_difference(T, T) == 0
+    moved = T.clone()
+    moved[:, 2, 3] = 0.3
+    assert motion_difference(T, moved).item() == pytest.approx(0.1)
+
+
+@pytest.fixture
+def sequence(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "frames").mkdir()
+    for number in range(8):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "frames" / f"{number:04}.png")
+    data = {"kind": "sequence", "root": str(tmp_path / "frames"), "size": SIZE, "fov": 60}
+    data |= {"train_frames": (0, 4), "val_frames": (5, 7)}
+    settings = {"runs": str(tmp_path), "init": "start", "nets": {"depth": "lite0"}, "data": data}
+    return settings | {"scene": {"steps": 1, "odometry": True}}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_motion_of_a_split_is_found_once(sequence, monkeypatch):
+    config = parse_config(sequence)
+    stage = SceneStage(Context(config, Run(config), torch.device("cpu")))
+    item = stage.dataset("val", None)[0]
+    path = stage.folder / "odometry_val.npz"
+    np.testing.assert_array_equal(item["T_src_ref"], CameraTrack.load(path)("0006", 1))
+    monkeypatch.setattr(SceneStage, "_find_track", None)
+    assert torch.equal(stage.dataset("val", None)[0]["T_src_ref"], item["T_src_ref"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("change", [{"init": None}, {"data": {"intrinsics": "learn"}}, {"scene": {"odometry": False}}])
+def test_without_a_start_or_a_camera_that_is_known_no_motion_is_found(sequence, change):
+    for key, value in change.items():
+        sequence[key] = sequence[key] | value if isinstance(value, dict) else value
+    config = parse_config(sequence)
+    stage = SceneStage(Context(config, Run(config), torch.device("cpu")))
+    assert "T_src_ref" not in stage.dataset("train", None)[0]
+
+
+def test_the_motion_of_what_is_no_sequence_cannot_be_found():
+    with pytest.raises(ConfigError, match=r"'scene\.odometry' needs data of kind sequence, not triplets"):
+        parse_config({"scene": {"steps": 9, "odometry": True}})
+
+
+def test_where_the_camera_hardly_moves_depth_stays_that_of_the_start(adapting, batch):
+    adapting.set_mode(2)
+    T = torch.eye(4).repeat(2, 2, 1, 1)
+    T[:, :, 2, 3] = 0.1
+    losses = adapting.config.loss.model_copy(update={"start_travel": 0.25, "smoothness": 0.0})
+    adapting.config = adapting.config.model_copy(update={"loss": losses})
+    terms = adapting.loss(batch, adapting.forward(batch | {"T_src_ref": T}, 2), 2)
+    assert terms["photometric"] == 0
+    (terms["photometric"] + terms["start"]).backward()
+    gradients = [p.grad for p in adapting.nets["depth"].parameters() if p.grad is not None]
+    assert all(torch.isfinite(gradient).all() and not gradient.any() for gradient in gradients)

@@ -1,0 +1,134 @@
+"""The camera's motion along a sequence: found once by :mod:`mcd.scene.odometry`, kept in a file, looked up by frame."""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mcd.config import Data
+from mcd.data.dataset import network_intrinsics
+from mcd.data.files import resize_image, resize_nearest
+from mcd.data.sequence import SequenceFolder
+from mcd.files import DataError, atomic_path
+from mcd.geometry import pose_matrix
+from mcd.run.progress import progress
+from mcd.scene.odometry import direct_motion
+from mcd.scene.poses import hide_own_vehicle
+
+_TOGETHER = 256
+"""Motions that are solved together; of long sequences, piece after piece."""
+_BATCH = 8
+
+
+class CameraTrack:
+    """Motions between consecutive frames.
+
+    Args:
+        motions: [4,4] by the names of a frame and the next: the transform that takes points of the first to the second.
+    """
+
+    def __init__(self, motions: dict[tuple[str, str], NDArray[np.float64]]):
+        self.motions = motions
+        self._previous = {after: before for before, after in motions}
+        self._following = dict(motions.keys())
+
+    def __call__(self, frame: str, spacing: int) -> NDArray[np.float32]:
+        """T_src_ref [2,4,4] of a frame towards those before and after it at a distance.
+
+        Raises:
+            DataError: there is no motion of a frame between, because it could not be read.
+        """
+        backward = forward = np.eye(4)
+        first = last = frame
+        for _ in range(spacing):
+            if first not in self._previous or last not in self._following:
+                raise DataError(f"frame {frame}: the motion of the camera around it is not known")
+            earlier, later = self._previous[first], self._following[last]
+            backward = np.linalg.inv(self.motions[earlier, first]) @ backward
+            forward = self.motions[last, later] @ forward
+            first, last = earlier, later
+        return np.stack((backward, forward)).astype(np.float32)
+
+    def save(self, path: Path) -> None:
+        names = np.array(list(self.motions), dtype=str).reshape(-1, 2)
+        values = np.array(list(self.motions.values()), dtype=np.float64).reshape(-1, 4, 4)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as partial, partial.open("wb") as file:
+            np.savez(file, frames=names, motions=values)
+
+    @classmethod
+    def load(cls, path: Path) -> CameraTrack:
+        """Raises: DataError, if the file is broken."""
+        try:
+            with np.load(path) as file:
+                names, values = file["frames"], file["motions"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"motion of the camera {path} cannot be read; delete it to find it anew: {error}") from None
+        return cls({(str(a), str(b)): motion for (a, b), motion in zip(names, values, strict=True)})
+
+
+@torch.no_grad()
+def find_track(
+    reader: SequenceFolder,
+    data: Data,
+    depth: Callable[[Tensor], Tensor],
+    pose: nn.Module | None,
+    device: torch.device,
+) -> CameraTrack:
+    """The motion between all consecutive frames of a reader.
+
+    Args:
+        depth: of images [B,3,H,W] at the networks' size, [B,1,H,W]; its unit is that of the motion.
+        pose: net that says where the search begins; None: at rest.
+
+    Raises:
+        DataError: an image is missing or broken and is not to be skipped.
+    """
+    K = torch.from_numpy(network_intrinsics(reader.K, reader.size, data)).float().to(device)
+    own_mask = reader.own_mask
+    own = None if own_mask is None else torch.from_numpy(resize_nearest(own_mask, data.size).copy()).to(device)
+    motions: dict[tuple[str, str], NDArray[np.float64]] = {}
+    with progress(len(reader.every_frame), "camera", "image") as bar:
+        for names, pictures in _pieces(reader, data):
+            images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().to(device) / 255
+            depths = torch.cat([depth(batch).float() for batch in images.split(_BATCH)])
+            begin = torch.eye(4, device=device).repeat(len(images) - 1, 1, 1)
+            if pose is not None:
+                seen = images if own is None else hide_own_vehicle(images, own)
+                pairs = zip(seen[:-1].split(_BATCH), seen[1:].split(_BATCH), strict=True)
+                begin = torch.cat([pose_matrix(*pose(*pair)) for pair in pairs])
+            found = direct_motion(images, depths, K, begin, own).double().cpu().numpy()
+            motions |= dict(zip(itertools.pairwise(names), found, strict=True))
+            bar.update(len(names) - 1)
+    return CameraTrack(motions)
+
+
+def _pieces(reader: SequenceFolder, data: Data) -> Iterator[tuple[list[str], list[Any]]]:
+    """Consecutive frames, at least two, and their images; the last frame of a piece is the first of the next."""
+    for run in reader.runs():
+        names: list[str] = []
+        pictures: list[Any] = []
+        for name in run:
+            try:
+                picture = resize_image(reader.read_image(name), data.size)
+            except DataError:
+                if data.on_error == "stop":
+                    raise
+                if len(names) > 1:
+                    yield names, pictures
+                names, pictures = [], []
+                continue
+            names, pictures = [*names, name], [*pictures, picture]
+            if len(names) > _TOGETHER:
+                yield names, pictures
+                names, pictures = names[-1:], pictures[-1:]
+        if len(names) > 1:
+            yield names, pictures
