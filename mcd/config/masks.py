@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
-from mcd.config.base import Count, Fraction, Positive, Section, Side
+from mcd.config.base import Count, Fraction, Positive, Section, Side, Weight
 
 
 class Segment(Section):
@@ -28,6 +29,23 @@ class Segment(Section):
         description="frames are brought to this shorter side for the segmenter; 800: as its weights were trained, less "
         "is faster and misses what is far",
     )
+
+
+class Proposals(Section):
+    """Moving objects by what stands on the road and how it moves, without a network that finds them."""
+
+    batch: Count = 8
+    above: Weight = Field(0.12, description="height above the road of what stands, in heights of the camera")
+    tallest: Positive = Field(3.5, description="of objects above the road, in heights of the camera")
+    farthest: Positive = Field(60.0, description="objects are nearer, in heights of the camera")
+    along: float = Field(
+        0.35, description="share of the flow of a static world that is seen, below which something moves along"
+    )
+    towards: Positive = Field(3.0, description="share of it above which something comes towards the camera")
+    contact: Annotated[float, Field(gt=1, le=10)] = Field(
+        1.6, description="the ground at an object's foot is by no larger factor nearer or farther than it"
+    )
+    min_area: Fraction = Field(0.001, description="smallest object, share of the image")
 
 
 class InstancesStage(Section):

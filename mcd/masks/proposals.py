@@ -1,0 +1,171 @@
+"""Proposals of moving objects that need no training: what stands on the road and does not move as the standing world.
+
+A net that knows roads says where everything is. On the road's plane the inverse depth is linear in the pixel; markings
+and shadows lie in it and are no candidates, whatever they seem to do. What stands up from it would, if it stood still,
+move in the picture by the camera's rotation and, in proportion to its inverse depth, by the camera's way. The share k
+of that second part that is seen,
+
+    k = Σ f·s / Σ s·s,      f = optical flow less the rotation's,      s = flow by the way, at the depth of the net
+
+over a window, is 1 for what stands still, 0 for what drives along, below 0 for what is faster, 2 and more for what
+comes towards the camera. The rotation is fitted to what is far; the way is that of the pose net, along the road.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from mcd.config import Proposals
+from mcd.scene.flow import Flow, optical_flow, window_mean
+from mcd.scene.plane import Floats, pixel_rays
+
+_TEXTURE = 5e-6
+"""Of a window whose flow is believed, and of one that takes part in the fit of the rotation four times as much."""
+_WINDOW = 2
+_LEAST = 0.25
+"""Pixels by which the static world has to move for a statement."""
+_FAR = 40.0
+"""Heights of the camera from which on a picture moves by the rotation alone, nearly."""
+_MOST = 2000
+"""Points of that fit."""
+
+
+@dataclass(frozen=True)
+class Road:
+    """The road below the camera."""
+
+    inverse: Floats
+    """[H,W] inverse depth of the plane, 0 and less above its horizon."""
+    normal: Floats
+    """[3] of length 1, towards the ground."""
+    height: float
+    """Of the camera above it, in the unit of depth."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a frame says of each pixel."""
+
+    moving: NDArray[np.bool_]
+    """[H,W], k is that of no static world."""
+    standing: NDArray[np.bool_]
+    """[H,W], above the road."""
+    share: Floats
+    """[H,W], k; NaN where nothing can be said."""
+
+
+def find_road(depth: NDArray[np.float32], rays: Floats) -> Road | None:
+    """The plane of the road, from the bottom of the picture outwards; None where nothing there is one."""
+    height, width = depth.shape
+    chosen = np.zeros(depth.shape, dtype=bool)
+    chosen[round(0.8 * height) :, round(0.25 * width) : round(0.75 * width)] = True
+    inverse = w = np.zeros(0)
+    for tolerance in (0.25, 0.22, 0.19, 0.16, 0.13, 0.1, 0.08, 0.08, 0.08, 0.08):
+        points = rays[chosen] * depth[chosen][:, None]
+        if len(points) < 30:
+            return None
+        w = np.linalg.lstsq(points, np.ones(len(points)), rcond=None)[0]
+        inverse = rays @ w
+        chosen = (np.abs(inverse * depth - 1) < tolerance) & (inverse > 0.06 * inverse.max())
+    length = float(np.linalg.norm(w))
+    # Roads lie about level below a camera: 30 degrees of pitch, roll and slope.
+    return Road(inverse, w / length, 1 / length) if length > 0 and w[1] > 0.86 * length else None
+
+
+def look(
+    reference: Tensor, sources: Tensor, depth: NDArray[np.float32], K: NDArray[np.float32], T_src_ref: Floats,
+    settings: Proposals,
+) -> tuple[Road, Evidence] | None:
+    """What stands and what moves in a frame; None where no road is seen.
+
+    Args:
+        reference: [3,H,W]; sources: [S,3,H,W], in [0, 1]; depth: [H,W]; K: [3,3]; T_src_ref: [S,4,4].
+    """
+    rays = pixel_rays((depth.shape[0], depth.shape[1]), K.astype(np.float64))
+    road = find_road(depth, rays)
+    if road is None:
+        return None
+    flows = optical_flow(reference.expand_as(sources), sources)
+    along = np.zeros(depth.shape)
+    length = np.zeros(depth.shape)
+    by_way, by_turn = _motion_fields(rays, K.astype(np.float64))
+    for index, T in enumerate(T_src_ref.astype(np.float64)):
+        flow = flows.flow[index].double().numpy().transpose(1, 2, 0)
+        texture = flows.texture[index, 0].numpy()
+        way = T[:3, 3] - road.normal * (road.normal @ T[:3, 3])
+        still = (by_way @ way) / depth[..., None]
+        turn = _rotation(flow - still, texture, depth > _FAR * road.height, by_turn)
+        rest = flow - by_turn @ turn
+        known = texture > _TEXTURE
+        along += np.where(known, (rest * still).sum(-1), 0.0)
+        length += np.where(known, np.square(still).sum(-1), 0.0)
+    both = torch.from_numpy(np.stack((along, length)))[None]
+    mean_along, mean_length = window_mean(both, _WINDOW)[0].numpy()
+    told = mean_length > len(sources) * _LEAST**2
+    share = np.where(told, mean_along / np.maximum(mean_length, 1e-9), np.nan)
+    above = 1 - road.inverse * depth
+    standing = (above > settings.above) & (depth < settings.farthest * road.height)
+    with np.errstate(invalid="ignore"):
+        moving = (share < settings.along) | (share > settings.towards)
+    return road, Evidence(moving, standing, share)
+
+
+def _motion_fields(rays: Floats, K: Floats) -> tuple[Floats, Floats]:
+    """Flow [H,W,2,3] by a way of one unit at a depth of one, and by a turn of one radian, for small motions."""
+    x, y, one = rays[..., 0], rays[..., 1], np.ones_like(rays[..., 0])
+    zero = np.zeros_like(one)
+    way = np.stack((np.stack((one, zero, -x), -1), np.stack((zero, one, -y), -1)), -2)
+    turn = np.stack((np.stack((-x * y, 1 + x * x, -y), -1), np.stack((-1 - y * y, x * y, x), -1)), -2)
+    return K[:2, :2] @ way, K[:2, :2] @ turn
+
+
+def _rotation(flow: Floats, texture: NDArray[np.float32], far: NDArray[np.bool_], field: Floats) -> Floats:
+    """Small rotation [3] in radians that explains the flow [H,W,2] of most of what is far."""
+    inside = np.zeros(far.shape, dtype=bool)
+    inside[4:-4, 4:-4] = True
+    chosen = np.flatnonzero(inside & far & (texture > 4 * _TEXTURE))
+    if len(chosen) < 50:
+        chosen = np.flatnonzero(inside & (texture > 4 * _TEXTURE))
+    if len(chosen) < 50:
+        return np.zeros(3)
+    chosen = chosen[:: max(len(chosen) // _MOST, 1)]
+    A, b = field.reshape(-1, 2, 3)[chosen], flow.reshape(-1, 2)[chosen]
+    turn = np.zeros(3)
+    for _ in range(10):
+        error = np.linalg.norm(b - A @ turn, axis=1)
+        weight = 1 / (1 + np.square(error / max(1.5 * float(np.median(error)), 0.1)))
+        normal = np.einsum("nij,nik,n->jk", A, A, weight)
+        turn = np.linalg.lstsq(normal, np.einsum("nij,ni,n->j", A, b, weight), rcond=None)[0]
+    return turn
+
+
+def propose(road: Road, seen: Evidence, depth: NDArray[np.float32], settings: Proposals) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Moving objects of a frame: masks [n,H,W] and, of each, the share of its pixels that move [n]."""
+    height, width = depth.shape
+    square = np.ones((3, 3), dtype=bool)
+    body = ndimage.binary_opening(seen.moving & seen.standing, square)
+    body = ndimage.binary_fill_holes(ndimage.binary_closing(body, square, iterations=2)) & seen.standing
+    labels, count = ndimage.label(body)
+    masks, shares = [], []
+    for label, place in enumerate(ndimage.find_objects(labels), start=1):
+        mask = labels == label
+        if mask.sum() < settings.min_area * mask.size:
+            continue
+        rows, columns = place
+        inverse = float(np.median(1 / depth[mask]))
+        foot = road.inverse[min(rows.stop, height - 1), (columns.start + columns.stop) // 2]
+        top = 1 - road.inverse[rows.start, (columns.start + columns.stop) // 2] / inverse
+        contact = foot / inverse
+        if not (1 / settings.contact < contact < settings.contact) or not top < settings.tallest:
+            continue
+        masks.append(mask)
+        shares.append(float(np.mean(seen.moving[mask])))
+    if not masks:
+        return np.zeros((0, height, width), dtype=bool), np.zeros(0, dtype=np.float32)
+    return np.stack(masks), np.array(shares, dtype=np.float32)
