@@ -42,9 +42,11 @@ class Proposals(Section):
         0.35, description="share of the flow of a static world that is seen, below which something moves along"
     )
     towards: Positive = Field(3.0, description="share of it above which something comes towards the camera")
-    contact: Annotated[float, Field(gt=1, le=10)] = Field(
-        1.6, description="the ground at an object's foot is by no larger factor nearer or farther than it"
-    )
+    lowest: Weight = Field(0.5, description="of objects above the road, in heights of the camera")
+    widest: Positive = Field(8.0, description="of objects, in heights of the camera")
+    share: Fraction = Field(0.5, description="share of an object that moves")
+    fill: Fraction = Field(0.5, description="share of its box that an object fills")
+    contrast: Fraction = Field(0.12, description="what is around an object is by this share of its depth behind it")
     min_area: Fraction = Field(0.001, description="smallest object, share of the image")
 
 

@@ -32,6 +32,10 @@ _LEAST = 0.25
 """Pixels by which the static world has to move for a statement."""
 _FAR = 40.0
 """Heights of the camera from which on a picture moves by the rotation alone, nearly."""
+_SQUARE = np.ones((3, 3), dtype=bool)
+_LEVELS, _NEAREST = 40, 2.5
+_OVERLAP = 0.3
+"""Of the smaller of two objects, at most."""
 _MOST = 2000
 """Points of that fit."""
 
@@ -145,27 +149,88 @@ def _rotation(flow: Floats, texture: NDArray[np.float32], far: NDArray[np.bool_]
     return turn
 
 
-def propose(road: Road, seen: Evidence, depth: NDArray[np.float32], settings: Proposals) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Moving objects of a frame: masks [n,H,W] and, of each, the share of its pixels that move [n]."""
-    height, width = depth.shape
-    square = np.ones((3, 3), dtype=bool)
-    body = ndimage.binary_opening(seen.moving & seen.standing, square)
-    body = ndimage.binary_fill_holes(ndimage.binary_closing(body, square, iterations=2)) & seen.standing
-    labels, count = ndimage.label(body)
-    masks, shares = [], []
-    for label, place in enumerate(ndimage.find_objects(labels), start=1):
-        mask = labels == label
-        if mask.sum() < settings.min_area * mask.size:
-            continue
-        rows, columns = place
-        inverse = float(np.median(1 / depth[mask]))
-        foot = road.inverse[min(rows.stop, height - 1), (columns.start + columns.stop) // 2]
-        top = 1 - road.inverse[rows.start, (columns.start + columns.stop) // 2] / inverse
-        contact = foot / inverse
-        if not (1 / settings.contact < contact < settings.contact) or not top < settings.tallest:
-            continue
-        masks.append(mask)
-        shares.append(float(np.mean(seen.moving[mask])))
+def propose(
+    road: Road, seen: Evidence, depth: NDArray[np.float32], settings: Proposals
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Moving objects of a frame: masks [n,H,W] and, of each, how far it stands out [n] in [0, 1], best first.
+
+    For a level L of inverse depth, what is nearer than L where the road is farther stands up from the road at that
+    distance. Its connected parts that do not move as the static world are candidates, of every level; of those that
+    overlap, the one that stands out most is the object.
+    """
+    inverse, ground = road.height / depth, road.height * road.inverse
+    maybe = ~(seen.share >= settings.along) | (seen.share > settings.towards)
+    candidates = list[_Candidate]()
+    for level in 1 / np.geomspace(settings.farthest, _NEAREST, _LEVELS):
+        begins = ground < (1 - settings.above) * level
+        stands = ndimage.binary_opening((inverse > level) & begins & maybe, _SQUARE)
+        labels, _ = ndimage.label(stands)
+        for label, place in enumerate(ndimage.find_objects(labels), start=1):
+            part = labels[place] == label
+            if part.sum() >= settings.min_area * depth.size:
+                found = _candidate(place, part, begins, inverse, ground, seen.moving, settings)
+                if found is not None:
+                    candidates.append(found)
+    masks, scores = list[NDArray[np.bool_]](), list[float]()
+    for candidate in sorted(candidates, key=lambda c: -c.score):
+        mask = np.zeros(depth.shape, dtype=bool)
+        mask[candidate.place] = candidate.part
+        area = mask.sum()
+        if all((mask & other).sum() < _OVERLAP * min(area, other.sum()) for other in masks):
+            masks.append(mask)
+            scores.append(candidate.score)
     if not masks:
-        return np.zeros((0, height, width), dtype=bool), np.zeros(0, dtype=np.float32)
-    return np.stack(masks), np.array(shares, dtype=np.float32)
+        return np.zeros((0, *depth.shape), dtype=bool), np.zeros(0, dtype=np.float32)
+    return np.stack(masks), np.array(scores, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    place: tuple[slice, slice]
+    part: NDArray[np.bool_]
+    score: float
+
+
+def _candidate(
+    place: tuple[slice, slice],
+    part: NDArray[np.bool_],
+    begins: NDArray[np.bool_],
+    inverse: Floats,
+    ground: Floats,
+    moving: NDArray[np.bool_],
+    settings: Proposals,
+) -> _Candidate | None:
+    """A part of what stands at a level as an object, carried on to the ground; None if it is none."""
+    rows, columns = place
+    fill, moves = float(part.mean()), float(moving[place][part].mean())
+    own = float(np.median(inverse[place][part]))
+    middle = (columns.start + columns.stop) // 2
+    tall = 1 - ground[rows.start, middle] / own
+    slope = (ground[-1, middle] - ground[0, middle]) / (len(ground) - 1)
+    wide = (columns.stop - columns.start) * slope / own
+    floats = begins[min(rows.stop + max(2, (rows.stop - rows.start) // 4), len(begins) - 1), middle]
+    if (
+        fill < settings.fill
+        or moves < settings.share
+        or not settings.lowest < tall < settings.tallest
+        or wide > settings.widest
+        or (floats and rows.stop < len(begins) - 3)
+    ):
+        return None
+    margin = max(2, (columns.stop - columns.start) // 8)
+    window = (
+        slice(max(rows.start - margin, 0), min(int((ground[:, middle] < own).sum()) + 1, len(ground))),
+        slice(max(columns.start - margin, 0), columns.stop + margin),
+    )
+    mask = np.zeros(begins.shape, dtype=bool)
+    mask[place] = part
+    mask = mask[window]
+    around = ndimage.binary_dilation(mask, _SQUARE, iterations=margin) & ~ndimage.binary_dilation(mask, _SQUARE)
+    around &= begins[window]
+    behind = float(np.median(inverse[window][around])) if around.any() else own
+    contrast = 1 - behind / own
+    if contrast < settings.contrast:
+        return None
+    mask |= np.maximum.accumulate(mask, axis=0) & (ground[window] < own)
+    mask = ndimage.binary_fill_holes(ndimage.binary_closing(mask, _SQUARE))
+    return _Candidate(window, mask, min(contrast, 1.0) * fill * moves)
