@@ -40,7 +40,7 @@ class TrueInstances:
 def evaluate_discovery(context: Context, stage: str) -> dict[str, float]:
     """Figures of a finished stage; empty for other stages, and without the truth.
 
-    ``ground`` has an ``iou``; ``detector`` or ``segment``, and ``instances`` (of their masks, those that are dynamic),
+    ``ground`` has an ``iou``; the stage that finds objects, and ``instances`` (of their masks, those that are dynamic),
     have what :func:`score_instances` gives.
     """
     if stage == "ground":
@@ -128,7 +128,7 @@ def finders(run_folder: Path) -> dict[str, str]:
     parts = {"slots": CANDIDATES}
     count = len(list((run_folder / "detector").glob("round_*")))
     parts |= {f"round {number}": round_name(number) for number in range(count)}
-    parts |= {"segmenter": "segment"}
+    parts |= {"segmenter": "segment", "proposals": "proposals"}
     return {name: part for name, part in parts.items() if "train" in _facts(run_folder, part)}
 
 
@@ -160,6 +160,7 @@ def why_little_was_found(steps: Sequence[Step]) -> str:
     reasons = {
         "motion": "hardly any frame has residual motion: the scene stage explains all by the camera",
         "slots": "what moves is seen, but no slot of it passes as an object",
+        "proposals": "nothing that stands on the road moves by itself, or no road is seen: the keys of proposals",
         "segmenter": "it knows too little of what is seen: segment.classes, segment.score",
         "dynamic": "objects are found, but they do not move enough to count as dynamic, or are too small",
     }

@@ -13,6 +13,7 @@ comes towards the camera. The rotation is fitted to what is far; the way is that
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from mcd.config import Proposals
-from mcd.scene.flow import Flow, optical_flow, window_mean
+from mcd.scene.flow import optical_flow, window_mean
 from mcd.scene.plane import Floats, pixel_rays
 
 _TEXTURE = 5e-6
@@ -32,10 +33,14 @@ _LEAST = 0.25
 """Pixels by which the static world has to move for a statement."""
 _FAR = 40.0
 """Heights of the camera from which on a picture moves by the rotation alone, nearly."""
+_STILL, _FEWEST = 0.75, 50
+"""The camera's way is that for which such a share of what is seen stands still or moves along; of so many pixels."""
 _SQUARE = np.ones((3, 3), dtype=bool)
 _LEVELS, _NEAREST = 40, 2.5
 _OVERLAP = 0.3
 """Of the smaller of two objects, at most."""
+_INSIDE, _APART, _PART = 0.8, 0.05, 0.35
+"""An object is two if two lie inside it by so much, share no more, and stand out by such a share of what it does."""
 _MOST = 2000
 """Points of that fit."""
 
@@ -56,12 +61,16 @@ class Road:
 class Evidence:
     """What a frame says of each pixel."""
 
+    road: Road
     moving: NDArray[np.bool_]
     """[H,W], k is that of no static world."""
-    standing: NDArray[np.bool_]
-    """[H,W], above the road."""
-    share: Floats
-    """[H,W], k; NaN where nothing can be said."""
+    possible: NDArray[np.bool_]
+    """[H,W], it moves, or nothing can be said."""
+
+    @property
+    def told(self) -> bool:
+        """Whether anything can be said at all, which takes a camera that moves."""
+        return bool(self.moving.any() or not self.possible.all())
 
 
 def find_road(depth: NDArray[np.float32], rays: Floats) -> Road | None:
@@ -69,12 +78,13 @@ def find_road(depth: NDArray[np.float32], rays: Floats) -> Road | None:
     height, width = depth.shape
     chosen = np.zeros(depth.shape, dtype=bool)
     chosen[round(0.8 * height) :, round(0.25 * width) : round(0.75 * width)] = True
-    inverse = w = np.zeros(0)
+    inverse: Floats = np.zeros(depth.shape)
+    w: Floats = np.zeros(3)
     for tolerance in (0.25, 0.22, 0.19, 0.16, 0.13, 0.1, 0.08, 0.08, 0.08, 0.08):
         points = rays[chosen] * depth[chosen][:, None]
         if len(points) < 30:
             return None
-        w = np.linalg.lstsq(points, np.ones(len(points)), rcond=None)[0]
+        w = np.linalg.lstsq(points, np.ones(len(points)), rcond=None)[0].astype(np.float64)
         inverse = rays @ w
         chosen = (np.abs(inverse * depth - 1) < tolerance) & (inverse > 0.06 * inverse.max())
     length = float(np.linalg.norm(w))
@@ -83,22 +93,28 @@ def find_road(depth: NDArray[np.float32], rays: Floats) -> Road | None:
 
 
 def look(
-    reference: Tensor, sources: Tensor, depth: NDArray[np.float32], K: NDArray[np.float32], T_src_ref: Floats,
+    reference: Tensor,
+    sources: Tensor,
+    depth: NDArray[np.float32],
+    K: NDArray[np.float32],
+    T_src_ref: NDArray[np.float32],
     settings: Proposals,
-) -> tuple[Road, Evidence] | None:
+    own: NDArray[np.bool_] | None = None,
+) -> Evidence | None:
     """What stands and what moves in a frame; None where no road is seen.
 
     Args:
-        reference: [3,H,W]; sources: [S,3,H,W], in [0, 1]; depth: [H,W]; K: [3,3]; T_src_ref: [S,4,4].
+        reference: [3,H,W]; sources: [S,3,H,W], in [0, 1]; depth: [H,W], > 0; K: [3,3].
+        T_src_ref: [S,4,4], in the unit of the depth; of its translation the part along the road counts.
+        own: [H,W], True where the picture shows the own vehicle.
     """
     rays = pixel_rays((depth.shape[0], depth.shape[1]), K.astype(np.float64))
     road = find_road(depth, rays)
     if road is None:
         return None
     flows = optical_flow(reference.expand_as(sources), sources)
-    along = np.zeros(depth.shape)
-    length = np.zeros(depth.shape)
     by_way, by_turn = _motion_fields(rays, K.astype(np.float64))
+    sums = np.zeros((2, *depth.shape))
     for index, T in enumerate(T_src_ref.astype(np.float64)):
         flow = flows.flow[index].double().numpy().transpose(1, 2, 0)
         texture = flows.texture[index, 0].numpy()
@@ -106,18 +122,20 @@ def look(
         still = (by_way @ way) / depth[..., None]
         turn = _rotation(flow - still, texture, depth > _FAR * road.height, by_turn)
         rest = flow - by_turn @ turn
-        known = texture > _TEXTURE
-        along += np.where(known, (rest * still).sum(-1), 0.0)
-        length += np.where(known, np.square(still).sum(-1), 0.0)
-    both = torch.from_numpy(np.stack((along, length)))[None]
-    mean_along, mean_length = window_mean(both, _WINDOW)[0].numpy()
-    told = mean_length > len(sources) * _LEAST**2
-    share = np.where(told, mean_along / np.maximum(mean_length, 1e-9), np.nan)
-    above = 1 - road.inverse * depth
-    standing = (above > settings.above) & (depth < settings.farthest * road.height)
+        sums += np.where(texture > _TEXTURE, ((rest * still).sum(-1), np.square(still).sum(-1)), 0.0)
+    along, length = window_mean(torch.from_numpy(sums)[None], _WINDOW)[0].numpy()
+    share = along / np.maximum(length, 1e-9)
+    visible = np.ones(depth.shape, dtype=bool) if own is None else ~own
+    strong = visible & (flows.texture.mean(dim=(0, 1)).numpy() > 4 * _TEXTURE) & (length > len(sources) * _LEAST**2)
+    # The pose net may take the camera for faster than it is, and then everything seems to move along.
+    pace = min(float(np.quantile(share[strong], _STILL)), 1.0) if strong.sum() > _FEWEST else 0.0
+    told = visible & (length * max(pace, 0.0) ** 2 > len(sources) * _LEAST**2)
+    share = np.where(told, share / max(pace, 1e-9), np.nan)
     with np.errstate(invalid="ignore"):
         moving = (share < settings.along) | (share > settings.towards)
-    return road, Evidence(moving, standing, share)
+    possible = moving | ~told
+    possible &= visible
+    return Evidence(road, moving, possible)
 
 
 def _motion_fields(rays: Floats, K: Floats) -> tuple[Floats, Floats]:
@@ -150,7 +168,7 @@ def _rotation(flow: Floats, texture: NDArray[np.float32], far: NDArray[np.bool_]
 
 
 def propose(
-    road: Road, seen: Evidence, depth: NDArray[np.float32], settings: Proposals
+    seen: Evidence, depth: NDArray[np.float32], settings: Proposals
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
     """Moving objects of a frame: masks [n,H,W] and, of each, how far it stands out [n] in [0, 1], best first.
 
@@ -158,27 +176,24 @@ def propose(
     distance. Its connected parts that do not move as the static world are candidates, of every level; of those that
     overlap, the one that stands out most is the object.
     """
-    inverse, ground = road.height / depth, road.height * road.inverse
-    maybe = ~(seen.share >= settings.along) | (seen.share > settings.towards)
+    inverse: Floats = seen.road.height / depth.astype(np.float64)
+    ground = seen.road.height * seen.road.inverse
     candidates = list[_Candidate]()
     for level in 1 / np.geomspace(settings.farthest, _NEAREST, _LEVELS):
         begins = ground < (1 - settings.above) * level
-        stands = ndimage.binary_opening((inverse > level) & begins & maybe, _SQUARE)
-        labels, _ = ndimage.label(stands)
+        stands = ndimage.binary_opening((inverse > level) & begins & seen.possible, _SQUARE)
+        labels, count = ndimage.label(stands)
+        large = np.bincount(labels.ravel(), minlength=count + 1) >= settings.min_area * depth.size
         for label, place in enumerate(ndimage.find_objects(labels), start=1):
-            part = labels[place] == label
-            if part.sum() >= settings.min_area * depth.size:
-                found = _candidate(place, part, begins, inverse, ground, seen.moving, settings)
+            if large[label]:
+                found = _candidate(place, labels[place] == label, begins, inverse, ground, seen.moving, settings)
                 if found is not None:
                     candidates.append(found)
     masks, scores = list[NDArray[np.bool_]](), list[float]()
-    for candidate in sorted(candidates, key=lambda c: -c.score):
-        mask = np.zeros(depth.shape, dtype=bool)
-        mask[candidate.place] = candidate.part
-        area = mask.sum()
-        if all((mask & other).sum() < _OVERLAP * min(area, other.sum()) for other in masks):
+    for mask, score in sorted(_whole(candidates, depth.shape), key=lambda found: -found[1]):
+        if all((mask & other).sum() < _OVERLAP * min(mask.sum(), other.sum()) for other in masks):
             masks.append(mask)
-            scores.append(candidate.score)
+            scores.append(score)
     if not masks:
         return np.zeros((0, *depth.shape), dtype=bool), np.zeros(0, dtype=np.float32)
     return np.stack(masks), np.array(scores, dtype=np.float32)
@@ -189,6 +204,25 @@ class _Candidate:
     place: tuple[slice, slice]
     part: NDArray[np.bool_]
     score: float
+
+
+def _whole(candidates: list[_Candidate], size: tuple[int, ...]) -> list[tuple[NDArray[np.bool_], float]]:
+    """Masks [H,W] and scores of the candidates that are not two others side by side."""
+    masks = np.zeros((len(candidates), *size), dtype=bool)
+    for mask, candidate in zip(masks, candidates, strict=True):
+        mask[candidate.place] = candidate.part
+    flat = masks.reshape(len(masks), math.prod(size)).astype(np.float32)
+    shared = flat @ flat.T
+    area = shared.diagonal()
+    kept = []
+    for index, (mask, candidate) in enumerate(zip(masks, candidates, strict=True)):
+        inside = (shared[index] > _INSIDE * area) & (area < _INSIDE * area[index])
+        inside &= np.array([other.score > _PART * candidate.score for other in candidates])
+        parts = np.flatnonzero(inside)
+        apart = shared[np.ix_(parts, parts)] < _APART * np.minimum.outer(area[parts], area[parts])
+        if not apart.any():
+            kept.append((mask, candidate.score))
+    return kept
 
 
 def _candidate(
