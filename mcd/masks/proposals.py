@@ -39,6 +39,8 @@ _SQUARE = np.ones((3, 3), dtype=bool)
 _LEVELS, _NEAREST = 40, 2.5
 _OVERLAP = 0.3
 """Of the smaller of two objects, at most."""
+_CONTACT = 1.4
+"""The road at the foot of an object is by no larger factor farther than it."""
 _INSIDE, _APART, _PART = 0.8, 0.05, 0.35
 """An object is two if two lie inside it by so much, share no more, and stand out by such a share of what it does."""
 _MOST = 2000
@@ -114,22 +116,27 @@ def look(
         return None
     flows = optical_flow(reference.expand_as(sources), sources)
     by_way, by_turn = _motion_fields(rays, K.astype(np.float64))
-    sums = np.zeros((2, *depth.shape))
-    for index, T in enumerate(T_src_ref.astype(np.float64)):
-        flow = flows.flow[index].double().numpy().transpose(1, 2, 0)
-        texture = flows.texture[index, 0].numpy()
-        way = T[:3, 3] - road.normal * (road.normal @ T[:3, 3])
-        still = (by_way @ way) / depth[..., None]
-        turn = _rotation(flow - still, texture, depth > _FAR * road.height, by_turn)
-        rest = flow - by_turn @ turn
-        sums += np.where(texture > _TEXTURE, ((rest * still).sum(-1), np.square(still).sum(-1)), 0.0)
-    along, length = window_mean(torch.from_numpy(sums)[None], _WINDOW)[0].numpy()
-    share = along / np.maximum(length, 1e-9)
+    flow = flows.flow.double().numpy().transpose(0, 2, 3, 1)
+    texture = flows.texture[:, 0].numpy()
+    ways = T_src_ref[:, :3, 3].astype(np.float64)
+    ways -= (ways @ road.normal)[:, None] * road.normal
+    still = np.stack([(by_way @ way) / depth[..., None] for way in ways])
     visible = np.ones(depth.shape, dtype=bool) if own is None else ~own
-    strong = visible & (flows.texture.mean(dim=(0, 1)).numpy() > 4 * _TEXTURE) & (length > len(sources) * _LEAST**2)
-    # The pose net may take the camera for faster than it is, and then everything seems to move along.
-    pace = min(float(np.quantile(share[strong], _STILL)), 1.0) if strong.sum() > _FEWEST else 0.0
-    told = visible & (length * max(pace, 0.0) ** 2 > len(sources) * _LEAST**2)
+    far = depth > _FAR * road.height
+    pace, share, length = 0.0, np.zeros(depth.shape), np.zeros(depth.shape)
+    for _ in range(2):  # the rotation needs the pace, and the pace the rotation
+        turned = [
+            by_turn @ _rotation(f - pace * s, t, far & visible, by_turn)
+            for f, s, t in zip(flow, still, texture, strict=True)
+        ]
+        sums = np.stack((((flow - turned) * still).sum(-1), np.square(still).sum(-1)))
+        sums = np.where(texture > _TEXTURE, sums, 0.0).sum(1)
+        along, length = window_mean(torch.from_numpy(sums)[None], _WINDOW)[0].numpy() / len(sources)
+        share = along / np.maximum(length, 1e-9)
+        strong = visible & (texture.mean(0) > 4 * _TEXTURE) & (length > _LEAST**2)
+        # The pose net may take the camera for faster than it is, and then everything seems to move along.
+        pace = float(np.clip(np.quantile(share[strong], _STILL), 0, 1)) if strong.sum() > _FEWEST else 0.0
+    told = visible & (length * pace**2 > _LEAST**2)
     share = np.where(told, share / max(pace, 1e-9), np.nan)
     with np.errstate(invalid="ignore"):
         moving = (share < settings.along) | (share > settings.towards)
@@ -242,13 +249,13 @@ def _candidate(
     tall = 1 - ground[rows.start, middle] / own
     slope = (ground[-1, middle] - ground[0, middle]) / (len(ground) - 1)
     wide = (columns.stop - columns.start) * slope / own
-    floats = begins[min(rows.stop + max(2, (rows.stop - rows.start) // 4), len(begins) - 1), middle]
+    foot = ground[min(rows.stop + max(2, (rows.stop - rows.start) // 4), len(ground) - 1), middle]
     if (
         fill < settings.fill
         or moves < settings.share
         or not settings.lowest < tall < settings.tallest
         or wide > settings.widest
-        or (floats and rows.stop < len(begins) - 3)
+        or (foot * _CONTACT < own and rows.stop < len(ground) - 3)
     ):
         return None
     margin = max(2, (columns.stop - columns.start) // 8)
