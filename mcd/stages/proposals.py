@@ -40,12 +40,7 @@ class ProposalsPreparation(Preparation):
     def prepare(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         facts: dict[str, Any] = {}
         for split in ("train", "val"):
-
-            def labels(item: Any, split: str = split) -> dict[str, Any]:
-                found = self._predictions.stored(split, item.frame)
-                return {"depth": found.depth, "poses": found.poses}
-
-            dataset = self.frames(split, None, labels=labels)
+            dataset = self.frames(split, None)
             for batch in self.each_batch(dataset, split, self.config.proposals.batch, ".npz", should_stop):
                 self._find(split, batch)
             facts[split] = world.from_first(partial(self._summary, split, [item.frame for item in dataset.items]))
@@ -56,13 +51,14 @@ class ProposalsPreparation(Preparation):
     def _find(self, split: str, batch: Batch) -> None:
         """Write the objects of a batch of frames."""
         for index, frame in enumerate(batch["frame"]):
-            depth = batch["depth"][index, 0].cpu().numpy()
+            scene = self._predictions.stored(split, frame)
+            depth = scene.depth[0]
             seen = look(
                 batch["reference"][index].float().cpu(),
                 batch["sources"][index].float().cpu(),
                 depth,
                 batch["K"][index].cpu().numpy(),
-                batch["poses"][index].cpu().numpy(),
+                scene.poses,
                 self.config.proposals,
                 own=batch["own"][index, 0].cpu().numpy() if "own" in batch else None,
             )
