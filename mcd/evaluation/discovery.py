@@ -136,7 +136,8 @@ def discovery_steps(run_folder: Path) -> list[Step]:
     """The steps that a run has finished, in their order."""
     steps = []
     with reading("facts of a stage", run_folder / "predictions" / "done.json"):
-        if "train" in (seen := _facts(run_folder, "predictions")):
+        # Proposals do not ask the residual motion.
+        if "train" in (seen := _facts(run_folder, "predictions")) and not _facts(run_folder, "proposals"):
             steps.append(Step("motion", seen["train"]["frames_with_motion"], seen["train"]["frames"]))
     for name, part in finders(run_folder).items():
         with reading("facts of a stage", run_folder / part / "done.json"):
