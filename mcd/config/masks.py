@@ -34,6 +34,11 @@ class Proposals(Section):
     """Moving objects by what stands on the road and how it moves, without a network that finds them."""
 
     batch: Count = 8
+    init: Path | None = Field(
+        None,
+        description="run, stage folder or weights file whose depth and pose nets say what stands and how the camera "
+        "moves, such as start, which has not unlearned what moves along; null: those of the scene stage",
+    )
     above: Weight = Field(0.12, description="height above the road of what stands, in heights of the camera")
     tallest: Positive = Field(3.5, description="of objects above the road, in heights of the camera")
     farthest: Positive = Field(60.0, description="objects are nearer, in heights of the camera")

@@ -82,7 +82,10 @@ class DiscoveredMasks:
     def ground(self, split: str, frame: str) -> Masks:
         if "ground" not in self._run.config.stages:
             return self._given.ground(split, frame)
-        return read_ground(self._run.path, split, frame) > 0.5
+        ground = read_ground(self._run.path, split, frame) > 0.5
+        if "proposals" in self._run.config.stages:  # what stands on the ground is none, whatever the net thinks
+            ground &= ~self.instances(split, frame)[0].any(axis=0)
+        return ground
 
     @cached_property
     def _detections(self) -> Path | None:
