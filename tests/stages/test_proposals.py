@@ -30,7 +30,7 @@ FRAMES = 10
 ALONG, STILL = Box(-2.5, 12, 2.2, 1.6, SPEED), Box(2.5, 14, 2.2, 1.6)
 
 
-def make_context(folder: Path, boxes: list[Box], speed: float = SPEED) -> Context:
+def make_context(folder: Path, boxes: list[Box], speed: float = SPEED, **settings: Any) -> Context:
     """A drive, and predictions of nets that are right about depth and see no residual motion."""
     (folder / "data").mkdir()
     config = parse_config({
@@ -46,6 +46,7 @@ def make_context(folder: Path, boxes: list[Box], speed: float = SPEED) -> Contex
             "workers": 0,
             "road_masks": "none",
         },
+        "proposals": settings,
         "instances": {"tracks": True, "persist": 3, "middle": None, "min_area": 0.001},
     })  # fmt: skip
     context = Context(config, Run(config), torch.device("cpu"))
@@ -126,3 +127,31 @@ def test_own_footage_may_go_the_way_of_the_paper() -> None:
     ours = "[scene, predictions, ground, slots, detector, instances, object, scale, pseudo, final]"
     assert "proposals" in load_config("video").stages
     assert "detector" in load_config("video", [f"stages={ours}"]).stages
+
+
+def test_nets_of_a_file_are_asked_in_place_of_those_of_the_scene(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context(tmp_path, [ALONG], init=str(tmp_path / "nets.safetensors"), batch=8)
+    (tmp_path / "nets.safetensors").write_bytes(b"any")
+    # The nets of the scene have lost the box.
+    flat = render(0, []).depth[None]
+    store = open_store(context)
+    assert store is not None
+    times = range(1, FRAMES - 1)
+    wrong = Prediction(flat, np.zeros((2, 2, *SIZE), np.float32), np.stack((pose(-SPEED), pose(SPEED))))
+    for split in ("train", "val"):
+        store.write(split, {f"{time:03d}": wrong for time in times})
+
+    class Depth(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [torch.from_numpy(np.stack([render(time, [ALONG]).depth for time in times]))[: len(images), None]]
+
+    class Pose(torch.nn.Module):
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(len(first), 3), torch.tensor([0.0, 0.0, -SPEED]).expand(len(first), 3)
+
+    nets = {"depth": Depth(), "pose": Pose()}
+    monkeypatch.setattr(Context, "frozen", lambda self, role, path: nets[role])
+    facts = run(ProposalsPreparation(context), context)
+    assert facts["train"]["objects"] == facts["train"]["frames"] == len(times)
