@@ -123,10 +123,10 @@ def test_it_needs_the_predictions_and_no_other_finder() -> None:
         parse_config({"stages": ["scene", "predictions", "segment", "proposals"], "store": "sqlite"})
 
 
-def test_own_footage_may_go_the_way_of_the_paper() -> None:
-    ours = "[scene, predictions, ground, slots, detector, instances, object, scale, pseudo, final]"
-    assert "proposals" in load_config("video").stages
-    assert "detector" in load_config("video", [f"stages={ours}"]).stages
+def test_own_footage_may_ask_the_road_in_place_of_slots() -> None:
+    stages = "[scene, predictions, ground, proposals, instances, object, scale, pseudo, final]"
+    config = load_config("video", [f"stages={stages}"])
+    assert "proposals" in config.stages and config.proposals.init == Path("start")
 
 
 def test_nets_of_a_file_are_asked_in_place_of_those_of_the_scene(
