@@ -9,6 +9,11 @@ FOLDER holds what is there of kitti_0001 and kitti_0926 (image_02, depth_lidar: 
     contact       depth of a vehicle's lower third over the road's at its foot; about 1.0
     upright       depth of its upper third over the road's at its foot; 1.0 to 1.15
     road          rms and 99th percentile of |ln(depth / plane)| over the camera's own lane: pits and bumps
+
+and, of a run given by --masks whose frames are those of highway,
+
+    found         share of the near boxes that one of its moving masks covers (overlap of boxes 0.4 or more)
+    false         share of its moving masks that are no vehicle (overlap with every box below 0.3)
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ from mcd.data.evaluation import CROPS
 from mcd.data.video import VideoReader
 from mcd.inference.command import parse_size
 from mcd.inference.predictor import DepthPredictor
+from mcd.masks.instances import FrameInstances
+from mcd.masks.morphology import boxes as mask_boxes
 from mcd.visualize import colour_depth, to_bytes
 
 Depth = NDArray[np.float64]
@@ -136,6 +143,36 @@ def highway(folder: Path, predict: Predict) -> dict[str, float]:
     }
 
 
+def discovered(folder: Path, run: Path) -> dict[str, float]:
+    """How well a run that was given no masks found the vehicles of the highway: shares, and of how many."""
+    with (folder / "vehicles.csv").open() as file:
+        boxes = [{key: int(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    height, width = next(iter(VideoReader(folder / "highway.mp4"))).shape[:2]
+    near = covered = things = no_vehicle = 0
+    for frame in sorted({box["frame"] for box in boxes}):
+        true = [tuple(box[key] for key in ("x0", "y0", "x1", "y1")) for box in boxes if box["frame"] == frame]
+        large = [box for box in true if box[2] - box[0] >= NEAR_BOX]
+        moving = list[Sequence[float]]()
+        for split in ("train", "val"):
+            for path in (run / "instances" / split).glob(f"*{frame:06d}.npz"):
+                instances = FrameInstances.load(path)
+                masks = torch.from_numpy(instances.masks[instances.dynamic, 1])
+                scale = torch.tensor([width / masks.shape[-1], height / masks.shape[-2]] * 2)
+                moving += (mask_boxes(masks) * scale).tolist()
+        near += len(large)
+        covered += sum(max((overlap(box, mask) for mask in moving), default=0.0) >= 0.4 for box in large)
+        things += len(moving)
+        no_vehicle += sum(max(overlap(box, mask) for box in true) < 0.3 for mask in moving)
+    return {"found": covered / near, "false": no_vehicle / max(things, 1), "near boxes": near, "moving masks": things}
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1)."""
+    wide, high = (max(min(a[i + 2], b[i + 2]) - max(a[i], b[i]), 0) for i in (0, 1))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return wide * high / (sum(areas) - wide * high)
+
+
 def road_evenness(depth: Depth) -> tuple[float, float]:
     """rms and 99th percentile of |ln(depth / plane)| in the own lane; inverse depth of a plane is affine."""
     height, width = depth.shape
@@ -199,12 +236,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=Path, required=True, help="folder of the clips")
     parser.add_argument("--wide", type=parse_size, help="size for the net on the KITTI clips (default: its own choice)")
     parser.add_argument("--size", type=parse_size, help="size for the net on others (default: its own choice)")
+    parser.add_argument("--masks", type=Path, help="run folder whose discovered masks are counted on the highway")
     parser.add_argument("--pictures", type=Path, help="folder for pictures of the depth")
     given = parser.parse_args(arguments)
     wide_net, net = predictor(given.checkpoint, given.wide), predictor(given.checkpoint, given.size)
     found = measure({"": net, "kitti_0001": wide_net, "kitti_0926": wide_net}, given.clips)
     for clip, figures in found.items():
         print(clip, json.dumps({key: round(value, 3) for key, value in figures.items()}))
+    if given.masks:
+        shares = discovered(given.clips / "highway", given.masks)
+        print("masks", json.dumps({key: round(value, 3) for key, value in shares.items()}))
     if given.pictures:
         pictures(net, given.clips, given.pictures)
     return 0

@@ -56,7 +56,7 @@ from mcd.training.profiling import ProfileWindow, step_window
 from mcd.training.state import LAST
 from mcd.training.stop import InterruptedRun, StopSignal
 
-STAGES_OF_OBJECTS = ("slots", "detector", "instances", "object", "scale", "pseudo", "final")
+STAGES_OF_OBJECTS = ("slots", "detector", "proposals", "instances", "object", "scale", "pseudo", "final")
 """What needs objects, to the end."""
 
 DEFAULT_CONFIG = PACKAGED / "synthetic.yaml"

@@ -1,7 +1,7 @@
 """Typed configuration."""
 
 from mcd.config.base import STAGES
-from mcd.config.masks import InstancesStage, Segment
+from mcd.config.masks import InstancesStage, Proposals, Segment
 from mcd.config.reading import PACKAGED, ConfigError, known_keys, load_config, parse_config
 from mcd.config.sections import (
     Augment,
@@ -31,6 +31,7 @@ __all__ = [
     "Ground",
     "InstancesStage",
     "Object",
+    "Proposals",
     "Scale",
     "Scene",
     "Schedule",

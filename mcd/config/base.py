@@ -13,6 +13,7 @@ StageName = Literal[
     "slots",
     "detector",
     "segment",
+    "proposals",
     "instances",
     "object",
     "scale",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mcd.config.base import Count, Fraction, Positive, Section, Side
+from mcd.config.base import Count, Fraction, Positive, Section, Side, Weight
 
 
 class Segment(Section):
@@ -28,6 +28,30 @@ class Segment(Section):
         description="frames are brought to this shorter side for the segmenter; 800: as its weights were trained, less "
         "is faster and misses what is far",
     )
+
+
+class Proposals(Section):
+    """Moving objects by what stands on the road and how it moves, without a network that finds them."""
+
+    batch: Count = 8
+    init: Path | None = Field(
+        None,
+        description="run, stage folder or weights file whose depth and pose nets say what stands and how the camera "
+        "moves, such as start, which has not unlearned what moves along; null: those of the scene stage",
+    )
+    above: Weight = Field(0.12, description="height above the road of what stands, in heights of the camera")
+    tallest: Positive = Field(3.5, description="of objects above the road, in heights of the camera")
+    farthest: Positive = Field(60.0, description="objects are nearer, in heights of the camera")
+    along: float = Field(
+        0.35, description="share of the flow of a static world that is seen, below which something moves along"
+    )
+    towards: Positive = Field(3.0, description="share of it above which something comes towards the camera")
+    lowest: Weight = Field(0.5, description="of objects above the road, in heights of the camera")
+    widest: Positive = Field(8.0, description="of objects, in heights of the camera")
+    share: Fraction = Field(0.5, description="share of an object that moves")
+    fill: Fraction = Field(0.5, description="share of its box that an object fills")
+    contrast: Fraction = Field(0.12, description="what is around an object is by this share of its depth behind it")
+    min_area: Fraction = Field(0.001, description="smallest object, share of the image")
 
 
 class InstancesStage(Section):

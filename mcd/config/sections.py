@@ -30,7 +30,7 @@ from mcd.config.base import (
 )
 from mcd.config.data import Augment, Data
 from mcd.config.evaluation import Evaluation
-from mcd.config.masks import InstancesStage, Pseudo, Segment
+from mcd.config.masks import InstancesStage, Proposals, Pseudo, Segment
 from mcd.config.nets import Nets
 from mcd.ops.backend import BackendUnavailable
 from mcd.ops.photometric_error import C1, C2, L1_WEIGHT, SSIM_WEIGHT, check_photometric_weights
@@ -344,6 +344,7 @@ class Config(Section):
     slots: Slots = Slots(steps=600)
     detector: Detector = Detector(epochs=1)
     segment: Segment = Segment()
+    proposals: Proposals = Proposals()
     instances: InstancesStage = InstancesStage()
     object: Object = Object(steps=200)
     scale: Scale = Scale(steps=350)
@@ -365,18 +366,22 @@ class Config(Section):
         order = [STAGES.index(name) for name in self.stages]
         if order != sorted(set(order)):
             raise ValueError(f"'stages' should be each once, in this order: {', '.join(STAGES)}")
-        readers = [name for name in ("predictions", "ground", "slots", "detector") if name in self.stages]
+        readers = [name for name in ("predictions", "ground", "slots", "detector", "proposals") if name in self.stages]
         if readers and self.store == "none":
             raise ValueError(f"stage '{readers[0]}' needs a store of the scene nets' predictions: set store: sqlite")
-        needs = {"ground": ["predictions"], "slots": ["predictions"], "detector": ["predictions", "ground"]}
+        needs = {name: ["predictions"] for name in ("ground", "slots", "proposals")}
+        needs["detector"] = ["predictions", "ground"]
         if self.detector.steps != 0:
             needs["detector"].append("slots")
         for name in readers:
             missing = [other for other in needs.get(name, ()) if other not in self.stages]
             if missing:
                 raise ValueError(f"stage '{name}' needs the stage '{missing[0]}' before it")
-        if {"segment", "detector"} <= set(self.stages):
-            raise ValueError("the stages 'segment' and 'detector' both find the objects: leave one of them out")
+        finders = [name for name in ("detector", "segment", "proposals") if name in self.stages]
+        if len(finders) > 1:
+            raise ValueError(
+                f"the stages '{finders[0]}' and '{finders[1]}' both find the objects: leave one of them out"
+            )
         if self.instances.tracks and (self.data.kind != "sequence" or self.data.spacing[0] != 1):
             raise ValueError("'instances.tracks' needs data of kind sequence whose 'spacing' begins with 1")
         for stage, schedule in (("scene", self.scene), ("final", self.final)):

@@ -40,7 +40,7 @@ class TrueInstances:
 def evaluate_discovery(context: Context, stage: str) -> dict[str, float]:
     """Figures of a finished stage; empty for other stages, and without the truth.
 
-    ``ground`` has an ``iou``; ``detector`` or ``segment``, and ``instances`` (of their masks, those that are dynamic),
+    ``ground`` has an ``iou``; the stage that finds objects, and ``instances`` (of their masks, those that are dynamic),
     have what :func:`score_instances` gives.
     """
     if stage == "ground":
@@ -128,7 +128,7 @@ def finders(run_folder: Path) -> dict[str, str]:
     parts = {"slots": CANDIDATES}
     count = len(list((run_folder / "detector").glob("round_*")))
     parts |= {f"round {number}": round_name(number) for number in range(count)}
-    parts |= {"segmenter": "segment"}
+    parts |= {"segmenter": "segment", "proposals": "proposals"}
     return {name: part for name, part in parts.items() if "train" in _facts(run_folder, part)}
 
 
@@ -136,7 +136,8 @@ def discovery_steps(run_folder: Path) -> list[Step]:
     """The steps that a run has finished, in their order."""
     steps = []
     with reading("facts of a stage", run_folder / "predictions" / "done.json"):
-        if "train" in (seen := _facts(run_folder, "predictions")):
+        # Proposals do not ask the residual motion.
+        if "train" in (seen := _facts(run_folder, "predictions")) and not _facts(run_folder, "proposals"):
             steps.append(Step("motion", seen["train"]["frames_with_motion"], seen["train"]["frames"]))
     for name, part in finders(run_folder).items():
         with reading("facts of a stage", run_folder / part / "done.json"):
@@ -160,6 +161,7 @@ def why_little_was_found(steps: Sequence[Step]) -> str:
     reasons = {
         "motion": "hardly any frame has residual motion: the scene stage explains all by the camera",
         "slots": "what moves is seen, but no slot of it passes as an object",
+        "proposals": "nothing that stands on the road moves by itself, or no road is seen: the keys of proposals",
         "segmenter": "it knows too little of what is seen: segment.classes, segment.score",
         "dynamic": "objects are found, but they do not move enough to count as dynamic, or are too small",
     }

@@ -20,7 +20,7 @@ from mcd.run.folder import Run
 CANDIDATES = "detector/candidates"
 """The part of the detector stage that finds objects among the slots' masks."""
 
-OBJECT_STAGES = frozenset(("detector", "segment"))
+OBJECT_STAGES = frozenset(("detector", "segment", "proposals"))
 """Stages that find the objects of a frame; a run has one of them, or masks that come with its data."""
 
 
@@ -61,7 +61,7 @@ class GivenMasks:
 
 
 class DiscoveredMasks:
-    """What ``ground``, and ``detector`` or ``segment``, of a run found; without one of them, its masks are given."""
+    """What ``ground``, and a stage that finds objects, of a run found; without one of them, its masks are given."""
 
     def __init__(self, run: Run):
         self._run = run
@@ -71,7 +71,7 @@ class DiscoveredMasks:
         stages = self._run.config.stages
         if not OBJECT_STAGES & set(stages):
             return self._given.instances(split, frame)
-        folder = self._segmented if "segment" in stages else self._detections
+        folder = self._detections if "detector" in stages else self._found_by
         if folder is None:
             return self._images.instances(split, frame)
         path = frame_path(folder, split, frame)
@@ -82,7 +82,10 @@ class DiscoveredMasks:
     def ground(self, split: str, frame: str) -> Masks:
         if "ground" not in self._run.config.stages:
             return self._given.ground(split, frame)
-        return read_ground(self._run.path, split, frame) > 0.5
+        ground = read_ground(self._run.path, split, frame) > 0.5
+        if "proposals" in self._run.config.stages:  # what stands on the ground is none, whatever the net thinks
+            ground &= ~self.instances(split, frame)[0].any(axis=0)
+        return ground
 
     @cached_property
     def _detections(self) -> Path | None:
@@ -92,10 +95,12 @@ class DiscoveredMasks:
         return folder if folder is not None and folder.is_dir() else None
 
     @cached_property
-    def _segmented(self) -> Path:
-        if self._run.finished("segment") is None:
-            raise DataError(f"{self._run.path} has no masks of objects: the stage 'segment' comes first")
-        return self._run.stage("segment")
+    def _found_by(self) -> Path:
+        """The folder of the stage that finds objects without a detector."""
+        name = next(iter(OBJECT_STAGES & set(self._run.config.stages)))
+        if self._run.finished(name) is None:
+            raise DataError(f"{self._run.path} has no masks of objects: the stage '{name}' comes first")
+        return self._run.stage(name)
 
     @cached_property
     def _images(self) -> GivenMasks:

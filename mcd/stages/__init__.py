@@ -9,6 +9,7 @@ from mcd.stages.ground import GroundStage
 from mcd.stages.instances import InstancesPreparation
 from mcd.stages.object import ObjectStage
 from mcd.stages.predictions import PredictionsPreparation
+from mcd.stages.proposals import ProposalsPreparation
 from mcd.stages.pseudo import PseudoPreparation
 from mcd.stages.scale import ScaleStage
 from mcd.stages.scene import SceneStage
@@ -25,6 +26,7 @@ STAGES: dict[str, type[Stage]] = {
         SlotsStage,
         DetectorStage,
         SegmentPreparation,
+        ProposalsPreparation,
         InstancesPreparation,
         ObjectStage,
         ScaleStage,

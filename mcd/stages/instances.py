@@ -73,6 +73,8 @@ class InstancesPreparation(Preparation):
         scene = self.predictions(split, batch)
         moving = moving_pixels(scene.flow, settings.flow_threshold)
         masks, road = batch["instances"], batch["road"]
+        if "proposals" in self.config.stages:  # they are what moves, and no threshold on the residual flow knows better
+            moving |= torch.stack([mask.any(dim=0, keepdim=True) for mask in masks])
         solid = [mask & ~road[b] for b, mask in enumerate(masks)]
         coverage, dynamic = classify(settings, masks, moving)
         triplets = self._follow(solid, scene.depth, batch["K"], scene.T_src_ref, scene.motion)

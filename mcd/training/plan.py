@@ -125,7 +125,7 @@ class _Probe:
 
     def stage(self, stage: str, images: float) -> tuple[float | None, str]:
         """Seconds of a stage, and what was measured for it."""
-        if stage == "segment":
+        if stage in ("segment", "proposals"):
             return None, "not measured"
         kind = stage if stage in _MEASURED else "scene"
         if kind not in self._image:
@@ -236,7 +236,7 @@ def _disk(config: Config, stage: str, frames: Mapping[str, int]) -> int:
         return round(_STORE * 4 * 5 * pixels * both)
     if stage == "pseudo":
         return 4 * pixels * both
-    if stage in ("instances", "segment"):
+    if stage in ("instances", "segment", "proposals"):
         # A bit a pixel, five objects a frame; of instances in three frames.
         return (3 if stage == "instances" else 1) * 5 * pixels // 8 * both
     schedule = _schedule(config, stage)

@@ -214,7 +214,7 @@ def test_two_stages_that_find_objects_are_one_too_many() -> None:
 
 def test_the_two_configs_of_own_footage_say_the_same_of_what_they_share() -> None:
     found, masks = (load_config(name).model_dump() for name in ("video", "video_masks"))
-    for key in ("run", "stages", "slots", "detector", "segment"):
+    for key in ("run", "stages", "slots", "detector", "segment", "proposals"):
         del found[key], masks[key]
     assert found == masks
 
