@@ -31,7 +31,7 @@ class Segment(Section):
 
 
 class Proposals(Section):
-    """Moving objects by what stands on the road and how it moves, without a network that finds them."""
+    """Objects by what stands on the road and how it moves, without a network that finds them."""
 
     batch: Count = 8
     init: Path | None = Field(
@@ -46,9 +46,12 @@ class Proposals(Section):
         0.35, description="share of the flow of a static world that is seen, below which something moves along"
     )
     towards: Positive = Field(3.0, description="share of it above which something comes towards the camera")
+    still: Fraction = Field(
+        0.7, description="share of it above which something stands still, up to the inverse of this share"
+    )
     lowest: Weight = Field(0.5, description="of objects above the road, in heights of the camera")
     widest: Positive = Field(8.0, description="of objects, in heights of the camera")
-    share: Fraction = Field(0.5, description="share of an object that moves")
+    share: Fraction = Field(0.5, description="share of an object that moves, or stands still")
     fill: Fraction = Field(0.5, description="share of its box that an object fills")
     contrast: Fraction = Field(0.12, description="what is around an object is by this share of its depth behind it")
     min_area: Fraction = Field(0.001, description="smallest object, share of the image")

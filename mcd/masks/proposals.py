@@ -1,4 +1,4 @@
-"""Proposals of moving objects that need no training: what stands on the road and does not move as the standing world.
+"""Proposals of objects that need no training: what stands on the road, and whether it moves as the standing world.
 
 A net that knows roads says where everything is. On the road's plane the inverse depth is linear in the pixel; markings
 and shadows lie in it and are no candidates, whatever they seem to do. What stands up from it would, if it stood still,
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -64,15 +65,30 @@ class Evidence:
     """What a frame says of each pixel."""
 
     road: Road
+    visible: NDArray[np.bool_]
+    """[H,W], it is not the own vehicle."""
+    told: NDArray[np.bool_]
+    """[H,W], the camera moves enough for a statement."""
     moving: NDArray[np.bool_]
     """[H,W], k is that of no static world."""
-    possible: NDArray[np.bool_]
-    """[H,W], it moves, or nothing can be said."""
+    still: NDArray[np.bool_]
+    """[H,W], k is that of the static world."""
 
-    @property
-    def told(self) -> bool:
-        """Whether anything can be said at all, which takes a camera that moves."""
-        return bool(self.moving.any() or not self.possible.all())
+
+class Objects(NamedTuple):
+    """What stands on the road in a frame, moving objects first, those that stand out most before others."""
+
+    masks: NDArray[np.bool_]
+    """[n,H,W]"""
+    scores: NDArray[np.float32]
+    """[n], how far each stands out, in [0, 1]."""
+    moves: NDArray[np.bool_]
+    """[n], False: it stands still."""
+
+
+def no_objects(size: tuple[int, ...]) -> Objects:
+    """What a frame [H,W] has that shows no road."""
+    return Objects(np.zeros((0, *size), dtype=bool), np.zeros(0, dtype=np.float32), np.zeros(0, dtype=bool))
 
 
 def find_road(depth: NDArray[np.float32], rays: Floats) -> Road | None:
@@ -140,9 +156,8 @@ def look(
     share = np.where(told, share / max(pace, 1e-9), np.nan)
     with np.errstate(invalid="ignore"):
         moving = (share < settings.along) | (share > settings.towards)
-    possible = moving | ~told
-    possible &= visible
-    return Evidence(road, moving, possible)
+        still = (share > settings.still) & (share < 1 / settings.still)
+    return Evidence(road, visible, told, moving, still)
 
 
 def _motion_fields(rays: Floats, K: Floats) -> tuple[Floats, Floats]:
@@ -174,36 +189,45 @@ def _rotation(flow: Floats, texture: NDArray[np.float32], far: NDArray[np.bool_]
     return turn
 
 
-def propose(
-    seen: Evidence, depth: NDArray[np.float32], settings: Proposals
-) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Moving objects of a frame: masks [n,H,W] and, of each, how far it stands out [n] in [0, 1], best first.
+def propose(seen: Evidence, depth: NDArray[np.float32], settings: Proposals) -> Objects:
+    """Objects of a frame, by its depth [H,W].
 
     For a level L of inverse depth, what is nearer than L where the road is farther stands up from the road at that
     distance. Its connected parts that do not move as the static world are candidates, of every level; of those that
-    overlap, the one that stands out most is the object.
+    overlap, the one that stands out most is the object. Then the same is asked for what moves as the static world.
     """
+    masks, scores, moves = list[NDArray[np.bool_]](), list[float](), list[bool]()
+    for told in (seen.moving, seen.still):
+        candidates = _candidates(seen, told, depth, settings)
+        for mask, score in sorted(_whole(candidates, depth.shape), key=lambda found: -found[1]):
+            if all((mask & other).sum() < _OVERLAP * min(mask.sum(), other.sum()) for other in masks):
+                masks.append(mask)
+                scores.append(score)
+                moves.append(told is seen.moving)
+    if not masks:
+        return no_objects(depth.shape)
+    return Objects(np.stack(masks), np.array(scores, dtype=np.float32), np.array(moves, dtype=bool))
+
+
+def _candidates(
+    seen: Evidence, told: NDArray[np.bool_], depth: NDArray[np.float32], settings: Proposals
+) -> list[_Candidate]:
+    """The parts, at every level, of what is ``told`` [H,W] to move, or to stand still."""
     inverse: Floats = seen.road.height / depth.astype(np.float64)
     ground = seen.road.height * seen.road.inverse
+    possible = (told | ~seen.told) & seen.visible
     candidates = list[_Candidate]()
     for level in 1 / np.geomspace(settings.farthest, _NEAREST, _LEVELS):
         begins = ground < (1 - settings.above) * level
-        stands = ndimage.binary_opening((inverse > level) & begins & seen.possible, _SQUARE)
+        stands = ndimage.binary_opening((inverse > level) & begins & possible, _SQUARE)
         labels, count = ndimage.label(stands)
         large = np.bincount(labels.ravel(), minlength=count + 1) >= settings.min_area * depth.size
         for label, place in enumerate(ndimage.find_objects(labels), start=1):
             if large[label]:
-                found = _candidate(place, labels[place] == label, begins, inverse, ground, seen.moving, settings)
+                found = _candidate(place, labels[place] == label, begins, inverse, ground, told, settings)
                 if found is not None:
                     candidates.append(found)
-    masks, scores = list[NDArray[np.bool_]](), list[float]()
-    for mask, score in sorted(_whole(candidates, depth.shape), key=lambda found: -found[1]):
-        if all((mask & other).sum() < _OVERLAP * min(mask.sum(), other.sum()) for other in masks):
-            masks.append(mask)
-            scores.append(score)
-    if not masks:
-        return np.zeros((0, *depth.shape), dtype=bool), np.zeros(0, dtype=np.float32)
-    return np.stack(masks), np.array(scores, dtype=np.float32)
+    return candidates
 
 
 @dataclass(frozen=True)
@@ -238,12 +262,12 @@ def _candidate(
     begins: NDArray[np.bool_],
     inverse: Floats,
     ground: Floats,
-    moving: NDArray[np.bool_],
+    told: NDArray[np.bool_],
     settings: Proposals,
 ) -> _Candidate | None:
     """A part of what stands at a level as an object, carried on to the ground; None if it is none."""
     rows, columns = place
-    fill, moves = float(part.mean()), float(moving[place][part].mean())
+    fill, agrees = float(part.mean()), float(told[place][part].mean())
     own = float(np.median(inverse[place][part]))
     middle = (columns.start + columns.stop) // 2
     tall = 1 - ground[rows.start, middle] / own
@@ -252,7 +276,7 @@ def _candidate(
     foot = ground[min(rows.stop + max(2, (rows.stop - rows.start) // 4), len(ground) - 1), middle]
     if (
         fill < settings.fill
-        or moves < settings.share
+        or agrees < settings.share
         or not settings.lowest < tall < settings.tallest
         or wide > settings.widest
         or (foot * _CONTACT < own and rows.stop < len(ground) - 3)
@@ -274,4 +298,4 @@ def _candidate(
         return None
     mask |= np.maximum.accumulate(mask, axis=0) & (ground[window] < own)
     mask = ndimage.binary_fill_holes(ndimage.binary_closing(mask, _SQUARE))
-    return _Candidate(window, mask, min(contrast, 1.0) * fill * moves)
+    return _Candidate(window, mask, min(contrast, 1.0) * fill * agrees)

@@ -46,6 +46,13 @@ class MaskSource(Protocol):
             DataError: it is missing or broken.
         """
 
+    def moving(self, split: str, frame: str) -> Masks | None:
+        """What moves in a frame, [1,H,W], if its objects are known to move or not; None: the motion has to say.
+
+        Raises:
+            DataError: it is broken.
+        """
+
 
 @dataclass(frozen=True)
 class GivenMasks:
@@ -58,6 +65,9 @@ class GivenMasks:
 
     def ground(self, split: str, frame: str) -> Masks:
         return road_mask(self.data, split, frame)
+
+    def moving(self, split: str, frame: str) -> Masks | None:
+        return None
 
 
 class DiscoveredMasks:
@@ -86,6 +96,16 @@ class DiscoveredMasks:
         if "proposals" in self._run.config.stages:  # what stands on the ground is none, whatever the net thinks
             ground &= ~self.instances(split, frame)[0].any(axis=0)
         return ground
+
+    def moving(self, split: str, frame: str) -> Masks | None:
+        if "proposals" not in self._run.config.stages:
+            return None
+        path = frame_path(self._found_by, split, frame)
+        if not path.is_file():
+            return np.zeros((1, *self._run.config.data.size), bool)
+        masks, (moves,) = load_masks(path, "moves")
+        moving: Masks = masks[moves].any(axis=0, keepdims=True)
+        return moving
 
     @cached_property
     def _detections(self) -> Path | None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mcd import Instances, ops, world
-from mcd.config import InstancesStage
+from mcd.config import Config, InstancesStage
 from mcd.data import Batch, SequenceFolder, open_reader
 from mcd.files import frame_path, write_text
 from mcd.masks.instances import FrameInstances, InstanceRow, middle_band
@@ -64,17 +64,19 @@ class InstancesPreparation(Preparation):
 
     def _labels(self, split: str, frame: str) -> dict[str, Any]:
         masks, ids = self.masks.instances(split, frame)
-        return {"instances": masks, "ids": ids, "road": self.masks.ground(split, frame)}
+        moving = self.masks.moving(split, frame)
+        known = {} if moving is None else {"moving": moving}
+        return {"instances": masks, "ids": ids, "road": self.masks.ground(split, frame), **known}
 
     @torch.no_grad()
     def process(self, split: str, batch: Batch) -> None:
         """Classify the masks of a batch of frames and follow them into the neighbouring frames."""
-        settings = self.config.instances
+        settings = rules(self.config)
         scene = self.predictions(split, batch)
-        moving = moving_pixels(scene.flow, settings.flow_threshold)
+        moving = batch.get("moving")
+        if moving is None:
+            moving = moving_pixels(scene.flow, settings.flow_threshold)
         masks, road = batch["instances"], batch["road"]
-        if "proposals" in self.config.stages:  # they are what moves, and no threshold on the residual flow knows better
-            moving |= torch.stack([mask.any(dim=0, keepdim=True) for mask in masks])
         solid = [mask & ~road[b] for b, mask in enumerate(masks)]
         coverage, dynamic = classify(settings, masks, moving)
         triplets = self._follow(solid, scene.depth, batch["K"], scene.T_src_ref, scene.motion)
@@ -135,7 +137,7 @@ class _TrackedPreparation(Preparation):
         facts: dict[str, Any] = {}
         for split in ("train", "val"):
             numbers, tracks = self._follow(split)
-            settings = self.config.instances
+            settings = rules(self.config)
             kept = {number: track for number, track in tracks.items() if track.frames >= settings.persist}
             moving = {number for number, track in kept.items() if track.moves(settings)}
             for frame, numbered in numbers.items():
@@ -151,7 +153,7 @@ class _TrackedPreparation(Preparation):
         reader = open_reader(self.context.data, split)
         assert isinstance(reader, SequenceFolder), "a config with tracks has a sequence"
         position = {name: place for place, name in enumerate(reader.names)}
-        follower, sums = Follower(), TrackSums(self.config.instances)
+        follower, sums = Follower(), TrackSums(rules(self.config))
         numbers: dict[str, Numbers] = {}
         last = -1
         with progress(len(reader.frames), f"tracks {split}", "image") as bar:
@@ -192,6 +194,11 @@ def write_rows(folder: Path, split: str, frames: list[str]) -> dict[str, Any]:
         "dynamic": sum(row.dynamic for row in rows),
         "triplets": sum(row.triplet for row in rows),
     }
+
+
+def rules(config: Config) -> InstancesStage:
+    """When an object moves: to be straight ahead is no reason where the stage that found it has looked at that."""
+    return config.instances.model_copy(update={"middle": None}) if "proposals" in config.stages else config.instances
 
 
 def classify(settings: InstancesStage, masks: list[Tensor], moving: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""Proposals stage: moving objects by what stands on the road and how it moves, without a network that finds them.
+"""Proposals stage: objects by what stands on the road and how it moves, without a network that finds them.
 
 For footage from a road whose depth is known from the first: the stages ``slots`` and ``detector`` ask the residual
 motion alone, which is strongest where the depth is wrong (:mod:`mcd.masks.proposals` says what is asked here). Not in
 the paper. Consumes images and ``predictions``. Leaves ``proposals/SPLIT/CITY/FRAME.npz``, objects with their scores,
-for :class:`mcd.masks.source.DiscoveredMasks`; the stage ``instances`` follows them, and they move.
+and which of them move, for :class:`mcd.masks.source.DiscoveredMasks`; the stage ``instances`` follows them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mcd.errors import NothingToLearnError
 from mcd.files import frame_path
 from mcd.masks.detections import FrameDetections, read_counts, summarise
 from mcd.masks.packed import load_arrays
-from mcd.masks.proposals import look, propose
+from mcd.masks.proposals import look, no_objects, propose
 from mcd.nets.layers import widen
 from mcd.run.checkpoint import find_weights
 from mcd.run.context import Context
@@ -33,6 +33,7 @@ from mcd.scene.predictions import ScenePredictions
 from mcd.stages.stage import Preparation
 
 _ROAD, _TOLD = "road", "told"
+_MOVES = "moves"
 
 
 class ProposalsPreparation(Preparation):
@@ -54,7 +55,7 @@ class ProposalsPreparation(Preparation):
             for batch in self.each_batch(dataset, split, self.config.proposals.batch, ".npz", should_stop):
                 self._find(split, batch)
             facts[split] = world.from_first(partial(self._summary, split, [item.frame for item in dataset.items]))
-        if not facts["train"]["objects"]:
+        if not facts["train"].get("moving"):
             raise NothingToLearnError(_nothing_found(facts["train"]))
         return facts
 
@@ -72,12 +73,12 @@ class ProposalsPreparation(Preparation):
                 self.config.proposals,
                 own=batch["own"][index, 0].cpu().numpy() if "own" in batch else None,
             )
-            found = FrameDetections(torch.zeros(0, *depth.shape, dtype=torch.bool), torch.zeros(0))
-            if seen is not None:
-                masks, scores = propose(seen, depth, self.config.proposals)
-                found = FrameDetections(torch.from_numpy(masks), torch.from_numpy(scores))
-            told = np.array(seen is not None and bool(seen.told))
-            found.save(frame_path(self.folder, split, frame), road=np.array(seen is not None), told=told)
+            found = no_objects(depth.shape) if seen is None else propose(seen, depth, self.config.proposals)
+            FrameDetections(torch.from_numpy(found.masks), torch.from_numpy(found.scores)).save(
+                frame_path(self.folder, split, frame),
+                **{_MOVES: found.moves, _ROAD: np.array(seen is not None)},
+                **{_TOLD: np.array(seen is not None and bool(seen.told.any()))},
+            )
 
     def _stored(self, split: str, frames: Sequence[str]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Depth [H,W] and T_src_ref [S,4,4] of every frame, by the nets of the scene stage."""
@@ -96,8 +97,8 @@ class ProposalsPreparation(Preparation):
         facts = summarise(self.folder, split, frames)
         counts = Counter[str]()
         for frame in read_counts(self.folder / f"{split}.csv"):
-            road, told = load_arrays(frame_path(self.folder, split, frame), _ROAD, _TOLD)
-            counts.update({"with_road": int(road), "with_motion": int(told)})
+            moves, road, told = load_arrays(frame_path(self.folder, split, frame), _MOVES, _ROAD, _TOLD)
+            counts.update({"moving": int(moves.sum()), "with_road": int(road), "with_motion": int(told)})
         return facts | dict(counts)
 
 

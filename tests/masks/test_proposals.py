@@ -18,7 +18,7 @@ from mcd.geometry import invert_rigid
 from mcd.inference.camera import camera_matrix
 from mcd.inference.motion import CameraMotion
 from mcd.inference.predictor import DepthPredictor
-from mcd.masks.proposals import find_road, look, propose
+from mcd.masks.proposals import Objects, find_road, look, propose
 from mcd.run.checkpoint import START
 from mcd.scene.flow import optical_flow
 from mcd.scene.plane import pixel_rays
@@ -28,7 +28,12 @@ CLIP = Path(__file__).parents[1] / "clip"
 
 
 def found(boxes: list[Box], speed: float = SPEED, said: float | None = None, marking: bool = False) -> list[np.ndarray]:
-    """Masks of the frame at time 0; ``said`` is the speed that the pose net believes."""
+    """Masks of what moves in the frame at time 0; ``said`` is the speed that the pose net believes."""
+    objects = asked(boxes, speed, said, marking)
+    return list(objects.masks[objects.moves])
+
+
+def asked(boxes: list[Box], speed: float = SPEED, said: float | None = None, marking: bool = False) -> Objects:
     before, now, after = (render(time, boxes, speed, marking) for time in (-1, 0, 1))
     said = speed if said is None else said
     seen = look(
@@ -40,7 +45,7 @@ def found(boxes: list[Box], speed: float = SPEED, said: float | None = None, mar
         Proposals(),
     )
     assert seen is not None
-    return list(propose(seen, now.depth, Proposals())[0])
+    return propose(seen, now.depth, Proposals())
 
 
 def overlap(mask: np.ndarray, truth: np.ndarray) -> float:
@@ -57,14 +62,19 @@ def test_a_box_that_drives_along_is_found_where_it_is() -> None:
     assert overlap(masks[0], render(0, [ALONG]).owner == 0) > 0.7
 
 
-def test_a_box_that_stands_still_is_not() -> None:
-    assert found([STILL]) == []
+def test_a_box_that_stands_still_is_found_as_such() -> None:
+    objects = asked([STILL])
+    assert objects.moves.tolist() == [False]
+    assert overlap(objects.masks[0], render(0, [STILL]).owner == 0) > 0.7
 
 
 def test_of_both_the_one_that_moves() -> None:
     masks = found([ALONG, STILL])
     assert len(masks) == 1
     assert overlap(masks[0], render(0, [ALONG, STILL]).owner == 0) > 0.7
+    objects = asked([ALONG, STILL])
+    assert objects.moves.tolist() == [True, False]
+    assert overlap(objects.masks[1], render(0, [ALONG, STILL]).owner == 1) > 0.7
 
 
 @pytest.mark.parametrize("factor", [0.7, 2.0])
@@ -75,7 +85,7 @@ def test_the_pose_net_may_be_wrong_about_the_speed(factor: float) -> None:
 
 
 def test_what_lies_in_the_road_is_no_object_whatever_it_does() -> None:
-    assert found([], marking=True) == []
+    assert len(asked([], marking=True).masks) == 0
 
 
 def test_a_box_that_comes_towards_the_camera_is_found() -> None:
@@ -113,7 +123,7 @@ def test_a_camera_that_stands_says_nothing() -> None:
         np.stack((pose(-SPEED), pose(SPEED))),
         Proposals(),
     )
-    assert seen is not None and not seen.told
+    assert seen is not None and not seen.told.any()
     assert len(propose(seen, frames[1].depth, Proposals())[0]) == 0
 
 
@@ -196,7 +206,8 @@ def test_vehicles_of_real_driving_are_found_and_little_else() -> None:
             Proposals(),
         )
         assert seen is not None
-        masks = [box_of(mask) for mask in propose(seen, depth, Proposals())[0]]
+        objects = propose(seen, depth, Proposals())
+        masks = [box_of(mask) for mask in objects.masks[objects.moves]]
         large = [box for box in boxes if box[2] - box[0] >= size[1] * 45 / 960]
         near += len(large)
         covered += sum(any(box_overlap(box, mask) >= 0.4 for mask in masks) for box in large)
