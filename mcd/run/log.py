@@ -30,7 +30,8 @@ class StageLog:
         self._columns = list(dict.fromkeys(name for row in rows for name in row))
         self._write(rows)
         self._before, threading.excepthook = threading.excepthook, self._in_thread
-        self._board = SummaryWriter(str(run.path / "log" / stage), purge_step=start + 1)
+        with naming(run.path / "log" / stage):
+            self._board = SummaryWriter(str(run.path / "log" / stage), purge_step=start + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self._board is not None:
