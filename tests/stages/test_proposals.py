@@ -121,10 +121,11 @@ def test_it_needs_the_predictions_and_no_other_finder() -> None:
         parse_config({"stages": ["scene", "predictions", "segment", "proposals"], "store": "sqlite"})
 
 
-def test_own_footage_may_ask_the_road_in_place_of_slots() -> None:
-    stages = "[scene, predictions, ground, proposals, instances, object, scale, pseudo, final]"
-    config = load_config("video", [f"stages={stages}"])
+def test_own_footage_may_go_the_way_of_the_paper() -> None:
+    config = load_config("video")
     assert "proposals" in config.stages and config.proposals.init == Path("start")
+    paper = "[scene, predictions, ground, slots, detector, instances, object, scale, pseudo, final]"
+    assert "detector" in load_config("video", [f"stages={paper}"]).stages
 
 
 def test_nets_of_a_file_are_asked_in_place_of_those_of_the_scene(
