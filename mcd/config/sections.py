@@ -294,6 +294,10 @@ class Detector(Schedule):
 
 class Object(Schedule):
     smoothness: Weight = 0.02
+    start: Weight = Field(
+        0,
+        description="weight by which an object keeps its shape in the depth of the net in 'init'; 0: published",
+    )
 
 
 class Scale(Schedule):

@@ -36,7 +36,7 @@ _ROWS, _SEEN, _COHERENT = (0.55, 0.985), 0.85, 0.7
 _BONNET_STRENGTH = 1.5
 _RIDGE = 0.3
 # What passes below the edge, against what passes above it.
-_PASSING = 0.6
+_PASSING, _QUANTILES = 0.6, (90, 97)
 # A mask of more is a camera that stands.
 _MOST = 0.5
 
@@ -113,7 +113,11 @@ def _bonnet(gradients: Floats) -> Region:
     inside = np.arange(height)[:, None] >= path + margin
     depth = max(int((height - path).mean()), 2 * margin)
     above = (np.arange(height)[:, None] < path - margin) & (np.arange(height)[:, None] >= path - margin - depth)
-    if not inside.any() or np.percentile(passing[inside], 90) > _PASSING * np.percentile(passing[above], 90):
+    if not inside.any():
+        return np.zeros_like(below)
+    # Most of a smooth road shows nothing that passes, but for its markings.
+    below_edge, above_edge = (np.percentile(passing[where], _QUANTILES) for where in (inside, above))
+    if (below_edge > _PASSING * above_edge).any():
         return np.zeros_like(below)
     # The edge itself is blurred over a pixel or two.
     return np.arange(height)[:, None] >= path - 1

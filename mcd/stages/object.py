@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mcd import world
 from mcd.config import Augment, Object
@@ -21,6 +21,7 @@ from mcd.files import frame_path
 from mcd.masks.instances import FrameInstances, InstanceRow, read_rows
 from mcd.nets.layers import widen
 from mcd.ops.smoothness_loss import slopes_inside
+from mcd.run.checkpoint import find_weights
 from mcd.run.context import Context
 from mcd.scene.poses import predict_poses
 from mcd.stages.stage import Outputs, TrainingStage
@@ -45,6 +46,10 @@ class ObjectStage(TrainingStage):
         self.schedule = context.config.object
         super().__init__(context)
 
+        self.start: nn.Module | None = None
+        if self.schedule.start and context.config.init is not None:
+            self.start = context.frozen("depth", find_weights(context.config.init))
+
     def initialise(self) -> None:
         self.load(self.context.weights_of("scene"), self.roles)
 
@@ -62,14 +67,21 @@ class ObjectStage(TrainingStage):
         with self.context.networks():
             depth = self.nets["depth"](reference)[0]
         T_src_ref = predict_poses(self.context, self.nets["pose"], reference, sources)
-        return {"depth": widen(depth), "T_src_ref": T_src_ref}
+        outputs = {"depth": widen(depth), "T_src_ref": T_src_ref}
+        if self.start is not None:
+            with torch.no_grad(), self.context.networks():
+                outputs["start"] = widen(self.start(batch["reference"])[0])
+        return outputs
 
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         reference, sources = masked_images(batch)
         mask = batch["object_masks"][:, 1:2]
         photometric = self.photometric(reference, sources, [outputs["depth"] * mask], batch["K"], outputs["T_src_ref"])
         smoothness = self.schedule.smoothness * self._smoothness_inside(1 / outputs["depth"], mask)
-        return {"total": photometric + smoothness, "photometric": photometric, "smoothness": smoothness}
+        terms = {"photometric": photometric, "smoothness": smoothness}
+        if "start" in outputs:
+            terms["start"] = self.schedule.start * shape_loss(outputs["depth"], outputs["start"], mask)
+        return {"total": torch.stack(list(terms.values())).sum(), **terms}
 
     def _smoothness_inside(self, disparity: Tensor, mask: Tensor) -> Tensor:
         """`mcd.ops.smoothness_loss` with a mask [B,1,H,W], over the pairs of pixels of all processes."""
@@ -83,6 +95,21 @@ class ObjectStage(TrainingStage):
         reference, _ = masked_images(batch)
         depth = outputs["depth"][0, 0] * batch["object_masks"][0, 1]
         return {"image": reference[0], "depth": colour_depth(depth)}
+
+
+def shape_loss(depth: Tensor, start: Tensor, mask: Tensor) -> Tensor:
+    """Mean over objects of the mean of |ln(depth / start)| less its mean: how far their shapes differ; a scalar.
+
+    What drives along with the camera shows no other side of itself: of its depth, motion tells nothing.
+
+    Args:
+        depth, start: [B,1,H,W], > 0; mask: [B,1,H,W] bool.
+    """
+    inside = mask.to(depth)
+    count = inside.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    ratio = (depth / start).log() * inside
+    ratio = (ratio - ratio.sum((1, 2, 3), keepdim=True) / count).abs() * inside
+    return (ratio / count).sum((1, 2, 3)).mean()
 
 
 def masked_images(batch: Batch) -> tuple[Tensor, Tensor]:

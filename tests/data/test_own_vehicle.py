@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from mcd.data.own_vehicle import LEAST, own_vehicle_in
+from mcd.data.video import VideoReader
 from mcd.streets.ray_caster import NoiseTexture, render
 from mcd.streets.street import StreetParameters, make_street
 
+CLIP = Path(__file__).parents[1] / "clip" / "highway.mp4"
 SIZE = (120, 320)
 VIEWS = 30
 
@@ -74,6 +78,13 @@ def compressed(clip: Clip) -> Clip:
         Image.fromarray(frame).save(buffer, "JPEG", quality=85)
         found.append(np.asarray(Image.open(buffer)))
     return found
+
+
+@pytest.mark.parametrize("frames", [slice(72), slice(None), slice(40, None)], ids=["begin", "all", "end"])
+def test_a_smooth_road_is_no_bonnet(frames: slice) -> None:
+    """On a motorway the border of the road stays, as an outline does, and below it little but markings passes."""
+    found = own_vehicle_in(list(VideoReader(CLIP))[frames])
+    assert found is not None and found.mean() < 0.01
 
 
 def test_of_a_clean_drive_nothing_is_marked(drive: Clip) -> None:

@@ -19,7 +19,7 @@ from mcd.run.folder import Run
 from mcd.scene.predictions import ScenePredictions
 from mcd.scene.residual import keep
 from mcd.stages.final import FinalStage
-from mcd.stages.object import ObjectStage
+from mcd.stages.object import ObjectStage, shape_loss
 from mcd.stages.pseudo import PseudoPreparation
 from mcd.stages.scale import ScaleInputs, ScaleStage, scale_inputs, surrounding_box
 from mcd.stages.scene import SceneStage
@@ -200,6 +200,29 @@ def test_an_objects_loss_is_taken_where_it_is_in_the_reference(context):
     touched = depth.grad[0, 0] != 0
     assert touched[masks[0, 1]].any()
     assert not touched[~masks[0, 1]].any()
+
+
+def test_an_object_keeps_its_shape_and_not_its_size(context):
+    mask = torch.from_numpy(np.stack([column(1), column(2)]))[:, None]
+    start = 1 + torch.rand(2, 1, *SIZE)
+    assert shape_loss(torch.where(mask, 3 * start, 9.0), start, mask) < 1e-6
+    # The upper half of one of two objects twice as far: ln 2 / 2 from the mean in every pixel.
+    depth = start.clone()
+    depth[0, :, : SIZE[0] // 2] *= 2
+    upper = mask[0, :, : SIZE[0] // 2].sum() / mask[0].sum()
+    expected = 2 * upper * (1 - upper) * np.log(2) / 2
+    assert shape_loss(depth, start, mask).item() == pytest.approx(float(expected), rel=1e-4)
+    assert shape_loss(depth, start, torch.zeros_like(mask)) == 0
+
+    answer = {"depth": depth, "T_src_ref": torch.eye(4).repeat(2, 2, 1, 1), "start": start}
+    masks = mask.expand(-1, 3, -1, -1)
+    batch = scene_batch()
+    batch = {name: torch.cat([value] * 2) for name, value in batch.items() if isinstance(value, Tensor)}
+    weighted = context.config.object.model_copy(update={"start": 2.0})
+    stage = ObjectStage(replace(context, config=context.config.model_copy(update={"object": weighted})))
+    terms = stage.loss(batch | {"object_masks": masks}, answer, 0)
+    assert terms["start"].item() == pytest.approx(2 * float(expected), rel=1e-4)
+    assert terms["total"] == terms["photometric"] + terms["smoothness"] + terms["start"]
 
 
 def test_the_label_of_the_final_stage_covers_large_dynamic_objects_alone(context):
