@@ -135,7 +135,7 @@ template <typename T, bool kUsual> struct KeptRows {
   Two<T>* first;
   int height;
 
-  static MCD_HD size_t bytes(int threads) { return size_t(threads) * kRows * kNumbers * sizeof(Two<T>); }
+  static constexpr size_t bytes(int threads) { return size_t(threads) * kRows * kNumbers * sizeof(Two<T>); }
   __device__ Two<T>& at(int row, int number) const { return first[(row * kNumbers + number) * int(blockDim.x)]; }
   __device__ Two<T>& reference(int q) const { return at(q % kRows, 0); }
   __device__ Two<T>& image(int i, int q) const { return at(q % kRows, 1 + i); }
@@ -353,13 +353,22 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
   }
 }
 
+// Shared memory that bwd_strips takes.
+template <typename T, bool kUsual> constexpr size_t bwd_bytes(int sources, bool both) {
+  const int threads = 32 * kChannels * (kUsual ? 1 : sources);
+  return (2 * 32 * kChannels * sources + (both ? threads : 0)) * sizeof(Two<T>) + KeptRows<T, kUsual>::bytes(threads);
+}
+// The smallest of the GPUs from 8.0 on have 99 KiB for a block.
+static_assert(bwd_bytes<double, false>(kMaxGroups<double, false>, true) <= 99 * 1024);
+static_assert(bwd_bytes<float, false>(kMaxGroups<float, false>, true) <= 99 * 1024);
+
 template <int max_groups, typename Kernel, typename... Arguments>
 void launch(Kernel kernel, const char* name, int64_t blocks, int groups, size_t bytes, const Where& where, Arguments... arguments) {
   if (blocks == 0) return;
   if (groups > max_groups)
     throw std::invalid_argument(
-        std::string(name) + ": more than " + std::to_string(max_groups) +
-        " source images; backend=\"reference\" has no such limit");
+        std::string(name) + ": " + std::to_string(groups) + " source images, on CUDA they may be at most " +
+        std::to_string(max_groups) + "; backend=\"reference\" has no such limit");
   allow_shared_memory(kernel, bytes, name);
   kernel<<<unsigned(blocks), unsigned(groups * 32 * kChannels), bytes, cudaStream_t(where.stream)>>>(arguments...);
   check_launch(name);
@@ -417,12 +426,10 @@ void photometric_error_bwd(
     const auto images = make_images<T, image_t>(
         reference, warped, Tensor{}, valid, photometric_weights<T>(ssim_weight, l1_weight, c1, c2));
     const auto run = [&](auto usual, auto luminance, auto both) {
-      const int groups = usual ? 1 : images.count, threads = groups * 32 * kChannels;
-      const size_t bytes = (2 * images.count * kChannels * 32 + (both ? threads : 0)) * sizeof(Two<T>) +
-                           KeptRows<T, usual>::bytes(threads);
       launch<kMaxGroups<T, usual>>(
-          bwd_strips<T, image_t, usual, luminance, both>, "photometric_error_bwd", images.strips.blocks(), groups, bytes,
-          where, images, grad_error.as<T>(), grad_warped.as<image_t>(), grad_reference.as<image_t>());
+          bwd_strips<T, image_t, usual, luminance, both>, "photometric_error_bwd", images.strips.blocks(),
+          usual ? 1 : images.count, bwd_bytes<T, usual>(images.count, both), where, images, grad_error.as<T>(),
+          grad_warped.as<image_t>(), grad_reference.as<image_t>());
     };
     if (need_reference)
       with_kind(images, [&](auto, auto luminance) { run(std::false_type{}, luminance, std::true_type{}); });

@@ -274,7 +274,8 @@ def photometric_error(
         auto_mask: [B,H,W] bool, True where the warped error is strictly the smaller one.
 
     Raises:
-        ValueError, TypeError: a wrong shape, dtype, device or constant, named.
+        ValueError, TypeError: a wrong shape, dtype, device or constant, named. More source images than the CUDA kernels
+            take, which are 5 of float32 and 16 bit, 4 of float64; backend="reference" has no such limit.
 
     The variant of SSIM is that of Li et al., "Unsupervised Monocular Depth Learning in Dynamic Scenes", CoRL 2020;
     minimum and auto-mask are those of Godard et al., "Digging into Self-Supervised Monocular Depth Estimation", ICCV

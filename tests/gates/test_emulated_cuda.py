@@ -27,6 +27,7 @@ from torch import Tensor
 
 import mcd
 from mcd.ops import native
+from mcd.ops.colour_jitter import colour_jitter
 from mcd.ops.registry import OPERATORS, Operator, Sample
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +125,10 @@ def emulated_results(operator: Operator, sample: Sample, module: Any, order: str
         return results(operator, sample, "native")
 
 
+def as_double(leaf: Tensor) -> Tensor:
+    return leaf.double() if leaf.is_floating_point() else leaf
+
+
 @pytest.mark.parametrize("operator", [pytest.param(operator, id=name) for name, operator in OPERATORS.items()])
 def test_kernels_agree_with_the_reference_in_any_order_of_threads(operator: Operator, emulated: Any) -> None:
     for sample in inputs(operator):
@@ -141,10 +146,69 @@ def test_kernels_agree_in_float32_too(operator: Operator, emulated: Any) -> None
     large = CASES[operator.name](Case(torch.Generator().manual_seed(0), 2, 35, 38, scales=2))
     for exact in [*samples(operator), large]:
         single = mapped(exact, lambda leaf: leaf.float() if leaf.is_floating_point() else leaf)
-        double = mapped(single, lambda leaf: leaf.double() if leaf.is_floating_point() else leaf)
+        double = mapped(single, as_double)
         actual = emulated_results(operator, single, emulated, "shuffled")
         assert_close_in_float64(actual, results(operator, double, "reference"), exact.label, 1e-4)
         assert_same(emulated_results(operator, single, emulated, "forward"), actual, exact.label)
+
+
+@pytest.mark.parametrize(
+    "width, both, constants",
+    [
+        pytest.param(20, False, {}, id="kernels of the usual case"),
+        pytest.param(20, True, {}, id="gradients to the reference too"),
+        pytest.param(19, False, {}, id="odd width"),
+        pytest.param(20, True, {"c1": 1e-4}, id="with luminance"),
+    ],
+)
+def test_photometric_error_keeps_the_digits_of_flat_patches(
+    width: int, both: bool, constants: dict[str, float], emulated: Any
+) -> None:
+    # tests/ops asks the same of the CPU, where a window's spreads are found by another formula.
+    levels, contrasts = torch.tensor([0.1, 0.5, 0.9, 0.99]), torch.tensor([1e-4, 1e-3, 1e-2])
+    level, contrast = torch.cartesian_prod(levels.double(), contrasts.double()).T.reshape(2, -1, 1, 1, 1, 1)
+    noise = 2 * torch.rand(12, 5, 3, 10, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    reference, *others = (level + contrast * noise).float().unbind(1)
+    warped, sources = torch.stack(others[:2], 1), torch.stack(others[2:], 1)
+    args = (reference.requires_grad_(both), warped.requires_grad_(), sources)
+    single = Sample(args, {"l1_weight": 0.0, **constants})
+    operator = OPERATORS["photometric_error"]
+    error, auto_mask, *grads = emulated_results(operator, single, emulated, "forward")
+    truth, true_mask, *true_grads = results(operator, mapped(single, as_double), "reference")
+    assert ((error - truth).abs() <= 1e-4 * truth).all()
+    assert_same([auto_mask], [true_mask])
+    for actual, expected in zip(grads, true_grads, strict=True):
+        # Image by image: contrasts of 1e-4 have the smaller gradients.
+        difference, size = ((values.flatten(1)).norm(dim=1) for values in (actual - expected, expected))
+        assert (difference <= 2e-5 * size).all()
+
+
+@pytest.mark.parametrize(
+    "dtype, most, both, constants",
+    [
+        pytest.param(torch.float32, 5, False, {}, id="float32, gradients to the warped images alone"),
+        pytest.param(torch.float32, 5, True, {"c1": 1e-4}, id="float32, all gradients, with luminance"),
+        pytest.param(torch.float64, 4, True, {}, id="float64, all gradients"),
+    ],
+)
+def test_photometric_error_of_several_strips_and_of_the_most_sources(
+    dtype: torch.dtype, most: int, both: bool, constants: dict[str, float], emulated: Any
+) -> None:
+    # Two sources of float32 have kernels of their own. A strip has 60 columns and about 32 rows.
+    generator, operator = torch.Generator().manual_seed(0), OPERATORS["photometric_error"]
+    for batch, count, height, width in [(2, 2, 70, 150), (1, 3, 36, 34), (1, most, 36, 34), (1, most + 1, 36, 34)]:
+        made = CASES["photometric_error"](Case(generator, batch, height, width, sources=count, dtype=dtype))
+        made.args[0].requires_grad_(both)
+        sample = mapped(made, lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf)
+        sample.kwargs.update(constants)
+        if count > most:
+            with pytest.raises(ValueError, match=rf'{count} source images.* at most {most}.*; backend="reference"'):
+                emulated_results(operator, sample, emulated, "forward")
+            continue
+        expected = results(operator, mapped(sample, as_double), "reference")
+        actual = emulated_results(operator, sample, emulated, "shuffled")
+        tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+        assert_close_in_float64(actual, expected, f"{count} sources", tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -159,6 +223,30 @@ def test_16_bit_images_are_read_exactly_and_rounded_once(
     monkeypatch.setattr(Tensor, "is_cuda", True)
     actual, expected = call(operator, sample, "native"), call(operator, wide, "native")
     assert_same(actual, [b.to(a.dtype) for a, b in zip(actual, expected, strict=True)], operator.name)
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
+@pytest.mark.parametrize("size", [(5, 7), (31, 45)], ids=["fewer pixels than threads", "more"])
+def test_colour_jitter_agrees_with_its_definition(
+    size: tuple[int, int], order: str, emulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, 3, 3, *size), generator=generator, dtype=torch.uint8)
+    images[:, 1], images[:, 2] = images[:, 1] // 3, 0  # contrast goes towards the mean of each; black stays black
+    factors = torch.rand(8, 4, generator=generator) * torch.tensor([1.4, 1.4, 1.4, 0.8])
+    factors = factors + torch.tensor([0.3, 0.3, 0.3, -0.4])
+    orders = [torch.randperm(4, generator=generator).float() for _ in range(6)]
+    draws = torch.cat([factors, torch.stack([*orders, *[torch.tensor([-1.0] * 4)] * 2])], 1)
+    expected = colour_jitter(images, draws, backend="reference")
+    monkeypatch.setattr(native, "_cpu", emulated)
+    monkeypatch.setenv("EMULATED_ORDER", order)
+    actual = colour_jitter(images, draws, backend="native")
+    assert not torch.equal(actual[:6], images[:6])
+    assert torch.equal(actual[6:], images[6:])
+    assert not actual[:, 2].any()
+    differences = (actual.int() - expected.int()).abs()
+    assert differences.max() <= 1
+    assert (differences > 0).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", ["backward_warp", "forward_warp"])
