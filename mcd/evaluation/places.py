@@ -188,6 +188,8 @@ def _single(
 
 def _wants_something(config: Config, question: Question) -> None:
     asked = config.evaluation.boxes is not None or question.along is not None or config.data.poses is not None
+    if not config.data.root.exists():
+        raise DataError(f"the data of the run, {config.data.root}, are not there")
     if not has_ground_truth(config) and not asked:
         raise DataError(
             f"{config.data.root} has no ground truth: data.depth names no folder, and no --boxes, --along or --poses "

@@ -257,6 +257,7 @@ def prepare_results(folder: Path, run: Path) -> None:
         for number in range(40):
             movie.write(texture(number, (96, 160)))
     shutil.copytree(run / "tiny", folder / "tiny")
+    shutil.copytree(run / "data", folder / "data")
     place = folder / "cityscapes" / "leftImg8bit_sequence" / "train" / "ulm"
     place.mkdir(parents=True)
     for number in range(24):
