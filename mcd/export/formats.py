@@ -36,6 +36,15 @@ class Format:
     open: Callable[[bytes], Run]
 
 
+def _stopped(error: BaseException | None) -> bool:
+    """Whether what was raised is an answer to Ctrl-C or SIGTERM: torch.onnx takes those for faults of the net."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextmanager
 def _said(what: str) -> Iterator[None]:
     try:
@@ -45,6 +54,8 @@ def _said(what: str) -> Iterator[None]:
     except (ImportError, ExportError):
         raise
     except Exception as error:  # torch, the compiler and the runtime raise whatever the net leads them to
+        if _stopped(error):
+            raise KeyboardInterrupt from error
         raise ExportError(f"{what}: {one_line(error)}") from error
 
 

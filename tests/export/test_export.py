@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import mcd
 from mcd.cli import main as mcd_command
-from mcd.export import command
+from mcd.export import command, formats
 from mcd.export.command import main
 from mcd.export.formats import FORMATS
 from mcd.export.graph import ExportError, Request, lanczos, trace, with_constant_padding
@@ -280,3 +280,14 @@ def test_a_graph_says_what_torch_says() -> None:
     with pytest.raises(ExportError) as caught:
         trace(Unruly(), Request(SIZE))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), RuntimeError("no such operator")])
+def test_a_stop_within_a_conversion_is_no_fault_of_the_net(raised: BaseException) -> None:
+    """torch.onnx raises errors of its own in place of whatever ends a step of it."""
+    expected = KeyboardInterrupt if isinstance(raised, KeyboardInterrupt) else ExportError
+    with pytest.raises(expected), formats._said("the net cannot be written"):
+        try:
+            raise raised
+        except BaseException as error:
+            raise ValueError("step 2 of 3 failed") from error

@@ -3,13 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torchvision.transforms.functional as published
 from torch import Tensor
 
-from mcd.config import Augment
-from mcd.data.augment import draw_jitter, no_jitter
 from mcd.ops import native
 from mcd.ops.colour_jitter import KINDS, colour_jitter
+
+# The other tests of operators need PyTorch and NumPy alone.
+published = pytest.importorskip("torchvision.transforms.functional")
+pytest.importorskip("pydantic")
+
+from mcd.config import Augment  # noqa: E402
+from mcd.data.augment import draw_jitter, no_jitter  # noqa: E402
 
 STRONG = Augment(brightness=(0.3, 1.7), contrast=(0.3, 1.7), saturation=(0.3, 1.7), hue=(-0.4, 0.4))
 ADJUST = (published.adjust_brightness, published.adjust_contrast, published.adjust_saturation, published.adjust_hue)

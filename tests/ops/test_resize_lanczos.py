@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mcd.ops import native
 from mcd.ops.resize_lanczos import resize_lanczos
 
+# The other tests of operators need PyTorch and NumPy alone.
+Image = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.skipif(native.why_not("cpu") is not None, reason="the compiled module is missing")
 
 SIZES = [
