@@ -67,26 +67,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mcd: no command {name!r}; {hint}", file=sys.stderr)
         return 2
     command = COMMANDS[name]
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
     before = signal.getsignal(signal.SIGTERM)
     alone = threading.current_thread() is threading.main_thread()
     formatted = warnings.formatwarning
     try:
         warnings.formatwarning = _once()
         if alone:  # elsewhere Python sets no handlers
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, stop)
         if command.extra:
             with extra(command.extra, f"mcd {name}"):
                 module = importlib.import_module(command.module)
         else:
             module = importlib.import_module(command.module)
-        return module.main(rest)
+        status: int = module.main(rest)
+        # A library that is stopped may say that its file is broken.
+        if stopped and status:
+            raise KeyboardInterrupt
+        return status
     except MissingPackage as error:  # says itself who needs the package
         print(error, file=sys.stderr)
         return 1
     except (McdError, OSError) as error:
-        print(f"mcd {name}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+        print(f"mcd {name}: {'stopped' if stopped else error}", file=sys.stderr)
+        return 130 if stopped else 1
+    except (Exception, KeyboardInterrupt) as error:
+        if not stopped and not isinstance(error, KeyboardInterrupt):
+            raise
         print(f"mcd {name}: stopped", file=sys.stderr)
         return 130
     finally:

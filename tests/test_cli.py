@@ -98,6 +98,33 @@ def test_a_command_that_is_stopped_leaves_nothing_half_written(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("answer", [1, ValueError("the file is broken"), OSError("the file is broken"), 0])
+def test_what_a_library_makes_of_a_stop_is_a_stop(
+    answer: int | Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(arguments: list[str]) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            if isinstance(answer, Exception):
+                raise answer from None
+        return int(answer) if isinstance(answer, int) else 0
+
+    monkeypatch.setattr("mcd.backend.main", work)
+    assert cli.main(["backend"]) == (0 if answer == 0 else 130)
+    assert capsys.readouterr().err == ("" if answer == 0 else "mcd backend: stopped\n")
+
+
+def test_a_fault_is_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(arguments: list[str]) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("mcd.backend.main", work)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["backend"])
+
+
 def test_a_warning_is_said_once_and_without_the_line_that_said_it() -> None:
     code = """
 import sys, warnings, mcd.backend
