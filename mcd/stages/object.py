@@ -78,10 +78,11 @@ class ObjectStage(TrainingStage):
         mask = batch["object_masks"][:, 1:2]
         photometric = self.photometric(reference, sources, [outputs["depth"] * mask], batch["K"], outputs["T_src_ref"])
         smoothness = self.schedule.smoothness * self._smoothness_inside(1 / outputs["depth"], mask)
-        terms = {"photometric": photometric, "smoothness": smoothness}
+        terms = {"total": photometric + smoothness, "photometric": photometric, "smoothness": smoothness}
         if "start" in outputs:
             terms["start"] = self.schedule.start * shape_loss(outputs["depth"], outputs["start"], mask)
-        return {"total": torch.stack(list(terms.values())).sum(), **terms}
+            terms["total"] = terms["total"] + terms["start"]
+        return terms
 
     def _smoothness_inside(self, disparity: Tensor, mask: Tensor) -> Tensor:
         """`mcd.ops.smoothness_loss` with a mask [B,1,H,W], over the pairs of pixels of all processes."""
