@@ -102,4 +102,6 @@ def test_fifty_steps_differ_no_more_than_rounding_makes_them(make_stage: MakeSta
     assert reference[-1] < reference[0], "nothing was learned, so nothing was tested"
     own = (disturbed - reference).norm()
     assert own > 0
-    assert (native - reference).norm() <= 2 * own
+    # One rounding of the input is one draw; those of fifty steps grow by another factor, which differs between machines
+    # (2 was exceeded where there is AVX2 alone). A wrong formula is off by orders of magnitude more.
+    assert (native - reference).norm() <= 20 * own
