@@ -34,10 +34,10 @@ from mcd.stages.object import ObjectStage
 from mcd.stages.scale import ScaleStage
 from mcd.stages.scene import SceneStage
 from mcd.stages.slots import SlotsStage
-from mcd.training.loop import take_step
 from mcd.training.nan_guard import NanGuard
 from mcd.training.profiling import StepTimer
 from mcd.training.state import TrainState
+from mcd.training.step import take_step
 from mcd.training.together import average_gradients, normalise_together
 
 SIZE, BATCH, STEPS = (64, 96), 6, 20
@@ -133,8 +133,10 @@ def share_of(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return {name: value[part].to(dtype) if name in floats - {"flow"} else value[part] for name, value in batch.items()}
 
 
-def make_state(case: str, folder: Path, dtype: torch.dtype, nets: dict[str, str] | None = None) -> TrainState:
-    config = settings(folder, nets)
+def make_state(
+    case: str, folder: Path, dtype: torch.dtype, nets: dict[str, str] | None = None, *, compiled: bool = False
+) -> TrainState:
+    config = settings(folder, nets).model_copy(update={"compile": compiled})
     make, step = CASES[case]
     stage = make(Context(config, Run.at(folder / "run", config), CPU))
     stage.steps_per_epoch = 1
@@ -165,7 +167,7 @@ def losses(case: str, folder: Path) -> Tensor:
     guard, found = NanGuard("stop", CPU), []
     for _ in range(SHORT[case]):
         batch = global_batch(state.step % 3)
-        terms, _ = take_step(state, share_of(batch, torch.float64), StepTimer(CPU), guard)
+        terms = take_step(state, share_of(batch, torch.float64), StepTimer(CPU), guard).terms
         found.append(world.total(terms["total"].detach()).double() / world.size())
         state.step += 1
     guard.report()

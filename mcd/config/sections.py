@@ -298,6 +298,11 @@ class Config(Section):
     backend: str | dict[str, str] = Field("auto", description="auto, a name, or {operator: name}")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="networks; auto: bfloat16 on CUDA")
     channels_last: bool = True
+    step: Literal["eager", "graphed", "auto"] = Field(
+        "eager",
+        description="scene, object and final on CUDA: steps operator by operator, as a CUDA graph, or the faster",
+    )
+    compile: bool = Field(False, description="depth, pose, motion and scale nets by torch.compile")
     on_nan: Literal["stop", "skip"] = "stop"
     log_every: Count = 20
     picture_every: Count = 200

@@ -38,6 +38,7 @@ class ObjectItem:
 
 class ObjectStage(TrainingStage):
     name = "object"
+    graphable = True
     roles = ("depth", "pose")
     of_objects = True
     schedule: Object

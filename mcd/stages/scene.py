@@ -39,6 +39,7 @@ from mcd.visualize import colour_depth, colour_flow
 
 class SceneStage(TrainingStage):
     name = "scene"
+    graphable = True
     schedule: Scene
 
     def __init__(self, context: Context):

@@ -115,6 +115,8 @@ class TrainingStage(Stage):
     """Nets that this stage trains and saves."""
     of_objects: bool = False
     """Whether it learns from single objects: where too few are found, the run ends without it."""
+    graphable: bool = False
+    """Whether its steps are the same but for batch and learning rate, and the host waits in none: for CUDA graphs."""
     first_epoch: int = 0
     """What its epochs are counted from: parts that differ in it see equal items in another order, otherwise drawn."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mcd import world
 from mcd.data import Batch, FrameDataset, StepSampler, build_loader, prefetch
@@ -17,12 +16,11 @@ from mcd.run.context import Context
 from mcd.run.log import StageLog
 from mcd.run.progress import progress
 from mcd.stages import TrainingStage
-from mcd.stages.stage import Outputs
+from mcd.training.launch import StepLauncher
 from mcd.training.nan_guard import NanGuard
 from mcd.training.profiling import ProfileWindow, StepTimer
 from mcd.training.state import TrainState, learning_rate
 from mcd.training.stop import InterruptedRun, StopSignal
-from mcd.training.together import average_gradients
 from mcd.training.validation import Validation
 
 
@@ -46,6 +44,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
     state = TrainState(stage)
     batches = training_batches(stage, dataset, state.step, steps)
     timer, guard, unread = StepTimer(device), NanGuard(config.on_nan, device), 0
+    launch = StepLauncher(state, timer, guard, config.step)
     with (
         closing(StageLog(context.run, stage.name, state.step)) as log,
         closing(Validation(stage, context)) as validation,
@@ -56,7 +55,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
             with timer("data"):
                 batch = next(batches)
             unread += len(batch["skipped"])
-            terms, outputs = take_step(state, batch, timer, guard)
+            terms, outputs, _ = launch(batch)
             state.step += 1
             timer.step()
             bar.update()
@@ -98,57 +97,3 @@ def read(terms: dict[str, Tensor]) -> dict[str, float]:
     """The values of loss terms, of the whole batch; the device is waited for once."""
     values = torch.stack([term.detach() for term in terms.values()])
     return dict(zip(terms, (world.total(values) / world.size()).tolist(), strict=True))
-
-
-def take_step(state: TrainState, batch: Batch, timer: StepTimer, guard: NanGuard) -> tuple[dict[str, Tensor], Outputs]:
-    """One optimisation step; returns the loss terms and what the networks returned."""
-    stage, step = state.stage, state.step
-    optimizer = state.begin_step()
-    guard.remember(stage.nets)
-    with timer("forward"):
-        outputs = stage.forward(batch, step)
-    with timer("loss"):
-        leaves, cut = cut_graph(outputs)
-        terms = stage.loss(batch, leaves, step)
-    with timer("loss_backward"):
-        terms["total"].backward()
-    with timer("backward"):
-        used = [(tensor, leaf.grad) for tensor, leaf in cut if leaf.grad is not None]
-        torch.autograd.backward([tensor for tensor, _ in used], [grad for _, grad in used])
-    with timer("optimizer"):
-        nets = [stage.nets[role] for role in stage.active(step)]
-        loss = average_gradients(nets, terms["total"])
-        norms = [clip_gradient(net, stage.schedule.clip) for net in nets if has_gradient(net)]
-        # The fused optimisers leave a step out where this is set: the protocol of torch.amp.GradScaler.
-        optimizer.found_inf = guard.check(step, batch["frame"], loss, norms)  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return terms, leaves
-
-
-def cut_graph(outputs: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Tensor, Tensor]]]:
-    """The outputs as leaves, and every (output, leaf) that carries a gradient.
-
-    The loss is then differentiated apart from the networks, so that both can be timed, and what the loss saved is
-    free before the networks' backward begins.
-    """
-    pairs: list[tuple[Tensor, Tensor]] = []
-
-    def leaf(value: Any) -> Any:
-        if isinstance(value, list):
-            return [leaf(item) for item in value]
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            return value
-        pairs.append((value, value.detach().requires_grad_()))
-        return pairs[-1][1]
-
-    return {name: leaf(value) for name, value in outputs.items()}, pairs
-
-
-def has_gradient(net: nn.Module) -> bool:
-    return any(parameter.grad is not None for parameter in net.parameters())
-
-
-def clip_gradient(net: nn.Module, largest: float | None) -> Tensor:
-    """Clip a net's gradient to a norm; returns the norm before, without waiting for the device."""
-    return torch.nn.utils.clip_grad_norm_(net.parameters(), math.inf if largest is None else largest)

@@ -34,7 +34,7 @@ class NanGuard:
         self._before = self._flat()
 
     @torch.no_grad()
-    def check(self, step: int, frames: list[str], loss: Tensor, norms: list[Tensor]) -> Tensor:
+    def check(self, loss: Tensor, norms: list[Tensor]) -> Tensor:
         """1 where the step must be skipped, else 0, as the fused optimiser wants it."""
         values = torch.stack([loss, *norms])
         # Of what is finite that is 0, else NaN, which counts as true.
@@ -46,9 +46,11 @@ class NanGuard:
                 for part, buffer in zip(kept, self._buffers, strict=True)
             ]
             torch._foreach_copy_(self._buffers, shaped)
-        verdict = bad.to(torch.float32)
-        self._seen.append((step, frames, verdict))
-        return verdict
+        return bad.to(torch.float32)
+
+    def note(self, step: int, frames: list[str], bad: Tensor) -> None:
+        """What :meth:`check` found of the batch of a step, for :meth:`report`."""
+        self._seen.append((step, frames, bad))
 
     def _flat(self) -> Tensor:
         """All buffers after one another: one operator in place of one for each."""

@@ -16,6 +16,8 @@ from mcd.training.together import equalise, normalise_together
 
 LAST = "last"
 """Folder of a stage that holds its resumable state."""
+COMPILED = {"depth", "pose", "motion", "scale"}
+"""Nets that are one piece for torch.compile, where the config wants it."""
 
 
 class TrainState:
@@ -33,6 +35,8 @@ class TrainState:
         self._mode: int | None = None
         seconds = 0.0
         stage.nets = {role: normalise_together(net) for role, net in stage.nets.items()}
+        for role in COMPILED & stage.nets.keys() if stage.config.compile else ():
+            stage.nets[role].compile(dynamic=False)
         saved = world.from_first(lambda: load_state(self.path))
         if saved is None:
             stage.initialise()

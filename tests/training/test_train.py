@@ -20,9 +20,9 @@ from mcd.run.log import StageLog
 from mcd.run.networks import check_nets
 from mcd.streets.synthetic import generate
 from mcd.train import main, train_run
-from mcd.training.loop import cut_graph
 from mcd.training.nan_guard import NanGuard, TrainingDivergedError
 from mcd.training.state import learning_rate
+from mcd.training.step import cut_graph
 from mcd.training.stop import StopSignal
 
 
@@ -72,7 +72,9 @@ def step_with(net: nn.Module, image: torch.Tensor, guard: NanGuard) -> None:
     loss = net(image).mean()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), 10.0)
-    optimizer.found_inf = guard.check(0, ["city/frame_7"], loss, [norm])
+    bad = guard.check(loss, [norm])
+    guard.note(0, ["city/frame_7"], bad)
+    optimizer.found_inf = bad
     optimizer.step()
     optimizer.zero_grad()
 

@@ -11,10 +11,10 @@ from torch import nn
 from waiting import Waits
 
 from mcd.config import load_config
-from mcd.training.loop import take_step
 from mcd.training.nan_guard import NanGuard
 from mcd.training.profiling import StepTimer
 from mcd.training.state import TrainState
+from mcd.training.step import take_step
 
 TABLE = Path(__file__).parents[2] / "docs" / "profiling.md"
 # Lines that wait, by stage: torchvision's detector, its picture of a flow, and the number of pixels of the objects.
@@ -72,14 +72,14 @@ def test_the_guard_costs_ten_operators() -> None:
     guard, loss, norm = NanGuard("stop", CPU), torch.ones((), requires_grad=True) * 2, torch.ones(())
     with Waits() as waits:
         guard.remember(nets)
-        guard.check(0, ["a"], loss, [norm])
+        guard.check(loss, [norm])
     assert not waits.lines
     assert waits.count <= 10
 
 
 def test_a_wait_is_seen_and_named() -> None:
     guard = NanGuard("skip", CPU)
-    guard.check(0, ["a"], torch.ones(()), [])
+    guard.note(0, ["a"], guard.check(torch.ones(()), []))
     with Waits() as waits:
         guard.report()
     assert [line.partition(":")[0] for line in waits.lines] == ["training/nan_guard.py"]
