@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -45,6 +45,8 @@ class _World:
     store: dist.Store
     patient: dist.ProcessGroup
     """For what process 0 does alone."""
+    machine: int = 0
+    machines: int = 1
 
 
 _world: _World | None = None
@@ -59,6 +61,16 @@ def size() -> int:
 def rank() -> int:
     """Which share of the work at hand is this process's."""
     return 0 if _world is None or _alone else _world.rank
+
+
+def machine() -> int:
+    """Which of the machines of the run this is, from 0, that of the first process."""
+    return 0 if _world is None else _world.machine
+
+
+def machines() -> int:
+    """How many machines share the run: with torchrun, agents."""
+    return 1 if _world is None else _world.machines
 
 
 def is_first() -> bool:
@@ -112,6 +124,10 @@ def joined() -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl" if communication() == "nccl" else "gloo"
         dist.init_process_group(backend, store=dist.PrefixStore("mcd", store), rank=rank, world_size=size, timeout=wait)
         _world = _World(rank, size, store, dist.new_group(backend="gloo", timeout=LONG_PATIENCE))
+        # Two agents on one machine count as two.
+        places = gather((socket.gethostname(), os.environ.get("GROUP_RANK")))
+        known = list(dict.fromkeys(places))
+        _world = replace(_world, machine=known.index(places[rank]), machines=len(known))
     except (RuntimeError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise LostProcessError(f"the {launched()} processes of this run do not find each other: {said}") from None

@@ -4,6 +4,9 @@ A frame is a 16-bit grey PNG of planes below one another: the logarithm of the d
 towards each source. Steps are fine enough for a relative depth error of 1e-3 and a flow error of 1/64 pixel; PNG's
 prediction from neighbouring pixels makes smooth maps and empty flow small. SQLite gives random access, one transaction
 for each batch (a killed process leaves all of it or nothing) and locks between processes that write.
+
+Those locks are of one machine. Where several share a run, the first writes the file and each other one a part beside
+it, ``STORE-1.sqlite``, which the file takes in when all have written.
 """
 
 from __future__ import annotations
@@ -47,25 +50,31 @@ class PredictionStore:
     Args:
         path: the file; it is made if it is not there.
         nets: what made the predictions, such as a digest of the weights.
+        made: whether it is there and is only to be read.
 
     Raises:
         DataError: the file is no store, or one of other nets.
     """
 
-    def __init__(self, path: Path, nets: str):
-        self.path = path
+    def __init__(self, path: Path, nets: str, *, made: bool = False):
+        self.path, self.nets = path, nets
         self._connections: dict[int, sqlite3.Connection] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not made:
+            self._make()
+        with self._errors():
+            (found,) = self._database().execute("SELECT value FROM about WHERE key = 'nets'").fetchone()
+        if found != nets:
+            raise DataError(f"prediction store {path} is of other nets ({found}, not {nets}): delete it")
+
+    def _make(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._transaction() as database:
             database.execute("CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT)")
             database.execute(
                 "CREATE TABLE IF NOT EXISTS prediction "
                 "(split TEXT, frame TEXT, planes BLOB, poses BLOB, PRIMARY KEY (split, frame))"
             )
-            database.execute("INSERT OR IGNORE INTO about VALUES ('nets', ?)", (nets,))
-            (found,) = database.execute("SELECT value FROM about WHERE key = 'nets'").fetchone()
-        if found != nets:
-            raise DataError(f"prediction store {path} is of other nets ({found}, not {nets}): delete it")
+            database.execute("INSERT OR IGNORE INTO about VALUES ('nets', ?)", (self.nets,))
 
     def write(self, split: str, predictions: Mapping[str, Prediction]) -> None:
         """Store predictions by frame, all or none of them; those that are there are replaced.
@@ -106,6 +115,30 @@ class PredictionStore:
         with self._errors():
             return self._database().execute("SELECT count(*) FROM prediction").fetchone()[0]
 
+    def take_in_parts(self) -> None:
+        """Take over what other machines have written, and delete their parts. Nobody may write meanwhile.
+
+        Raises:
+            DataError: a part is of other nets, or cannot be read; it stays.
+        """
+        for path in sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}")):
+            PredictionStore(path, self.nets).close()
+            with self._errors():
+                self._database().execute("ATTACH ? AS part", (str(path),))
+            try:
+                with self._transaction() as database:
+                    database.execute("INSERT OR REPLACE INTO main.prediction SELECT * FROM part.prediction")
+            finally:
+                with self._errors():
+                    self._database().execute("DETACH part")
+            path.unlink()
+
+    def close(self) -> None:
+        """Close this process's connection; the next use opens another."""
+        connection = self._connections.pop(os.getpid(), None)
+        if connection is not None:
+            connection.close()
+
     def _database(self) -> sqlite3.Connection:
         # A connection must not be used by a child of the process that opened it.
         process = os.getpid()
@@ -136,6 +169,39 @@ class PredictionStore:
             yield
         except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's message may hold the broken text itself
             raise DataError(f"prediction store {self.path} cannot be used: {error}") from error
+
+
+class PartOfStore(PredictionStore):
+    """A store as a machine sees it that does not own it: it reads all, and writes part ``number``, made when wanted."""
+
+    def __init__(self, path: Path, nets: str, number: int):
+        super().__init__(path, nets, made=True)
+        self._place = path.with_stem(f"{path.stem}-{number}")
+        self._part: PredictionStore | None = None
+
+    def write(self, split: str, predictions: Mapping[str, Prediction]) -> None:
+        if self._part is None:
+            self._part = PredictionStore(self._place, self.nets)
+        self._part.write(split, predictions)
+
+    def read(self, split: str, frame: str) -> Prediction | None:
+        part = self._written()
+        found = None if part is None else part.read(split, frame)
+        return super().read(split, frame) if found is None else found
+
+    def frames(self, split: str) -> set[str]:
+        part = self._written()
+        return super().frames(split) | (set() if part is None else part.frames(split))
+
+    def __len__(self) -> int:
+        part = self._written()
+        return super().__len__() + (0 if part is None else len(part))
+
+    def _written(self) -> PredictionStore | None:
+        # Another process of this machine may have begun it.
+        if self._part is None and self._place.is_file():
+            self._part = PredictionStore(self._place, self.nets)
+        return self._part
 
 
 def _encode(frame: str, prediction: Prediction) -> bytes:

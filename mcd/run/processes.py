@@ -33,8 +33,6 @@ def check_processes(config: Config) -> None:
                 f"'{name}.batch' is {schedule.batch}, the batch of all processes, which {count} cannot share evenly: "
                 f"a multiple of {count} can be shared"
             )
-    if config.store != "none" and len(set(world.gather(socket.gethostname()))) > 1:
-        raise ConfigError("'store' is sqlite, one file, in which processes of one machine alone may write")
 
 
 def open_run(config: Config) -> Run:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mcd import world
 from mcd.data import Batch
-from mcd.data.store import Prediction, PredictionStore
+from mcd.data.store import PartOfStore, Prediction, PredictionStore
 from mcd.files import DataError
 from mcd.nets.layers import widen
 from mcd.run.checkpoint import CheckpointError
@@ -118,6 +119,9 @@ class ScenePredictions:
 def open_store(context: Context) -> PredictionStore | None:
     """The store of a run, if its config asks for one; it belongs to the scene's weights as they are now.
 
+    Where several machines share the run, all processes open it together: what the machines wrote before is one file
+    then, and the first machine's; the others get a part each.
+
     Raises:
         CheckpointError: the scene stage has left no weights.
         DataError: there is a store of other weights, or it cannot be used.
@@ -129,4 +133,12 @@ def open_store(context: Context) -> PredictionStore | None:
         raise CheckpointError(f"weights file {weights} does not exist")
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return PredictionStore(context.run.store, digest)
+    path = context.run.store
+    if world.size() > 1 and world.machines() > 1:
+        world.wait_for_all()
+        world.from_first(lambda: PredictionStore(path, digest).take_in_parts())
+        return PartOfStore(path, digest, world.machine()) if world.machine() else PredictionStore(path, digest)
+    store = PredictionStore(path, digest)
+    if world.machines() == 1:
+        store.take_in_parts()  # of a run that was stopped when it had several
+    return store

@@ -30,7 +30,10 @@ class PredictionsPreparation(Preparation):
 
     def __init__(self, context: Context):
         super().__init__(context)
-        self._predictions = ScenePredictions(context)
+        self._open()
+
+    def _open(self) -> None:
+        self._predictions = ScenePredictions(self.context)
         assert self._predictions.store is not None, "a config with this stage asks for a store"
         self._store = self._predictions.store
 
@@ -41,6 +44,8 @@ class PredictionsPreparation(Preparation):
             batch = self.config.predictions.batch
             for loaded in self.batches_left(dataset, split, batch, stored.__contains__, should_stop):
                 self._predictions(split, loaded)
+            if world.machines() > 1:
+                self._open()  # what all have written, in one file
             facts[split] = self._summary_of(split, dataset)
         return facts
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcd.data.store import Prediction, PredictionStore
+from mcd.data.store import PartOfStore, Prediction, PredictionStore
 from mcd.files import DataError
 
 SIZE = (13, 21)
@@ -155,3 +155,40 @@ def test_a_locked_store_is_an_error_after_a_while(tmp_path: Path, monkeypatch: p
         store.write("train", {"a": prediction(1)})
     other.execute("ROLLBACK")
     store.write("train", {"a": prediction(1)})
+
+
+def test_another_machine_writes_a_part_that_the_store_takes_in(tmp_path: Path) -> None:
+    store = PredictionStore(tmp_path / "store.sqlite", "nets")
+    store.write("train", {"a": prediction(1)})
+    part, other = (PartOfStore(tmp_path / "store.sqlite", "nets", 1) for _ in range(2))
+    assert part.read("train", "b") is None
+    assert not (tmp_path / "store-1.sqlite").exists(), "nothing is written yet"
+    part.write("train", {"b": prediction(2)})
+    assert_close(other.read("train", "b"), prediction(2))
+    part.write("val", {"a": prediction(3)})
+    assert_close(part.read("train", "a"), prediction(1))
+    assert_close(part.read("train", "b"), prediction(2))
+    assert part.frames("train") == {"a", "b"}
+    assert len(part) == 3
+    assert store.frames("train") == {"a"}, "the file is that of the first machine alone"
+    store.take_in_parts()
+    assert store.frames("train") == {"a", "b"}
+    assert_close(store.read("val", "a"), prediction(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["store.sqlite"]
+    store.take_in_parts()
+    assert len(store) == 3
+
+
+def test_a_part_of_other_nets_is_named_and_stays(tmp_path: Path) -> None:
+    PredictionStore(tmp_path / "store-2.sqlite", "old").write("train", {"a": prediction(1)})
+    store = PredictionStore(tmp_path / "store.sqlite", "nets")
+    with pytest.raises(DataError, match=r"store-2\.sqlite is of other nets \(old, not nets\): delete it"):
+        store.take_in_parts()
+    assert (tmp_path / "store-2.sqlite").exists()
+    with pytest.raises(DataError, match=r"store\.sqlite is of other nets"):
+        PartOfStore(tmp_path / "store.sqlite", "new", 1)
+
+
+def test_a_part_of_no_store_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"store\.sqlite cannot be used: no such table"):
+        PartOfStore(tmp_path / "store.sqlite", "nets", 1)
