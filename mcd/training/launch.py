@@ -17,7 +17,7 @@ from mcd import world
 from mcd.data import Batch
 from mcd.errors import StageError
 from mcd.training.nan_guard import NanGuard
-from mcd.training.profiling import StepTimer
+from mcd.training.profiling import GRAPH, StepTimer
 from mcd.training.state import TrainState
 from mcd.training.step import Result, compute_step
 
@@ -72,7 +72,7 @@ class StepLauncher:
         graph = self._graph if self._graph is not None and self._graph.serves(batch) else None
         begin = self._now()
         if graph is not None:
-            with self._timer("graph"):
+            with self._timer(GRAPH):
                 result = graph(batch, optimizer)
         else:
             with self._beside():
