@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,27 @@ def test_a_run_fills_it_while_it_reads(triplets: Data, no_memory: None) -> None:
     for path in (config.root / "triplets").rglob("*.png"):
         path.unlink()
     assert_same(items_of(config, Augment()), truth)
+
+
+def test_two_that_begin_at_once_fill_one_cache(triplets: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, filled, begun = cached(triplets), threading.Event(), threading.Event()
+    make = cache._make_array
+
+    def slow(path: Path, *rest: Any) -> None:
+        if threading.current_thread() is other and path.name != cache.INDEX:
+            begun.set()
+            filled.wait(1)
+        make(path, *rest)
+
+    monkeypatch.setattr(cache, "_make_array", slow)
+    other = threading.Thread(target=empty_cache, args=(config,))
+    other.start()
+    begun.wait(60)
+    fill_cache(config, workers=0)
+    filled.set()
+    other.join()
+    found = PictureCache(config.cache, config)
+    assert found.present().all() and found.damaged() == []
 
 
 def test_without_filling_a_missing_picture_is_read_from_its_file(triplets: Data, no_memory: None) -> None:
