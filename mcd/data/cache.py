@@ -35,10 +35,12 @@ PICTURES_A_FILE = 4096
 _FORMAT = 1
 _ROW = 12
 
-# What decides which pixels and which camera a picture has; a name is enough for the rest.
+# What decides which pixels and which camera a picture has; a name is enough for the rest. Of these some decide the camera
+# alone, where there is no lens to be taken out.
 _OPTIONS = (
     "kind", "root", "size", "images", "calibration", "intrinsics", "fov", "camera", "distortion", "crop"
 )  # fmt: skip
+_OF_CAMERA = frozenset(("calibration", "intrinsics", "fov"))
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Pictures:
     planes: NDArray[np.uint8]
     """[n, 3, H, W]."""
     K: NDArray[np.float64]
-    """[3, 3] in pixels of the native size."""
+    """[3, 3] in pixels of the native size; of a sequence, the camera with which its cache was filled."""
     native: tuple[int, int]
     """Height and width of the files that they were made of."""
 
@@ -242,7 +244,9 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _make_empty(folder: Path, config: Data, names: list[str]) -> None:
-    if any(path.suffix != ".npy" and path.name != NAMES for path in folder.iterdir()):
+    # Hidden files are what a killed process had half written.
+    others = [path for path in folder.iterdir() if path.suffix != ".npy" and path.name != NAMES]
+    if any(path.name[0] != "." for path in others):
         raise DataError(f"{folder} holds other files, and no {MANIFEST} of a picture cache: choose another folder")
     write_text(folder / NAMES, "".join(f"{name}\n" for name in names))
     _make_array(folder / INDEX, (len(names), _ROW), np.dtype(np.float64))
@@ -254,7 +258,9 @@ def _make_empty(folder: Path, config: Data, names: list[str]) -> None:
 
 
 def _options(config: Data) -> dict[str, Any]:
-    document = config.model_dump(mode="json", include=set(_OPTIONS))
+    # A sequence has one camera, which its reader knows, and which may be another than when the cache was made: learned.
+    of_camera = _OF_CAMERA if config.kind == "sequence" and config.distortion is None else frozenset()
+    document = config.model_dump(mode="json", include=set(_OPTIONS) - of_camera)
     return document | {"root": str(config.root.absolute())}
 
 
