@@ -35,8 +35,8 @@ PICTURES_A_FILE = 4096
 _FORMAT = 1
 _ROW = 12
 
-# What decides which pixels and which camera a picture has; a name is enough for the rest. Of these some decide the camera
-# alone, where there is no lens to be taken out.
+# What decides which pixels and which camera a picture has; a name is enough for the rest. Some decide the camera alone,
+# where there is no lens to be taken out.
 _OPTIONS = (
     "kind", "root", "size", "images", "calibration", "intrinsics", "fov", "camera", "distortion", "crop"
 )  # fmt: skip

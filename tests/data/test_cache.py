@@ -156,10 +156,10 @@ def test_two_that_begin_at_once_fill_one_cache(triplets: Data, monkeypatch: pyte
 def test_a_process_that_is_killed_while_it_makes_it_leaves_nothing_in_the_way(
     triplets: Data, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = cached(triplets)
+    config, replace = cached(triplets), Path.replace
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "unlink", lambda *_, **__: None)
-        patch.setattr(Path, "replace", lambda self, path: killed() if path.name == name else os.replace(self, path))
+        patch.setattr(Path, "replace", lambda self, path: killed() if path.name == name else replace(self, path))
         with pytest.raises(Killed):
             fill_cache(config, workers=0)
     assert [path for path in config.cache.iterdir() if path.name[0] == "."]
