@@ -4,8 +4,8 @@ An output place x reads the input around (x + 1/2) · scale - 1/2, as far as 3 �
 
     sinc(t) · sinc(t / 3),   t = distance / max(scale, 1)
 
-that add up to 1, in steps of 2^-22. Columns are resized first, bytes stand between the two passes. Pillow before 13 does
-the same in one call; since then it begins with rows where that is less work.
+that add up to 1, in steps of 2^-22. Columns are resized first, bytes stand between the two passes. Before version
+13 Pillow does the same in one call; since then it begins with rows where that is less work.
 """
 
 from __future__ import annotations
