@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mcd.config import Augment, Data
 from mcd.data import FrameDataset, StepSampler, build_loader, cache, open_reader, prefetch
@@ -209,6 +210,22 @@ def test_of_a_sequence_the_camera_may_be_found_later(sequence: Callable[..., Dat
     bent = learned.model_copy(update={"distortion": (0.1, 0.0, 0.0, 0.0, 0.0)})
     with pytest.raises(DataError, match=r"made with data\.(intrinsics|distortion)"):
         PictureCache(config.cache, bent)
+
+
+def test_a_data_set_that_was_made_anew_is_noticed(triplets: Data, files: Files) -> None:
+    config = cached(triplets)
+    fill_cache(config, workers=0)
+    ready_cache(config)
+    paths = sorted((config.root / "triplets").rglob("*.png"))
+    for number, path in enumerate(paths):
+        picture = np.asarray(Image.open(path))
+        files.save(path, files.noise(*picture.shape[:2], 100 + number))
+    with pytest.raises(DataError, match=r"is of other files: its picture .* delete the cache"):
+        ready_cache(config)
+    # Whoever keeps the cache alone may.
+    for path in paths:
+        path.unlink()
+    ready_cache(config)
 
 
 def test_another_list_of_frames_is_named(triplets: Data) -> None:
