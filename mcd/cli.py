@@ -54,7 +54,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the command's status, 1 where a package is missing, 2 for an unknown command, 130 where it
     was stopped by Ctrl-C or SIGTERM: what was half written is taken away then."""
-    name, *rest = sys.argv[1:] if arguments is None else arguments or [""]
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     if name in ("-V", "--version"):
         print(f"mcd {mcd.__version__}")
         return 0

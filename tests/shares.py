@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Make, int]] = {
 }
 
 
-def settings(folder: Path, nets: dict[str, str] | None = None) -> Config:
+def settings(folder: Path, nets: dict[str, str] | None = None, **sections: Any) -> Config:
     thirds = {"thirds_from": 2, "thirds_full_from": 4, "label_until": 2, "label_floor_from": 4}
     timing = {"background_from": 1, "emptiness_from": 2, "emptiness_full_from": 4}
     # Clipped gradients would hide a factor.
@@ -80,6 +80,7 @@ def settings(folder: Path, nets: dict[str, str] | None = None) -> Config:
             "scale": common,
             "final": common | {"motion_from": 1, "joint_from": 2},
         }
+        | sections
     )
 
 
@@ -121,6 +122,7 @@ def global_batch(number: int) -> dict[str, Any]:
         "object_mask": object_mask,
         "object_masks": object_mask.expand(-1, 3, -1, -1).contiguous(),
         "pseudo_depth": torch.where(object_mask, depth * 1.3, 0.0),
+        "flipped": torch.arange(BATCH) % 2 == 1,
         "dynamic_mask": object_mask,
         "skipped": [],
     }
@@ -134,9 +136,15 @@ def share_of(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def make_state(
-    case: str, folder: Path, dtype: torch.dtype, nets: dict[str, str] | None = None, *, compiled: bool = False
+    case: str,
+    folder: Path,
+    dtype: torch.dtype,
+    nets: dict[str, str] | None = None,
+    *,
+    compiled: bool = False,
+    **sections: Any,
 ) -> TrainState:
-    config = settings(folder, nets).model_copy(update={"compile": compiled})
+    config = settings(folder, nets, **sections).model_copy(update={"compile": compiled})
     make, step = CASES[case]
     stage = make(Context(config, Run.at(folder / "run", config), CPU))
     stage.steps_per_epoch = 1

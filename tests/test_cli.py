@@ -36,8 +36,12 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
-def test_help_lists_every_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(arguments) == 0
+@pytest.mark.parametrize("given", [True, False])
+def test_help_lists_every_command(
+    arguments: list[str], given: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mcd", *arguments])
+    assert cli.main(arguments if given else None) == 0
     said = capsys.readouterr().out
     for name, command in cli.COMMANDS.items():
         assert f"  {name:10}{command.help}\n" in said + "\n"

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads, 1) jitter_images(Jitter jitter) {
   __syncthreads();
   for (int64_t at = threadIdx.x; at < jitter.plane; at += kThreads) {
     auto colour = jitter.read<float>(image, at, 1);
-    draws.change(colour, false, mean);
+    if (!draws.none()) draws.change(colour, false, mean);
     jitter.write<float>(image, at, colour, 1);
   }
 }

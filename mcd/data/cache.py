@@ -13,10 +13,12 @@ and write: two that write one picture write the same bytes.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,10 +35,12 @@ PICTURES_A_FILE = 4096
 _FORMAT = 1
 _ROW = 12
 
-# What decides which pixels and which camera a picture has; a name is enough for the rest.
+# What decides which pixels and which camera a picture has; a name is enough for the rest. Some decide the camera alone,
+# where there is no lens to be taken out.
 _OPTIONS = (
     "kind", "root", "size", "images", "calibration", "intrinsics", "fov", "camera", "distortion", "crop"
 )  # fmt: skip
+_OF_CAMERA = frozenset(("calibration", "intrinsics", "fov"))
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Pictures:
     planes: NDArray[np.uint8]
     """[n, 3, H, W]."""
     K: NDArray[np.float64]
-    """[3, 3] in pixels of the native size."""
+    """[3, 3] in pixels of the native size; of a sequence, the camera with which its cache was filled."""
     native: tuple[int, int]
     """Height and width of the files that they were made of."""
 
@@ -210,15 +214,10 @@ def make_cache(folder: Path, config: Data, names: Sequence[str]) -> PictureCache
     """
     wanted = sorted(set(names))
     if not (folder / MANIFEST).is_file():
-        if folder.is_dir() and any(path.suffix != ".npy" and path.name != NAMES for path in folder.iterdir()):
-            raise DataError(f"{folder} holds other files, and no {MANIFEST} of a picture cache: choose another folder")
-        write_text(folder / NAMES, "".join(f"{name}\n" for name in wanted))
-        _make_array(folder / INDEX, (len(wanted), _ROW), np.dtype(np.float64))
-        for number, first in enumerate(range(0, len(wanted), PICTURES_A_FILE)):
-            shape = (min(PICTURES_A_FILE, len(wanted) - first), 3, *config.size)
-            _make_array(_shard(folder, number), shape, np.dtype(np.uint8))
-        # The manifest comes last: where it is, all files are.
-        write_json(folder / MANIFEST, {"format": _FORMAT, "pictures": len(wanted), "options": _options(config)})
+        with _held(folder):
+            # Another process may have made it meanwhile, and filled it.
+            if not (folder / MANIFEST).is_file():
+                _make_empty(folder, config, wanted)
     cache = PictureCache(folder, config)
     if cache.names != wanted:
         lacking = sorted(set(wanted) - set(cache.names))
@@ -231,8 +230,37 @@ def make_cache(folder: Path, config: Data, names: Sequence[str]) -> PictureCache
     return cache
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder, which is made if it is not there, while no other process of this machine holds it so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _make_empty(folder: Path, config: Data, names: list[str]) -> None:
+    # Hidden files are what a killed process had half written.
+    others = [path for path in folder.iterdir() if path.suffix != ".npy" and path.name != NAMES]
+    if any(path.name[0] != "." for path in others):
+        raise DataError(f"{folder} holds other files, and no {MANIFEST} of a picture cache: choose another folder")
+    write_text(folder / NAMES, "".join(f"{name}\n" for name in names))
+    _make_array(folder / INDEX, (len(names), _ROW), np.dtype(np.float64))
+    for number, first in enumerate(range(0, len(names), PICTURES_A_FILE)):
+        shape = (min(PICTURES_A_FILE, len(names) - first), 3, *config.size)
+        _make_array(_shard(folder, number), shape, np.dtype(np.uint8))
+    # The manifest comes last: where it is, all files are.
+    write_json(folder / MANIFEST, {"format": _FORMAT, "pictures": len(names), "options": _options(config)})
+
+
 def _options(config: Data) -> dict[str, Any]:
-    document = config.model_dump(mode="json", include=set(_OPTIONS))
+    # A sequence has one camera, which its reader knows, and which may be another than when the cache was made: learned.
+    of_camera = _OF_CAMERA if config.kind == "sequence" and config.distortion is None else frozenset()
+    document = config.model_dump(mode="json", include=set(_OPTIONS) - of_camera)
     return document | {"root": str(config.root.absolute())}
 
 

@@ -155,7 +155,8 @@ class FrameDataset(Dataset[Item]):
             found = load_planes(self._reader, frame, spacing, self._config.size, sources=triplet)
             if self._pictures is not None and self._config.fill_cache:
                 self._pictures.write(names if triplet else names[1:2], found)
-        loaded = found.planes, network_intrinsics(found.K, found.native, self._config)
+        K = getattr(self._reader, "K", found.K)  # a sequence has one camera, whatever a cache was filled with
+        loaded = found.planes, network_intrinsics(K, found.native, self._config)
         if self._cache is not None:
             self._cache[frame, spacing] = loaded
         return loaded

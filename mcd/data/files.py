@@ -138,15 +138,18 @@ def resize_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """
     if image.shape[:2] == size:
         return image
-    height, width = size
     if image.dtype == np.uint8:
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
-    channels = [
-        Image.fromarray(channel).resize((width, height), Image.Resampling.LANCZOS)
-        for channel in np.moveaxis(image, -1, 0)
-    ]
+        return _lanczos(image, size)
+    channels = [_lanczos(channel, size) for channel in np.moveaxis(image, -1, 0)]
     # Lanczos overshoots at edges; what is stored as bytes is cut off there.
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 1)
+    return np.stack(channels, axis=-1).clip(0, 1)
+
+
+def _lanczos(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Columns first. Since Pillow 13 its order depends on the sizes, and bytes in between are rounded and cut off."""
+    height, width = size
+    columns = Image.fromarray(image).resize((width, len(image)), Image.Resampling.LANCZOS)
+    return np.asarray(columns.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def resize_planes(image: Picture, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -34,7 +34,8 @@ class LearnedCamera(nn.Module):
         self.aspect = nn.Parameter(torch.zeros(1))
         self.centre = nn.Parameter(torch.zeros(2))
         self.register_buffer("history", torch.zeros(LAST_STEPS, 4))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        # Of the kind that is put back after a step that is not finite (:class:`mcd.training.nan_guard.NanGuard`).
+        self.register_buffer("seen", torch.zeros(()))
 
     def changes(self) -> Tensor:
         """[4]: logarithms of the factors of fx and fy, and the shifts of cx and cy in focal lengths."""
@@ -46,14 +47,15 @@ class LearnedCamera(nn.Module):
         changes = self.changes() if self.training else self.settled()
         if self.training:
             with torch.no_grad():
-                self.history[self.seen % LAST_STEPS] = changes.detach()
+                self.history.index_copy_(0, (self.seen % LAST_STEPS).long().view(1), changes.detach()[None])
                 self.seen += 1
         return apply_changes(K, changes.to(K), flipped)
 
     def settled(self) -> Tensor:
-        """The mean [4] of the last steps."""
-        count = min(int(self.seen), LAST_STEPS)
-        return self.history[:count].mean(0) if count else self.changes().detach()
+        """The mean [4] of the last steps, without waiting for the device."""
+        # What is not there yet is 0.
+        mean = self.history.sum(0) / self.seen.clamp(1, LAST_STEPS)
+        return torch.where(self.seen > 0, mean, self.changes().detach())
 
     def spread(self) -> Tensor:
         """Standard deviation [4] over the last steps."""

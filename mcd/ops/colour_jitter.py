@@ -25,7 +25,7 @@ NONE = (1.0, 1.0, 1.0, 0.0, -1.0, -1.0, -1.0, -1.0)
 _GREY = (0.299, 0.587, 0.114)
 
 _fwd = native.define(
-    "colour_jitter_fwd(Tensor images, Tensor draws) -> Tensor", lambda images, _: torch.empty_like(images)
+    "colour_jitter_fwd(Tensor images, Tensor draws) -> Tensor", lambda images, _: images.new_empty(images.shape)
 )
 
 
@@ -43,7 +43,7 @@ def colour_jitter(images: Tensor, draws: Tensor, *, backend: str | None = None) 
         [B,S,3,H,W] uint8. The two backends differ by one grey level at most.
 
     Raises:
-        TypeError, ValueError: an argument of another dtype or shape, or an unknown backend.
+        TypeError, ValueError: an argument of another dtype, shape or device, or an unknown backend.
     """
     if images.dtype != torch.uint8 or draws.dtype != torch.float32:
         raise TypeError(f"colour_jitter: images are uint8 and draws float32, not {images.dtype} and {draws.dtype}")
@@ -52,6 +52,8 @@ def colour_jitter(images: Tensor, draws: Tensor, *, backend: str | None = None) 
             f"colour_jitter: expected images [B,S,3,H,W] and draws [B,8], not {list(images.shape)} and "
             f"{list(draws.shape)}"
         )
+    if images.device != draws.device:
+        raise ValueError(f"colour_jitter: images are on {images.device}, draws on {draws.device}")
     name = backends.chosen("colour_jitter")[0] if backend is None else backend
     if name not in (*backends.BACKENDS, "auto"):
         raise ValueError(f"colour_jitter: unknown backend {name!r}")

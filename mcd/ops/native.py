@@ -2,7 +2,7 @@
 
 An operator of the compiled module is registered by its schema and by a function that allocates its outputs:
 
-    _fwd = native.define("scale_fwd(Tensor x, float factor) -> Tensor", lambda x, factor: torch.empty_like(x))
+    _fwd = native.define("scale_fwd(Tensor x, float factor) -> Tensor", lambda x, factor: x.new_empty(x.shape))
 
 which makes `torch.ops.mcd.scale_fwd` and returns it. It calls `_C.scale_fwd(x, factor, *outputs, *workspace, where)`:
 the arguments in the order of the schema, then what was allocated, then where to run. The same function allocates for
@@ -94,7 +94,8 @@ def define(
 ) -> Callable[..., Any]:
     """Register `_C`'s function of this schema's name as `torch.ops.mcd.<name>` for CPU and CUDA, and return it.
 
-    allocate: the schema's arguments -> its outputs (a tensor or a tuple), uninitialised unless stated otherwise.
+    allocate: the schema's arguments -> its outputs (a tensor or a tuple), contiguous, uninitialised unless stated
+        otherwise.
     workspace: the schema's arguments -> scratch tensors that live for the call only.
     batched: see `registered.register`.
     """

@@ -25,7 +25,7 @@ from mcd.report.gallery import Gallery
 from mcd.report.own_vehicle import own_vehicle_gallery
 from mcd.report.pictures import depth_gallery, detection_gallery, motion_gallery, slots_gallery
 from mcd.report.view import view_of
-from mcd.training.profiling import PHASES
+from mcd.training.profiling import GRAPH, PHASES
 
 Logs = Mapping[str, Sequence[Mapping[str, float]]]
 """Rows of the log of each stage; a row holds what was written at its step."""
@@ -151,7 +151,7 @@ def _discovery(run_folder: Path, figures: Mapping[str, Mapping[str, float]]) -> 
 
 def _charts(logs: Mapping[str, Sequence[Mapping[str, float]]], alone: bool) -> Iterator[Markup]:
     """A chart for every loss term of a stage, whose logs are by run."""
-    other = {"step", "seconds", "images_per_s", "lr", "validation", *PHASES}
+    other = {"step", "seconds", "images_per_s", "lr", "validation", *PHASES, GRAPH}
 
     def line(rows: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
         return [(row["step"], row[name]) for row in rows if name in row]
@@ -175,13 +175,14 @@ def _times(metrics: Mapping[str, Any], logs: Logs) -> Iterator[dict[str, Any]]:
         # The first interval holds warm-up.
         timed = [row for row in logs.get(stage, ()) if "forward" in row]
         timed = timed[1:] or timed
-        mean = {name: fmean(row.get(name, 0.0) for row in timed) for name in (*PHASES, "images_per_s")} if timed else {}
+        names = (*PHASES, GRAPH, "images_per_s")
+        mean = {name: fmean(row.get(name, 0.0) for row in timed) for name in names} if timed else {}
         if stage in seconds or stage in logs:
             yield {
                 "stage": stage,
                 "seconds": seconds.get(stage),
                 "frame": per_frame.get(stage),
-                "step": sum(mean[phase] for phase in PHASES) if mean else 0.0,
+                "step": sum(mean[phase] for phase in (*PHASES, GRAPH)) if mean else 0.0,
                 "mean": mean,
             }
 

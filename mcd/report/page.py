@@ -26,7 +26,7 @@ from mcd.report.gallery import Gallery, picture_source
 from mcd.report.pictures import depth_panel, detection_gallery, motion_gallery
 from mcd.report.view import shared, view_panel
 from mcd.run.folder import differences
-from mcd.training.profiling import PHASES
+from mcd.training.profiling import GRAPH, PHASES
 
 LARGEST = 8_000_000
 """Bytes that a page should have at most; where pictures would make it larger, they are coarser."""
@@ -66,13 +66,14 @@ def write_report(run_folder: Path | str, other: Path | str | None = None, output
         loader=PackageLoader("mcd.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     views = [run["view"]["data"] for run in runs if isinstance(run["view"], dict)]
+    graphed = any(row["mean"].get(GRAPH) for run in runs for row in run["times"])
     shown = {
         "title": " and ".join(titles),
         "runs": runs,
         "shared": shared(views) if views else None,
         "depth": depth_tables(runs),
         "curves": curves(runs),
-        "phases": dict(zip(PHASES, COLOURS, strict=False)),
+        "phases": dict(zip((*PHASES, GRAPH) if graphed else PHASES, (*COLOURS, "#999999"), strict=False)),
         "differences": _differences(runs),
     }
     for quality in QUALITIES:

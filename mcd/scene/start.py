@@ -37,7 +37,7 @@ def told_by_motion(
             infinity, or with the camera standing still; below 0: how much higher it may be.
     """
     rotation = T_src_ref.clone()
-    rotation[..., :3, 3] = 0
+    rotation[..., :3, 3].zero_()
     near = depth.clamp(start / _FACTOR, start * _FACTOR)
     moved = [_error(reference, sources, candidate, K, T_src_ref) for candidate in (start, near)]
     turned = _error(reference, sources, start, K, rotation)

@@ -32,8 +32,7 @@ from mcd.scene.poses import predict_poses, without_own_vehicle
 from mcd.scene.predictions import ScenePredictions
 from mcd.stages.stage import Preparation
 
-_ROAD, _TOLD = "road", "told"
-_MOVES = "moves"
+_MOVES, _ROAD, _TOLD = "moves", "road", "told"
 
 
 class ProposalsPreparation(Preparation):
@@ -74,10 +73,9 @@ class ProposalsPreparation(Preparation):
                 own=batch["own"][index, 0].cpu().numpy() if "own" in batch else None,
             )
             found = no_objects(depth.shape) if seen is None else propose(seen, depth, self.config.proposals)
+            more = {_MOVES: found.moves, _ROAD: seen is not None, _TOLD: seen is not None and seen.told.any()}
             FrameDetections(torch.from_numpy(found.masks), torch.from_numpy(found.scores)).save(
-                frame_path(self.folder, split, frame),
-                **{_MOVES: found.moves, _ROAD: np.array(seen is not None)},
-                **{_TOLD: np.array(seen is not None and bool(seen.told.any()))},
+                frame_path(self.folder, split, frame), **{name: np.array(value) for name, value in more.items()}
             )
 
     def _stored(self, split: str, frames: Sequence[str]) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:

@@ -14,7 +14,7 @@ from mcd.evaluation.figures import read_facts
 from mcd.files import read_json
 from mcd.run.folder import environment, run_folder
 from mcd.run.progress import Expected
-from mcd.training.profiling import PHASES
+from mcd.training.profiling import GRAPH, PHASES
 
 # Settings of a stage that do not change how long an image takes.
 _NO_MATTER = frozenset(
@@ -96,7 +96,7 @@ def logged_step(run: Path, stage: str) -> tuple[int, float] | None:
         return None
     try:
         rows = [row for row in csv.DictReader(path.read_text().rpartition("\n")[0].splitlines()) if row.get("forward")]
-        times = [sum(float(row[phase]) for phase in PHASES) for row in rows]
+        times = [sum(float(row.get(phase) or 0) for phase in (*PHASES, GRAPH)) for row in rows]
         return (int(rows[-1]["step"]), sum(times) / len(times) / 1e3) if times else None
     except (OSError, LookupError, TypeError, ValueError, csv.Error):
         return None
@@ -119,7 +119,7 @@ def earlier_runs(config: Config) -> Iterator[tuple[Path, Config]]:
 
 def _alike(config: Config, other: Config, stage: str) -> bool:
     """Whether an image costs the same in a stage of two configs."""
-    same = ("nets", "precision", "channels_last", "backend", "threads")
+    same = ("nets", "precision", "channels_last", "backend", "threads", "step", "compile")
     if any(getattr(config, name) != getattr(other, name) for name in same) or config.data.size != other.data.size:
         return False
     if config.loss.scales != other.loss.scales or config.device.startswith("cuda") != other.device.startswith("cuda"):

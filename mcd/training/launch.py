@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from mcd import world
 from mcd.data import Batch
 from mcd.errors import StageError
 from mcd.training.nan_guard import NanGuard
-from mcd.training.profiling import StepTimer
+from mcd.training.profiling import GRAPH, StepTimer
 from mcd.training.state import TrainState
 from mcd.training.step import Result, compute_step
 
@@ -32,11 +33,12 @@ Capture = Callable[[Callable[[], Result]], tuple[Result, Callable[[], None]]]
 class StepLauncher:
     """Takes the steps of a stage, one a call, eagerly or by replaying a graph that is captured anew in each phase.
 
-    `choice` is "eager", "graphed", or "auto": whichever has the lower median of ten steps on this device. Stages that
-    are not `graphable`, several processes, other devices than CUDA and batches of another shape are taken eagerly.
+    `choice` is "eager", "graphed", or "auto": whichever has the lower median of ten steps of one phase on this device.
+    Stages that are not `graphable`, several processes, other devices than CUDA and batches of another shape are taken
+    eagerly.
 
     Raises:
-        StageError: a step cannot be captured, and `choice` is "graphed".
+        StageError: a step cannot be captured.
     """
 
     def __init__(
@@ -62,19 +64,21 @@ class StepLauncher:
         optimizer = state.begin_step()
         if state.phase != self._phase:
             self._phase, self._taken, self._graph = state.phase, 0, None
+            self._seconds = {"eager": [], "graphed": []}
         if self._choice == "auto":
             self._compare()
         if self._wants_graph() and self._graph is None:
             self._graph = self._captured(batch, optimizer)
+        graph = self._graph if self._graph is not None and self._graph.serves(batch) else None
         begin = self._now()
-        if self._graph is not None and self._graph.serves(batch):
-            with self._timer("graph"):
-                result = self._graph(batch, optimizer)
+        if graph is not None:
+            with self._timer(GRAPH):
+                result = graph(batch, optimizer)
         else:
             with self._beside():
                 result = compute_step(state.stage, optimizer, batch, state.step, self._timer, self._guard)
         if self._choice == "auto" and self._taken >= WARM_UP:
-            self._seconds["eager" if self._graph is None else "graphed"].append(self._now() - begin)
+            self._seconds["eager" if graph is None else "graphed"].append(self._now() - begin)
         self._guard.note(state.step, batch["frame"], result.bad)
         self._taken += 1
         return result
@@ -84,19 +88,16 @@ class StepLauncher:
             return len(self._seconds["eager"]) >= TRIES
         return self._choice == "graphed" and self._taken >= WARM_UP
 
-    def _captured(self, batch: Batch, optimizer: torch.optim.Optimizer) -> GraphedStep | None:
+    def _captured(self, batch: Batch, optimizer: torch.optim.Optimizer) -> GraphedStep:
         try:
             return GraphedStep(self._state, self._guard, batch, optimizer, self._capture)
         except RuntimeError as error:
-            optimizer.zero_grad(set_to_none=True)
+            # No step follows: after a capture that fails, torch 2.11 believes that it goes on, and memory that several
+            # streams have used, as that of batches, is not freed any more (pytorch/pytorch#180395).
             said = " ".join(str(error).split())[:200]
-            if self._choice == "graphed":
-                stage = self._state.stage.name
-                raise StageError(
-                    f"stage {stage}: a step cannot be captured in a CUDA graph ({said}): set step=eager"
-                ) from error
-            self._settle("eager", f"they cannot be captured ({said})")
-            return None
+            raise StageError(
+                f"stage {self._state.stage.name}: a step cannot be captured in a CUDA graph ({said}): set step=eager"
+            ) from error
 
     def _compare(self) -> None:
         if len(self._seconds["graphed"]) >= TRIES:
@@ -174,6 +175,8 @@ def _kind(value: Any) -> tuple[Any, ...] | None:
 
 
 def _capture_cuda(step: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
+    # Graphs of earlier steps that only cycles of references keep would lead a captured backward to their streams.
+    gc.collect()
     graph = torch.cuda.CUDAGraph()
     # The loader's thread pins memory meanwhile, which is no part of the step.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):

@@ -22,6 +22,8 @@ from mcd.ops import ranges
 from mcd.ops.ranges import nvtx_range, torch_range
 
 PHASES = ("data", "forward", "loss", "loss_backward", "backward", "optimizer")
+GRAPH = "graph"
+"""What stands in a log for all phases but data where a step is launched as one piece."""
 
 
 class ProfileWindow:

@@ -74,16 +74,18 @@ def cut_graph(outputs: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[Tenso
     free before the networks' backward begins.
     """
     pairs: list[tuple[Tensor, Tensor]] = []
+    return {name: _as_leaves(value, pairs) for name, value in outputs.items()}, pairs
 
-    def leaf(value: Any) -> Any:
-        if isinstance(value, list):
-            return [leaf(item) for item in value]
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            return value
-        pairs.append((value, value.detach().requires_grad_()))
-        return pairs[-1][1]
 
-    return {name: leaf(value) for name, value in outputs.items()}, pairs
+def _as_leaves(value: Any, pairs: list[tuple[Tensor, Tensor]]) -> Any:
+    # No function within the function that keeps `pairs`: such a one refers to itself, and so a step's graph would live
+    # until some later garbage collection.
+    if isinstance(value, list):
+        return [_as_leaves(item, pairs) for item in value]
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        return value
+    pairs.append((value, value.detach().requires_grad_()))
+    return pairs[-1][1]
 
 
 def has_gradient(net: nn.Module) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mcd.config import Augment, Data
 from mcd.data import FrameDataset, StepSampler, build_loader, cache, open_reader, prefetch
@@ -130,6 +132,50 @@ def test_a_run_fills_it_while_it_reads(triplets: Data, no_memory: None) -> None:
     assert_same(items_of(config, Augment()), truth)
 
 
+def test_two_that_begin_at_once_fill_one_cache(triplets: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, filled, begun = cached(triplets), threading.Event(), threading.Event()
+    make = cache._make_array
+
+    def slow(path: Path, *rest: Any) -> None:
+        if threading.current_thread() is other and path.name != cache.INDEX:
+            begun.set()
+            filled.wait(1)
+        make(path, *rest)
+
+    monkeypatch.setattr(cache, "_make_array", slow)
+    other = threading.Thread(target=empty_cache, args=(config,))
+    other.start()
+    begun.wait(60)
+    fill_cache(config, workers=0)
+    filled.set()
+    other.join()
+    found = PictureCache(config.cache, config)
+    assert found.present().all() and found.damaged() == []
+
+
+@pytest.mark.parametrize("name", [cache.NAMES, cache.MANIFEST])
+def test_a_process_that_is_killed_while_it_makes_it_leaves_nothing_in_the_way(
+    triplets: Data, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, replace = cached(triplets), Path.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(Path, "replace", lambda self, path: killed() if path.name == name else replace(self, path))
+        with pytest.raises(Killed):
+            fill_cache(config, workers=0)
+    assert [path for path in config.cache.iterdir() if path.name[0] == "."]
+    fill_cache(config, workers=0)
+    assert PictureCache(config.cache, config).present().all()
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed() -> None:
+    raise Killed
+
+
 def test_without_filling_a_missing_picture_is_read_from_its_file(triplets: Data, no_memory: None) -> None:
     config = cached(triplets)
     empty_cache(config)
@@ -150,6 +196,36 @@ def test_another_option_is_named(triplets: Data, key: str, value: Any, says: str
     fill_cache(config, workers=0)
     with pytest.raises(DataError, match=says):
         PictureCache(config.cache, config.model_copy(update={key: value}))
+
+
+@pytest.mark.filterwarnings("ignore:intrinsics of")
+def test_of_a_sequence_the_camera_may_be_found_later(sequence: Callable[..., Data], no_memory: None) -> None:
+    keys = {"train_frames": (0, 7), "val_frames": (0, 7)}
+    config = cached(sequence(intrinsics="learn", fov=70, **keys))
+    fill_cache(config, workers=0)
+    learned = config.model_copy(update={"intrinsics": (12.5, 11.5, 8.25, 4.5)})
+    assert_same(items_of(learned), items_of(learned.model_copy(update={"cache": None})))
+    assert PictureCache(config.cache, learned).present().all()
+    # Here it decides where each pixel comes from.
+    bent = learned.model_copy(update={"distortion": (0.1, 0.0, 0.0, 0.0, 0.0)})
+    with pytest.raises(DataError, match=r"made with data\.(intrinsics|distortion)"):
+        PictureCache(config.cache, bent)
+
+
+def test_a_data_set_that_was_made_anew_is_noticed(triplets: Data, files: Files) -> None:
+    config = cached(triplets)
+    fill_cache(config, workers=0)
+    ready_cache(config)
+    paths = sorted((config.root / "triplets").rglob("*.png"))
+    for number, path in enumerate(paths):
+        picture = np.asarray(Image.open(path))
+        files.save(path, files.noise(*picture.shape[:2], 100 + number))
+    with pytest.raises(DataError, match=r"is of other files: its picture .* delete the cache"):
+        ready_cache(config)
+    # Whoever keeps the cache alone may.
+    for path in paths:
+        path.unlink()
+    ready_cache(config)
 
 
 def test_another_list_of_frames_is_named(triplets: Data) -> None:

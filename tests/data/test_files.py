@@ -60,9 +60,13 @@ def test_without_the_decoders_or_the_compiled_module_pictures_are_the_same(
     Image.fromarray(PICTURE).save(tmp_path / "a.jpg")
     picture = read_image(tmp_path / "a.jpg")
     planes = resize_planes(picture, (17, 20))
+    flat = (PICTURE.shape[0] // 4, 2 * PICTURE.shape[1])  # Pillow 13 would begin with the rows
+    sharp = np.where(picture > 127, 255, 0).astype(np.uint8)
+    wide = resize_planes(sharp, flat)
     monkeypatch.setattr(module, "pyspng", None)
     monkeypatch.setattr(module, "serves", lambda: False)
     assert np.array_equal(read_image(tmp_path / "a.jpg"), picture)
     assert np.array_equal(resize_planes(picture, (17, 20)), planes)
+    assert np.array_equal(resize_planes(sharp, flat), wide)
     assert np.array_equal(planes.transpose(1, 2, 0), resize_image(picture, (17, 20)))
     assert np.array_equal(resize_planes(picture[:, ::-1], picture.shape[:2]), picture[:, ::-1].transpose(2, 0, 1))

@@ -236,7 +236,7 @@ def test_colour_jitter_agrees_with_its_definition(
     factors = torch.rand(8, 4, generator=generator) * torch.tensor([1.4, 1.4, 1.4, 0.8])
     factors = factors + torch.tensor([0.3, 0.3, 0.3, -0.4])
     orders = [torch.randperm(4, generator=generator).float() for _ in range(6)]
-    draws = torch.cat([factors, torch.stack([*orders, *[torch.tensor([-1.0] * 4)] * 2])], 1)
+    draws = torch.cat([factors, torch.stack([*orders, torch.full((4,), -1.0), torch.arange(4.0) - 1])], 1)
     expected = colour_jitter(images, draws, backend="reference")
     monkeypatch.setattr(native, "_cpu", emulated)
     monkeypatch.setenv("EMULATED_ORDER", order)

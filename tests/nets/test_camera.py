@@ -12,6 +12,7 @@ from mcd.nets import build_camera
 from mcd.nets.camera import LAST_STEPS, LearnedCamera, apply_changes
 from mcd.streets.ray_caster import NoiseTexture, render
 from mcd.streets.street import StreetParameters, make_street
+from mcd.training.nan_guard import NanGuard
 
 SIZE = (64, 160)
 NOT_FLIPPED = torch.tensor([False])
@@ -61,6 +62,18 @@ def test_it_settles_at_the_mean_of_its_last_steps_and_says_their_spread() -> Non
     again = LearnedCamera()
     again.load_state_dict(camera.state_dict())
     torch.testing.assert_close(again.settled(), camera.settled())
+
+
+def test_a_step_that_is_left_out_is_not_remembered() -> None:
+    camera, guard = LearnedCamera(), NanGuard("skip", torch.device("cpu"))
+    for step in range(3):
+        camera.focal.data.fill_(0.1 + step)
+        guard.remember({"camera": camera})
+        camera(start(1), NOT_FLIPPED)
+        guard.check(torch.tensor(torch.nan if step == 1 else 1.0), [])
+        if step == 0:
+            first = camera.changes().detach()
+    torch.testing.assert_close(camera.settled(), (first + camera.changes().detach()) / 2)
 
 
 @pytest.mark.parametrize("factor", [0.7, 1.3])

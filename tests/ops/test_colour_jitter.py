@@ -84,13 +84,22 @@ def test_the_compiled_operator_agrees_with_its_definition(
 @pytest.mark.parametrize("backend", HERE)
 def test_items_without_jitter_stay_as_they_are(backend: str) -> None:
     images = torch.stack([picture(seed)[None] for seed in range(3)])
-    draws = torch.stack([no_jitter(), draw_jitter(STRONG, np.random.default_rng(0)), no_jitter()])
+    ended = torch.tensor([0.5, 0.5, 0.5, 0.2, -1, 0, 1, 2])  # the first says that there is none
+    draws = torch.stack([no_jitter(), draw_jitter(STRONG, np.random.default_rng(0)), ended])
     found = colour_jitter(images, draws, backend=backend)
     assert torch.equal(found[::2], images[::2])
     assert not torch.equal(found[1], images[1])
     none = Augment(brightness=(1, 1), contrast=(1, 1), saturation=(1, 1), hue=(0, 0))
     same = torch.stack([draw_jitter(none, np.random.default_rng(item)) for item in range(3)])
     assert torch.equal(colour_jitter(images, same, backend=backend), images)
+
+
+@pytest.mark.parametrize("backend", HERE)
+def test_the_order_in_memory_does_not_matter(backend: str) -> None:
+    images = torch.stack([torch.stack([picture(0), picture(1)])])
+    draws = draw_jitter(STRONG, np.random.default_rng(0))[None]
+    turned = images.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    assert torch.equal(colour_jitter(turned, draws, backend=backend), colour_jitter(images, draws, backend=backend))
 
 
 @pytest.mark.parametrize("backend", HERE)
@@ -125,6 +134,7 @@ def test_names_what_is_wrong() -> None:
         ((images[0], draws), ValueError),
         ((images[:, :, :2], draws), ValueError),
         ((images, draws[:1]), ValueError),
+        ((images, draws.to("meta")), ValueError),
     ):
         with pytest.raises(error, match="colour_jitter"):
             colour_jitter(*wrong)

@@ -144,6 +144,18 @@ def test_a_full_run_is_shown_in_one_file(streets: Path, tmp_path: Path) -> None:
     assert "validation" in page.text
 
 
+def test_steps_that_are_launched_as_one_piece_have_a_time_and_no_curve(streets: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo", {"root": str(streets)}, ())
+    path = run / "log" / "scene.csv"
+    path.parent.mkdir()
+    names = "step,total,images_per_s,data,forward,loss,loss_backward,backward,optimizer,graph"
+    path.write_text(f"{names}\n10,2,50,1,0,0,0,0,0,18\n20,1,50,1,0,0,0,0,0,18\n")
+    page = Page(write_report(run))
+    assert [str(svg["aria-label"]).partition(":")[0] for svg in page.all("svg")] == ["total"]
+    assert "<td>19</td><td>50</td>" in page.source
+    assert '<th scope="col">graph</th>' in page.source
+
+
 def test_a_run_that_has_just_begun_has_a_report(streets: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "demo", {"root": str(streets)}, ())
     page = Page(write_report(run))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -162,8 +164,25 @@ def test_auto_times_both_and_says_which_is_kept(folder: Path, capsys: pytest.Cap
     assert " ms graphed, " in said
 
 
+def test_auto_compares_within_a_phase_and_warms_up_in_the_next(folder: Path) -> None:
+    state, other = ready("object", folder), ready("object", folder)
+    timer, first = StepTimer(CPU), WARM_UP + TRIES + 2
+    for each in (state, other):
+        each.stage.phase = lambda step: int(step >= first)  # type: ignore[method-assign]
+    launch = StepLauncher(other, timer, NanGuard("stop", CPU), "auto", tape_of(other))
+    # A step captured before the optimiser has its state would make that anew each time.
+    for number in range(first + WARM_UP + TRIES + 2):
+        batch = batch_of(number % 3)
+        take(lambda batch: take_step(state, batch, StepTimer(CPU), NanGuard("stop", CPU)), state, batch)
+        take(launch, other, batch)
+        eager = not first - 2 <= number < first and number < first + WARM_UP + TRIES
+        assert ("graph" in timer.report()) != eager, number
+    for mine, same in zip(tensors_of(other), tensors_of(state), strict=True):
+        assert torch.equal(mine, same)
+
+
 @pytest.mark.parametrize("choice", ["graphed", "auto"])
-def test_what_cannot_be_captured(choice: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_captured(choice: str, folder: Path) -> None:
     state = ready("object", folder)
 
     def refuse(step: Callable[[], Result]) -> Any:
@@ -173,14 +192,30 @@ def test_what_cannot_be_captured(choice: str, folder: Path, capsys: pytest.Captu
     count = WARM_UP if choice == "graphed" else WARM_UP + TRIES
     for _ in range(count):
         take(launch, state, batch_of(0))
-    if choice == "graphed":
-        with pytest.raises(
-            StageError, match="stage object: a step cannot be captured .*not permitted when stream.*step=eager"
-        ):
-            launch(batch_of(0))
-    else:
-        take(launch, state, batch_of(0))
-        assert "steps are eager: they cannot be captured" in capsys.readouterr().out
+    with pytest.raises(
+        StageError, match="stage object: a step cannot be captured .*not permitted when stream.*step=eager"
+    ):
+        launch(batch_of(0))
+
+
+def test_a_step_leaves_no_graph_behind(folder: Path) -> None:
+    # The nodes that add up gradients remember the stream that they were made on.
+    state = ready("object", folder)
+    made: list[weakref.ref[Tensor]] = []
+    forward = state.stage.forward
+
+    def watched(batch: dict[str, Any], step: int) -> dict[str, Any]:
+        outputs = forward(batch, step)
+        made.extend(weakref.ref(value) for value in outputs.values() if value.requires_grad)
+        return outputs
+
+    state.stage.forward = watched  # type: ignore[method-assign]
+    gc.disable()
+    try:
+        take_step(state, batch_of(0), StepTimer(CPU), NanGuard("stop", CPU))
+        assert made and all(output() is None for output in made)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow

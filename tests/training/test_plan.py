@@ -64,6 +64,7 @@ def test_times_of_an_earlier_run_are_brought_to_the_length_of_this_one(tmp_path:
         {"nets": {"depth": "resnet18"}},
         {"scene": {"steps": 100, "batch": 4}},
         {"loss": {"scales": 1}},
+        {"compile": True},
     ],
 )
 def test_runs_of_other_nets_images_or_machines_say_nothing(tmp_path: Path, other: dict[str, Any]) -> None:
@@ -84,6 +85,14 @@ def test_finished_stages_are_done_and_a_log_says_how_far_the_next_is(tmp_path: P
     planned = {row.stage: row for row in plan(made, torch.device("cpu"))}
     assert planned["scene"].source == "finished"
     assert planned["object"].seconds == pytest.approx(0.02 * 30)
+
+
+def test_steps_that_are_launched_as_one_piece_take_their_time_too(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    phases = "data,forward,loss,loss_backward,backward,optimizer"
+    rows = "10,1,2,3,4,5,5,\n20,1,0,0,0,0,0,9\n"
+    (tmp_path / "log" / "object.csv").write_text(f"step,{phases},graph\n{rows}")
+    assert logged_step(tmp_path, "object") == (20, pytest.approx(0.015))
 
 
 def test_what_nothing_says_is_measured_and_named_and_nothing_is_written(

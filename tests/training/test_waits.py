@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shares import CASES, CPU, global_batch, make_state, prepare, share_of
+from shares import BATCH, CASES, CPU, SIZE, global_batch, make_state, prepare, share_of
 from torch import nn
 from waiting import Waits
 
@@ -57,6 +57,18 @@ def test_a_step_never_waits_and_stays_within_the_table(case: str, folder: Path) 
     assert not unknown, f"the host waits in {unknown}"
     assert {line.partition(":")[0] for line in waits.lines} == known, "a wait is gone: take it from the list"
     assert waits.count <= table()[case]
+
+
+@pytest.mark.parametrize("case", ["scene: motion", "scene: together"])
+def test_a_step_with_a_learned_camera_never_waits(case: str, folder: Path) -> None:
+    data = {"size": SIZE, "kind": "sequence", "intrinsics": "learn", "fov": 70}
+    assert not watched(make_state(case, folder, torch.float32, data=data)).lines
+
+
+def test_a_step_that_keeps_the_start_never_waits(folder: Path) -> None:
+    scene = {"steps": 20, "batch": BATCH, "motion_from": 1, "joint_from": 2, "depth_from": 0}
+    start = {"init": str(folder / "run" / "scene"), "loss": {"start": 0.1, "road": 0.1}, "scene": scene}
+    assert not watched(make_state("scene: together", folder, torch.float32, **start)).lines
 
 
 @pytest.mark.slow
