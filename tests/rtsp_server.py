@@ -12,6 +12,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import av
 import numpy as np
@@ -61,7 +62,7 @@ class Camera:
                     said = "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n"
                 connection.sendall(f"RTSP/1.0 {status}\r\nCSeq: {head['CSeq']}\r\n{said}\r\n{body}".encode())
                 if method == "PLAY":
-                    self._play(lambda channel, packet: self._send(connection, out, ports, channel, packet))
+                    self._play(partial(self._send, connection, out, ports))
                     if not self._goodbye:
                         return
 

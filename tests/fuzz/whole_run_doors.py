@@ -29,7 +29,10 @@ from mcd.scene.track import CameraTrack
 from mcd.train import main as train
 
 STAGES = ["scene", "predictions", "ground", "proposals", "instances", "object", "scale", "pseudo", "final"]
-BOXES = [Box(-2.5, 12, 2.2, 1.6, SPEED), Box(2.5, 14, 2.2, 1.6), Box(-2.5, 20, 2.2, 1.6, SPEED)]
+BOXES = [
+    *(Box(-2.5, z, 2.2, 1.6, SPEED) for z in (12, 20)),
+    *(Box(x, z, 2.2, 1.6) for x, z in ((2.5, 11), (3.0, 15), (-5.5, 14))),
+]
 
 
 def _whole_document(folder: Path) -> dict[str, Any]:
