@@ -3,7 +3,7 @@
 from mcd.extras import python_m
 
 with python_m("train", "mcd prepare"):
-    from mcd.data.dataset import FrameDataset, WholeFrame
+    from mcd.data.dataset import FrameDataset, Map, WholeFrame
     from mcd.data.evaluation import EvaluationSet
     from mcd.data.frames import Frames, Reader
     from mcd.data.kitti import KittiFolder
@@ -30,6 +30,7 @@ __all__ = [
     "FrameDataset",
     "Frames",
     "KittiFolder",
+    "Map",
     "Reader",
     "SequenceFolder",
     "StepSampler",

@@ -2,7 +2,8 @@
 
     manifest.json          what the pictures were made of and how
     names.txt              the name of every picture, sorted: its line is its place
-    index.npy              [N, 12] float64: K row by row, native height and width, 1 + CRC-32 of the picture; 0: missing
+    index.npy              [N, 12] float64: K row by row, native height and width, 1 + CRC-32 of these and the picture;
+                           0: missing
     pictures-00000.npy …   [n, 3, H, W] uint8, 4096 pictures a file
 
 Any program that reads .npy can map these files. Here single pictures are read by position instead: pages of a map count
@@ -123,7 +124,13 @@ class PictureCache:
                 _read_fully(file, planes[position : position + count], at)
                 position += count
         middle = rows[len(rows) // 2]
-        return Pictures(planes, middle[:9].reshape(3, 3).copy(), (int(middle[9]), int(middle[10])))
+        K, native = middle[:9].reshape(3, 3).copy(), middle[9:11]
+        if not ((K.diagonal() > 0).all() and (native >= 1).all()):
+            raise DataError(
+                f"index {self.folder / INDEX} has no camera of picture {names[len(rows) // 2]}: 'mcd prepare cache "
+                "CONFIG --verify' makes it again"
+            )
+        return Pictures(planes, K, (int(native[0]), int(native[1])))
 
     def write(self, names: Sequence[str], pictures: Pictures) -> None:
         """Add pictures; names that the cache has no place for are left out.
@@ -139,7 +146,8 @@ class PictureCache:
                 data = np.ascontiguousarray(planes).tobytes()
                 file, at = self._file_of(place, write=True)
                 _write_fully(file, data, at)
-                row = np.array([*pictures.K.flatten(), *pictures.native, 1 + zlib.crc32(data)], np.float64)
+                camera = np.array([*pictures.K.flatten(), *pictures.native], np.float64)
+                row = np.array([*camera, _checksum(data, camera)])
                 _write_fully(self._open(-1, write=True), row.tobytes(), self._index_start + place * row.nbytes)
 
     def present(self) -> NDArray[np.bool_]:
@@ -147,14 +155,14 @@ class PictureCache:
         return self._whole_index()[:, -1] > 0
 
     def damaged(self) -> list[str]:
-        """Names of the pictures whose bytes are not those that were written; each is marked as missing."""
+        """Names of the pictures whose bytes or camera are not those that were written; each is marked as missing."""
         found, index = [], self._whole_index()
         for place in np.flatnonzero(index[:, -1]):
             planes = np.empty((3, *self._size), np.uint8)
             with reading("picture cache", self.folder):
                 file, at = self._file_of(int(place))
                 _read_fully(file, planes, at)
-            if 1 + zlib.crc32(planes.tobytes()) != index[place, -1]:
+            if _checksum(planes.tobytes(), index[place, :-1]) != index[place, -1]:
                 found.append(self.names[place])
                 with naming(self.folder):
                     _write_fully(self._open(-1, write=True), bytes(8 * _ROW), self._index_start + int(place) * 8 * _ROW)
@@ -280,6 +288,10 @@ def _checked_manifest(folder: Path, config: Data) -> dict[str, Any]:
                 "delete it"
             )
     return document
+
+
+def _checksum(picture: bytes, camera: NDArray[np.float64]) -> float:
+    return 1 + zlib.crc32(picture, zlib.crc32(camera.tobytes()))
 
 
 def _shard(folder: Path, number: int) -> Path:

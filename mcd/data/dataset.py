@@ -9,7 +9,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from mcd.config import Augment, Data
@@ -41,6 +40,14 @@ class WholeFrame:
     frame: str
 
 
+@dataclass(frozen=True)
+class Map:
+    """A label that has a value for every pixel of its frame: it is resized (nearest) and flipped as the frame is."""
+
+    values: NDArray[Any]
+    """[...,H,W] bool or floating, of any size."""
+
+
 class FrameDataset(Dataset[Item]):
     """Frame triplets at the networks' size, with any labels that a stage adds.
 
@@ -53,8 +60,8 @@ class FrameDataset(Dataset[Item]):
         items: what to iterate over; default: every frame of the reader.
         images: "reference" leaves the neighbouring frames out, for what looks at the reference alone; "none" leaves
             all images out, and K.
-        labels: arrays of an item by name. Those with two or more dimensions end in H, W, are bool or floating, and
-            follow resize (nearest) and flips; other values pass as they are.
+        labels: of an item by name. A :class:`Map` becomes a tensor at the networks' size; other values pass as they
+            are, but for bare arrays, which might be either and are refused.
         motion: T_src_ref [2,4,4] towards the two sources of a frame at a distance; it follows flips.
 
     Items are dicts: ``reference`` [3,H,W] and ``sources`` [2,3,H,W] uint8, ``K`` [3,3] float32, ``frame``, ``index``,
@@ -117,9 +124,11 @@ class FrameDataset(Dataset[Item]):
         number, flip, jittered, distance = rng.random(4)
         spacings = self._reader.spacings(item.frame)
         flipped = augment is not None and flip < augment.flip
-        labels = {name: self._label(name, value, item) for name, value in self._label_values(item)}
+        found = self._labels(item) if self._labels is not None else {}
+        maps = {name for name, value in found.items() if isinstance(value, Map)}
+        labels = {name: self._label(name, value, item) for name, value in found.items()}
         if flipped:
-            labels = {name: value.flip(-1) if isinstance(value, Tensor) else value for name, value in labels.items()}
+            labels = {name: value.flip(-1) if name in maps else value for name, value in labels.items()}
         made: Item = {"frame": item.frame, "index": torch.tensor(index)}
         made |= {"draw": torch.tensor(number, dtype=torch.float32), **labels}
         if self._images == "none":
@@ -161,18 +170,18 @@ class FrameDataset(Dataset[Item]):
             self._cache[frame, spacing] = loaded
         return loaded
 
-    def _label_values(self, item: WorkItem) -> Sequence[tuple[str, Any]]:
-        return list(self._labels(item).items()) if self._labels is not None else []
-
     def _label(self, name: str, value: Any, item: WorkItem) -> Any:
-        if not isinstance(value, np.ndarray) or value.ndim < 2:
+        if isinstance(value, np.ndarray):
+            raise TypeError(f"label '{name}' is an array {list(value.shape)}: Map(array) if it has the frame's pixels")
+        if not isinstance(value, Map):
             return value
-        if value.dtype != np.bool_ and not np.issubdtype(value.dtype, np.floating):
-            raise TypeError(f"label '{name}' is {value.dtype}; expected bool or floating")
-        if value.dtype != np.bool_ and not np.isfinite(value).all():
+        values = value.values
+        if values.dtype != np.bool_ and not np.issubdtype(values.dtype, np.floating):
+            raise TypeError(f"label '{name}' is {values.dtype}; expected bool or floating")
+        if values.dtype != np.bool_ and not np.isfinite(values).all():
             raise DataError(f"label '{name}' of frame {item.frame} is not finite")
-        value = resize_nearest(value, self._config.size)
-        return torch.from_numpy(np.array(value, dtype=np.bool_ if value.dtype == np.bool_ else np.float32))
+        values = resize_nearest(values, self._config.size)
+        return torch.from_numpy(np.array(values, dtype=np.bool_ if values.dtype == np.bool_ else np.float32))
 
 
 def load_planes(reader: Reader, frame: str, spacing: int | None, size: tuple[int, int], *, sources: bool) -> Pictures:

@@ -90,7 +90,8 @@ class LiveVideo:
         # A network's first packets, by which the stream is known, are late; those of a pipe are frames like others.
         network = name.startswith(("rtsp", "rtp", "udp", "srt"))
         options = {"fflags": "nobuffer"} if network else {}
-        options |= {"rtsp_transport": "tcp"} if name.startswith("rtsp") else {}
+        # Packets do not get lost on TCP; some servers have UDP alone.
+        options |= {"rtsp_flags": "prefer_tcp"} if name.startswith("rtsp") else {}
         # A pipe may pause as long as it likes.
         timeout = None if name == "-" else (_PATIENCE, _PATIENCE)
         place = "pipe:0" if name == "-" else name
@@ -125,6 +126,9 @@ class LiveVideo:
             pass
         except av.FFmpegError as error:
             self.problem = str(error.strerror or error)
+        finally:
+            # A camera of a network serves few at a time, and hears of the end by this.
+            self._container.close()
         if cut and self.problem is None:
             self.problem = "its last frame is cut off"
 

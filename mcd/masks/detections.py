@@ -48,6 +48,9 @@ class FrameDetections:
     def load(path: Path) -> FrameDetections:
         """Raises DataError: the file is missing or broken."""
         masks, (scores,) = load_masks(path, "scores")
+        with reading("masks", path):
+            if masks.ndim != 3 or scores.shape != masks.shape[:1] or scores.dtype != np.float32:
+                raise ValueError(f"scores are {scores.dtype} {list(scores.shape)}, and masks {list(masks.shape)}")
         return FrameDetections(torch.from_numpy(masks), torch.from_numpy(scores))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mcd.errors import StageError
+from mcd.files import reading
 from mcd.masks.packed import load_masks, save_masks
 
 FIELDS = ("ids", "dynamic", "coverage", "large", "triplet")
@@ -39,7 +41,16 @@ class FrameInstances:
     def load(path: Path) -> FrameInstances:
         """Raises DataError: the file is missing or broken."""
         masks, fields = load_masks(path, *FIELDS)
-        return FrameInstances(**dict(zip(FIELDS, fields, strict=True)), masks=masks)
+        found = FrameInstances(**dict(zip(FIELDS, fields, strict=True)), masks=masks)
+        with reading("masks", path):
+            kinds = {"dynamic": "b", "large": "b", "triplet": "b", "ids": "i", "coverage": "f"}
+            for name, kind in kinds.items():
+                values = getattr(found, name)
+                if values.shape != masks.shape[:1] or values.dtype.kind != kind:
+                    raise ValueError(f"{name} is {values.dtype} {list(values.shape)}, and masks {list(masks.shape)}")
+            if masks.ndim != 4 or masks.shape[1] != 3:
+                raise ValueError(f"masks are {list(masks.shape)}, not [n, 3, H, W]")
+        return found
 
 
 @dataclass(frozen=True)
@@ -61,11 +72,12 @@ def read_rows(folder: Path, split: str) -> list[InstanceRow]:
 
     Raises:
         StageError: the instances stage has not left its list.
+        DataError: the list is broken.
     """
     if not (folder / f"{split}.csv").is_file():
         raise StageError(f"{folder / split}.csv does not exist: the stage 'instances' comes first")
-    with (folder / f"{split}.csv").open(newline="") as file:
-        return [
+    with reading("list of instances", folder / f"{split}.csv"), (folder / f"{split}.csv").open(newline="") as file:
+        rows = [
             InstanceRow(
                 line["frame"],
                 int(line["row"]),
@@ -77,6 +89,9 @@ def read_rows(folder: Path, split: str) -> list[InstanceRow]:
             )
             for line in csv.DictReader(file)
         ]
+        if not all(row.row >= 0 and math.isfinite(row.coverage) for row in rows):
+            raise ValueError("a number is out of its range")
+        return rows
 
 
 def middle_band(width: int, k: int) -> tuple[int, int]:

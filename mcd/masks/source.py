@@ -104,7 +104,8 @@ class DiscoveredMasks:
         if not path.is_file():
             return np.zeros((1, *self._run.config.data.size), bool)
         masks, (moves,) = load_masks(path, "moves")
-        moving: Masks = masks[moves].any(axis=0, keepdims=True)
+        with reading("masks", path):
+            moving: Masks = masks[moves.astype(bool)].any(axis=0, keepdims=True)
         return moving
 
     @cached_property

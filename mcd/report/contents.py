@@ -151,7 +151,7 @@ def _discovery(run_folder: Path, figures: Mapping[str, Mapping[str, float]]) -> 
 
 def _charts(logs: Mapping[str, Sequence[Mapping[str, float]]], alone: bool) -> Iterator[Markup]:
     """A chart for every loss term of a stage, whose logs are by run."""
-    other = {"step", "seconds", "images_per_s", "lr", "validation", *PHASES, GRAPH}
+    other = {"step", "seconds", "images_per_s", "lr", "validation", "depth_spread", *PHASES, GRAPH}
 
     def line(rows: Sequence[Mapping[str, float]], name: str) -> list[tuple[float, float]]:
         return [(row["step"], row[name]) for row in rows if name in row]

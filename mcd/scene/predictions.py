@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mcd import world
-from mcd.data import Batch
+from mcd.data import Batch, Map
 from mcd.data.store import PartOfStore, Prediction, PredictionStore
 from mcd.files import DataError
 from mcd.nets.layers import widen
@@ -88,13 +87,13 @@ class ScenePredictions:
             )
         return prediction
 
-    def depth_label(self, split: str, frame: str) -> dict[str, Any]:
+    def depth_label(self, split: str, frame: str) -> dict[str, Map]:
         """The stored depth of a frame as a label ``scene_depth`` [1,H,W]; empty without a store.
 
         Raises:
             DataError: there is a store, and the frame is not in it.
         """
-        return {} if self.store is None else {"scene_depth": self.stored(split, frame).depth}
+        return {} if self.store is None else {"scene_depth": Map(self.stored(split, frame).depth)}
 
     @torch.no_grad()
     def depth(self, batch: Batch) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from mcd.config import Data
 from mcd.data.dataset import network_intrinsics
 from mcd.data.files import resize_image, resize_nearest
 from mcd.data.sequence import SequenceFolder
-from mcd.files import DataError, atomic_path
+from mcd.files import DataError, atomic_path, reading
 from mcd.geometry import pose_matrix
 from mcd.run.progress import progress
 from mcd.scene.odometry import direct_motion
@@ -26,6 +25,8 @@ from mcd.scene.poses import hide_own_vehicle
 _TOGETHER = 256
 """Motions that are solved together; of long sequences, piece after piece."""
 _BATCH = 8
+_NOT_RIGID = 1e-2
+"""By which R·Rᵀ of a rotation in float32 never differs from 1."""
 
 
 class CameraTrack:
@@ -68,10 +69,15 @@ class CameraTrack:
     def load(cls, path: Path) -> CameraTrack:
         """Raises: DataError, if the file is broken."""
         try:
-            with np.load(path) as file:
-                names, values = file["frames"], file["motions"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"motion of the camera {path} cannot be read; delete it to find it anew: {error}") from None
+            with reading("motion of the camera", path), np.load(path) as file:
+                names, values = file["frames"], file["motions"].astype(np.float64)
+                if names.shape != (len(values), 2) or values.shape[1:] != (4, 4):
+                    raise ValueError(f"{list(names.shape)} names and {list(values.shape)} motions")
+                turns = np.abs(values[:, :3, :3] @ values[:, :3, :3].transpose(0, 2, 1) - np.eye(3))
+                if not np.isfinite(values).all() or (turns > _NOT_RIGID).any():
+                    raise ValueError("a motion is none of a camera")
+        except DataError as error:
+            raise DataError(f"{error}; delete it to find it anew") from None
         return cls({(str(a), str(b)): motion for (a, b), motion in zip(names, values, strict=True)})
 
 

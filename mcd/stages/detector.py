@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mcd import world
 from mcd.config import Augment, Detector
-from mcd.data import Batch, FrameDataset, WholeFrame
+from mcd.data import Batch, FrameDataset, Map, WholeFrame
 from mcd.errors import NothingToLearnError
 from mcd.files import atomic_path, frame_path
 from mcd.masks.detections import (
@@ -84,9 +84,9 @@ class CandidatesPreparation(Preparation):
 
         def labels(item: Any) -> dict[str, Any]:
             return {
-                "slots": read_candidates(run.stage("slots"), split, item.frame),
-                "flow": predictions.stored(split, item.frame).flow,
-                "ground": self.masks.ground(split, item.frame),
+                "slots": Map(read_candidates(run.stage("slots"), split, item.frame)),
+                "flow": Map(predictions.stored(split, item.frame).flow),
+                "ground": Map(self.masks.ground(split, item.frame)),
             }
 
         return self.frames(split, None, images="none", labels=labels)
@@ -177,14 +177,14 @@ class DetectorStage(TrainingStage):
 
         def labels(item: WholeFrame) -> dict[str, Any]:
             found = FrameDetections.load(frame_path(self._labels, split, item.frame))
-            return {"instances": found.masks.numpy(), **self._seen(split, item.frame)}
+            return {"instances": Map(found.masks.numpy()), **self._seen(split, item.frame)}
 
         return self.frames(split, flip_only, items=items, images="reference", labels=labels)
 
     def _seen(self, split: str, frame: str) -> dict[str, Any]:
         """What the detector sees beside the image: depth and probability of ground [1,H,W]."""
         depth = self._predictions.stored(split, frame).depth
-        return {"depth": depth, "ground": read_ground(self.context.run.path, split, frame)}
+        return {"depth": Map(depth), "ground": Map(read_ground(self.context.run.path, split, frame))}
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         net, training = self.nets["detector"], self.nets["detector"].training

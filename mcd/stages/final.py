@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mcd import ops, world
 from mcd.config import Augment, Final, Scene
-from mcd.data import Batch, FrameDataset
+from mcd.data import Batch, FrameDataset, Map
 from mcd.errors import StageError
-from mcd.files import DataError, frame_path
+from mcd.files import frame_path, reading
 from mcd.masks.instances import FrameInstances
 from mcd.run.context import Context
 from mcd.stages.scene import SceneStage
@@ -53,15 +53,14 @@ class FinalStage(SceneStage):
         def labels(item: Any) -> dict[str, Any]:
             path = frame_path(pseudo, split, item.frame, ".npy")
             if not path.is_file():
-                return {"pseudo_depth": empty, "dynamic_mask": empty.astype(bool)}
-            depth = np.load(path)[None]
-            if not np.isfinite(depth).all():
-                raise DataError(f"pseudo depth {path} is not finite")
+                return {"pseudo_depth": Map(empty), "dynamic_mask": Map(empty.astype(bool))}
+            with reading("pseudo depth", path):
+                depth = np.load(path)[None]
+                if depth.shape != empty.shape or not (np.isfinite(depth) & (depth >= 0)).all():
+                    raise ValueError(f"{depth.dtype} {list(depth.shape[1:])} is no depth of {list(empty.shape[1:])}")
             found = FrameInstances.load(frame_path(instances, split, item.frame))
-            return {
-                "pseudo_depth": depth,
-                "dynamic_mask": found.masks[found.dynamic & found.large, 1].any(axis=0, keepdims=True),
-            }
+            moving = found.masks[found.dynamic & found.large, 1].any(axis=0, keepdims=True)
+            return {"pseudo_depth": Map(depth), "dynamic_mask": Map(moving)}
 
         return self.frames(split, augment, labels=labels, motion=self.track(split))
 

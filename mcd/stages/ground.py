@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from mcd.config import Augment, Ground
-from mcd.data import Batch, FrameDataset
+from mcd.data import Batch, FrameDataset, Map
 from mcd.errors import StageError
 from mcd.files import atomic_path, frame_path
 from mcd.geometry import backproject
@@ -61,7 +61,7 @@ class GroundStage(TrainingStage):
         colours = augment.model_copy(update={"hue": (0.0, 0.0)}) if augment is not None else None
 
         def labels(item: Any) -> dict[str, Any]:
-            return {"depth": self._predictions.stored(split, item.frame).depth}
+            return {"depth": Map(self._predictions.stored(split, item.frame).depth)}
 
         return self.frames(split, colours, images="reference", labels=labels)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mcd import Instances, ops, world
 from mcd.config import Config, InstancesStage
-from mcd.data import Batch, SequenceFolder, open_reader
+from mcd.data import Batch, Map, SequenceFolder, open_reader
 from mcd.files import frame_path, write_text
 from mcd.masks.instances import FrameInstances, InstanceRow, middle_band
 from mcd.masks.packed import load_arrays
@@ -65,8 +65,8 @@ class InstancesPreparation(Preparation):
     def _labels(self, split: str, frame: str) -> dict[str, Any]:
         masks, ids = self.masks.instances(split, frame)
         moving = self.masks.moving(split, frame)
-        known = {} if moving is None else {"moving": moving}
-        return {"instances": masks, "ids": ids, "road": self.masks.ground(split, frame), **known}
+        known = {} if moving is None else {"moving": Map(moving)}
+        return {"instances": Map(masks), "ids": ids, "road": Map(self.masks.ground(split, frame)), **known}
 
     @torch.no_grad()
     def process(self, split: str, batch: Batch) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mcd import world
 from mcd.config import Augment, Object
-from mcd.data import Batch, FrameDataset
+from mcd.data import Batch, FrameDataset, Map
 from mcd.errors import NothingToLearnError
 from mcd.files import frame_path
 from mcd.masks.instances import FrameInstances, InstanceRow, read_rows
@@ -59,7 +59,7 @@ class ObjectStage(TrainingStage):
         items = object_items(self, split, lambda row: row.triplet)
 
         def labels(item: ObjectItem) -> dict[str, Any]:
-            return {"object_masks": FrameInstances.load(frame_path(folder, split, item.frame)).masks[item.row]}
+            return {"object_masks": Map(FrameInstances.load(frame_path(folder, split, item.frame)).masks[item.row])}
 
         return self.frames(split, augment, items=items, labels=labels)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcd import Instances, ops
-from mcd.data import Batch, FrameDataset
+from mcd.data import Batch, FrameDataset, Map
 from mcd.files import atomic_path, frame_path, reading
 from mcd.masks.instances import FrameInstances, read_rows
 from mcd.run.context import Context
@@ -91,7 +91,7 @@ class PseudoPreparation(Preparation):
         def labels(item: ObjectItem) -> dict[str, Any]:
             found = FrameInstances.load(frame_path(folder, split, item.frame))
             masks = found.masks[found.dynamic & found.large, 1]
-            read = {"instances": masks, "road": self.masks.ground(split, item.frame)}
+            read: dict[str, Any] = {"instances": Map(masks), "road": Map(self.masks.ground(split, item.frame))}
             read |= {"ids": found.ids[found.dynamic & found.large].tolist()}
             return read | self.predictions.depth_label(split, item.frame)
 

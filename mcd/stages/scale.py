@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mcd import Instances, ops, world
 from mcd.config import Augment, Config, Scale
-from mcd.data import Batch, FrameDataset
+from mcd.data import Batch, FrameDataset, Map
 from mcd.errors import NothingToLearnError
 from mcd.files import frame_path
 from mcd.masks.instances import FrameInstances, middle_band
@@ -89,7 +89,7 @@ class ScaleStage(TrainingStage):
 
         def labels(item: ObjectItem) -> dict[str, Any]:
             mask = FrameInstances.load(frame_path(folder, split, item.frame)).masks[item.row, 1]
-            read = {"object_mask": mask[None], "road": self.masks.ground(split, item.frame)}
+            read = {"object_mask": Map(mask[None]), "road": Map(self.masks.ground(split, item.frame))}
             return read | self._predictions.depth_label(split, item.frame)
 
         return self.frames(split, flip_only, items=items, images="reference", labels=labels)

@@ -197,6 +197,10 @@ class SceneStage(TrainingStage):
             terms["sparsity"] = weights.sparsity * ops.motion_sparsity(motion)
         return {"total": torch.stack(list(terms.values())).sum(), **terms}
 
+    @torch.no_grad()
+    def watched(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        return {"depth_spread": depth_spread(outputs["depths"][0])}
+
     @cached_property
     def _rows_above_own_vehicle(self) -> int:
         own = getattr(open_reader(self.config.data, "train"), "own_mask", None)
@@ -207,6 +211,11 @@ class SceneStage(TrainingStage):
         if "motion" in outputs:
             shown["motion"] = colour_flow(outputs["motion"][0, -1])
         return shown
+
+
+def depth_spread(depth: Tensor) -> Tensor:
+    """How much depth [B,1,H,W] differs within an image: the standard deviation of its logarithm, the mean of images."""
+    return depth.log().flatten(1).std(dim=1).mean()
 
 
 def rows_above(own: NDArray[np.bool_]) -> int:

@@ -20,7 +20,7 @@ from torchvision.utils import flow_to_image
 
 from mcd import world
 from mcd.config import Augment, Slots
-from mcd.data import Batch, FrameDataset, WholeFrame
+from mcd.data import Batch, FrameDataset, Map, WholeFrame
 from mcd.errors import NothingToLearnError
 from mcd.files import frame_path
 from mcd.masks.packed import Masks, load_masks, save_masks
@@ -72,7 +72,7 @@ class SlotsStage(TrainingStage):
 
         def labels(item: Any) -> dict[str, Any]:
             found = self._predictions.stored(split, item.frame)
-            return {"flow": found.flow, "depth": found.depth}
+            return {"flow": Map(found.flow), "depth": Map(found.depth)}
 
         items = None
         if augment is not None and self.schedule.min_moving > 0:

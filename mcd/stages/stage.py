@@ -211,6 +211,10 @@ class TrainingStage(Stage):
         counts = torch.stack([one.auto_mask.sum(dtype=torch.float64) + 1e-10 * one.auto_mask.numel() for one in found])
         return world.part_of_mean(torch.stack([one.loss for one in found]), counts).mean()
 
+    def watched(self, outputs: Outputs) -> Mapping[str, Tensor]:
+        """Scalars of what the networks returned that are logged beside the loss terms, by name."""
+        return {}
+
     def pictures(self, batch: Batch, outputs: Outputs) -> Mapping[str, Tensor]:
         """Pictures of the first sample, [3,H,W] in [0,1], by name."""
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from mcd.data import Reader, fixed_batches, open_reader, prefetch
 from mcd.files import DataError
 from mcd.nets.layers import STRIDE
 from mcd.ops import backward_warp
+from mcd.run.warned import warn
 from mcd.stages import TrainingStage
-from mcd.stages.scene import SceneStage
+from mcd.stages.scene import SceneStage, depth_spread
 
 LOOKED_AT = 32
 """Frames, spread evenly over a split."""
@@ -26,6 +28,8 @@ _MOST, _REPEATED = 0.9, 0.25
 _SQUEEZED = 1.25
 # Pixels by which a camera moves what it sees, at the nets' size; ln of depth; share of pixels that are learned from.
 _STILL, _CONSTANT, _LEARNED = 0.02, 0.01, 0.01
+# Steps for which depth has to be constant before that is said; a net that was just made spreads by more than _CONSTANT.
+_COLLAPSED = 100
 # Photometric loss: 3 SSIM + 2 L1 of an image whose neighbours fit to a hundredth of a level.
 _NO_ERROR = 1e-4
 
@@ -86,6 +90,33 @@ def _nothing_to_learn(reader: Reader) -> list[str]:
     return []
 
 
+class CollapseWatch:
+    """Says while a stage trains, once, that the depth has become the same everywhere and stays so.
+
+    What :func:`look_at_results` finds at the end of the stage takes the place of it.
+    """
+
+    def __init__(self, run_folder: Path, stage: str):
+        self._run_folder, self._stage = run_folder, stage
+        self._since: int | None = None
+        self._said = False
+
+    def look(self, step: int, spread: float | None) -> None:
+        """``spread``: of the logarithm of depth at this step; None where the stage learns no depth of images."""
+        if spread is None or spread >= _CONSTANT:
+            self._since = None
+            return
+        self._since = step if self._since is None else self._since
+        if step - self._since >= _COLLAPSED and not self._said:
+            self._said = True
+            line = f"stage {self._stage}, from step {self._since} on: {_same_everywhere(spread)}"
+            warn(self._run_folder, self._stage, [line])
+
+
+def _same_everywhere(spread: float) -> str:
+    return f"the depth is the same everywhere (its logarithm has a spread of {spread:.4f})"
+
+
 @torch.no_grad()
 def look_at_results(stage: TrainingStage) -> list[str]:
     """What is wrong with the trained nets of a stage that explains whole images; nothing for others."""
@@ -107,7 +138,7 @@ def look_at_results(stage: TrainingStage) -> list[str]:
         depth = outputs["depths"][0]
         found.append((
             _displacement(loaded, depth, outputs["T_src_ref"]),
-            float(depth.log().flatten(1).std(dim=1).mean()),
+            float(depth_spread(depth)),
             float(mask.float().mean()),
             float(photometric),
         ))  # fmt: skip
@@ -121,7 +152,7 @@ def look_at_results(stage: TrainingStage) -> list[str]:
             f"{name}: the pose net has stayed at its start: by it the camera moves what it sees by {moved:.3f} pixels"
         )
     if spread < _CONSTANT:
-        said.append(f"{name}: the depth is the same everywhere (its logarithm has a spread of {spread:.4f})")
+        said.append(f"{name}: {_same_everywhere(spread)}")
     if learned < _LEARNED:
         said.append(
             f"{name}: the auto-mask takes {1 - learned:.1%} of the pixels out of the loss: as they stand, the "

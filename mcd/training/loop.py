@@ -16,6 +16,7 @@ from mcd.run.context import Context
 from mcd.run.log import StageLog
 from mcd.run.progress import progress
 from mcd.stages import TrainingStage
+from mcd.training.checks import CollapseWatch
 from mcd.training.launch import StepLauncher
 from mcd.training.nan_guard import NanGuard
 from mcd.training.profiling import ProfileWindow, StepTimer
@@ -45,6 +46,7 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
     batches = training_batches(stage, dataset, state.step, steps)
     timer, guard, unread = StepTimer(device), NanGuard(config.on_nan, device), 0
     launch = StepLauncher(state, timer, guard, config.step)
+    collapse = CollapseWatch(context.run.path, stage.name)
     with (
         closing(StageLog(context.run, stage.name, state.step)) as log,
         closing(Validation(stage, context)) as validation,
@@ -62,7 +64,8 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
             step, at_end = state.step, state.step == steps
             if step % config.log_every == 0 or at_end:
                 guard.report()
-                scalars = read(terms)
+                scalars = read({**terms, **stage.watched(outputs)})
+                collapse.look(step, scalars.get("depth_spread"))
                 milliseconds = timer.report()
                 rate = 1e3 * schedule.batch / max(sum(milliseconds.values()), 1e-9)
                 log.scalars(step, scalars | {"lr": learning_rate(stage, step - 1), "images_per_s": rate} | milliseconds)
@@ -94,6 +97,6 @@ def training_batches(stage: TrainingStage, dataset: FrameDataset, start: int, st
 
 
 def read(terms: dict[str, Tensor]) -> dict[str, float]:
-    """The values of loss terms, of the whole batch; the device is waited for once."""
+    """The values of loss terms and of what is watched, of the whole batch; the device is waited for once."""
     values = torch.stack([term.detach() for term in terms.values()])
     return dict(zip(terms, (world.total(values) / world.size()).tolist(), strict=True))

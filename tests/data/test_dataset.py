@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mcd.config import Augment, Data
-from mcd.data import FrameDataset, Frames, dataset, open_reader
+from mcd.data import FrameDataset, Frames, Map, dataset, open_reader
 from mcd.data.files import read_image, resize_image
 from mcd.files import DataError
 
@@ -75,7 +75,7 @@ def test_what_looks_at_the_reference_alone_reads_and_ships_nothing_else(
         FrameDataset(reader, config, images=images)[0]
         assert len(opened) == count and opened[count // 2].stem == reader.frames[0]
     opened.clear()
-    labels = {"plane": np.arange(48.0, dtype=np.float32).reshape(1, 6, 8)}
+    labels = {"plane": Map(np.arange(48.0, dtype=np.float32).reshape(1, 6, 8))}
     blind, seeing = (
         FrameDataset(reader, config, Augment(flip=0.5), images=images, labels=lambda item: labels)
         for images in ("none", "reference")
@@ -117,10 +117,11 @@ def test_a_flip_takes_labels_and_camera_with_it() -> None:
 
     def labels(item: Any) -> dict[str, Any]:
         return {
-            "instances": np.stack([mark, ~mark, mark]),
-            "object_masks": mark[None],
-            "pseudo_depth": np.where(mark, 7.0, 1.0)[None],
+            "instances": Map(np.stack([mark, ~mark, mark])),
+            "object_masks": Map(mark[None]),
+            "pseudo_depth": Map(np.where(mark, 7.0, 1.0)[None]),
             "ids": [4, 5, 9],
+            "pose": torch.eye(4)[:3],
         }
 
     plain = FrameDataset(reader, config, None, labels=labels)[0]
@@ -133,6 +134,7 @@ def test_a_flip_takes_labels_and_camera_with_it() -> None:
     assert flipped["object_masks"][0, row, column]
     assert flipped["pseudo_depth"][0, row, column] == 7
     assert flipped["ids"] == [4, 5, 9]
+    assert torch.equal(flipped["pose"], torch.eye(4)[:3])
     ray, mirrored = (
         np.linalg.solve(item["K"].double().numpy(), [x, row, 1]) for item, x in ((plain, 5), (flipped, column))
     )
@@ -180,7 +182,8 @@ def test_images_are_resized_straight_from_the_native_size_by_lanczos(files: File
 def test_labels_of_another_size_are_resized_without_blending(files: Files) -> None:
     values = np.random.default_rng(0).uniform(size=(2, 20, 34)).astype(np.float64)
     reader = OneFrame(files.noise(HEIGHT, WIDTH), np.eye(3))
-    item = FrameDataset(reader, Data(size=(HEIGHT, WIDTH)), labels=lambda item: {"depth": values, "mask": values > 0.5})
+    labels = {"depth": Map(values), "mask": Map(values > 0.5)}
+    item = FrameDataset(reader, Data(size=(HEIGHT, WIDTH)), labels=lambda item: labels)
     # A pixel of half the size has its centre on the corner of four; the rule takes the lower right one.
     expected = torch.from_numpy(values[:, 1::2, 1::2].astype(np.float32))
     assert item[0]["depth"].dtype == torch.float32
@@ -192,7 +195,7 @@ def test_labels_of_another_size_are_resized_without_blending(files: Files) -> No
 def test_a_label_that_is_not_finite_names_itself_and_the_frame(triplets: Data) -> None:
     depth = np.ones((1, HEIGHT, WIDTH), np.float32)
     depth[0, 3, 3] = np.nan
-    broken = FrameDataset(open_reader(triplets, "train"), triplets, labels=lambda item: {"pseudo_depth": depth})
+    broken = FrameDataset(open_reader(triplets, "train"), triplets, labels=lambda item: {"pseudo_depth": Map(depth)})
     with pytest.raises(DataError, match="'pseudo_depth' of frame a/a_000000_000009 is not finite"):
         broken[0]
 
@@ -201,7 +204,14 @@ def test_labels_are_bool_or_floating(triplets: Data) -> None:
     """An integer mask would be taken for an image on its way to the device."""
     grey = np.ones((1, HEIGHT, WIDTH), np.uint8)
     with pytest.raises(TypeError, match="label 'road' is uint8"):
-        FrameDataset(open_reader(triplets, "train"), triplets, labels=lambda item: {"road": grey})[0]
+        FrameDataset(open_reader(triplets, "train"), triplets, labels=lambda item: {"road": Map(grey)})[0]
+
+
+def test_an_array_that_may_be_a_picture_or_not_is_refused(triplets: Data) -> None:
+    """Poses [2,4,4] look as masks do, and would be resized."""
+    poses = np.eye(4, dtype=np.float32)[None].repeat(2, 0)
+    with pytest.raises(TypeError, match=r"label 'T' is an array \[2, 4, 4\]: Map\(array\)"):
+        FrameDataset(open_reader(triplets, "train"), triplets, labels=lambda item: {"T": poses})[0]
 
 
 def test_items_may_be_fewer_or_more_than_frames(triplets: Data) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from mcd.config import Augment, Data
 from mcd.data import (
     FrameDataset,
+    Map,
     StepSampler,
     WholeFrame,
     build_loader,
@@ -247,7 +248,7 @@ def test_workers_use_one_thread_and_no_more_workers_start_than_batches() -> None
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_batches_prefetched_to_cuda_are_those_of_the_cpu(triplets: Data) -> None:
     def run(device: str) -> list[dict[str, Any]]:
-        labels = {"instances": np.ones((2, *triplets.size), bool)}
+        labels = {"instances": Map(np.ones((2, *triplets.size), bool))}
         items = FrameDataset(open_reader(triplets, "train"), triplets, Augment(), labels=lambda item: labels)
         loader = build_loader(items, StepSampler(4, 2, 0, 0, 12), 1, device)
         return list(prefetch(loader, device, channels_last=True))

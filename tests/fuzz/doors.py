@@ -17,6 +17,7 @@ from fuzz.evaluation_doors import EVALUATION_DOORS
 from fuzz.mutation import NUMBERS
 from fuzz.run_doors import RUN_DOORS
 from fuzz.video_doors import VIDEO_DOORS
+from fuzz.whole_run_doors import WHOLE_RUN_DOORS
 from mcd import convert
 from mcd.config import known_keys, load_config
 from mcd.data import FrameDataset, open_reader
@@ -181,4 +182,5 @@ DOORS: dict[str, Door] = {
     **VIDEO_DOORS,
     **RUN_DOORS,
     **EVALUATION_DOORS,
+    **WHOLE_RUN_DOORS,
 }

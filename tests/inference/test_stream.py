@@ -267,3 +267,25 @@ def test_an_address_whose_sender_goes_in_mid_frame_is_said(weights: Path, tmp_pa
     shown = capsys.readouterr().err
     assert f"error: stream {name} broke off after 5 frames: its last frame is cut off; 5 frames are kept" in shown
     assert len(list(tmp_path.rglob("*.npy"))) == 5
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+@pytest.mark.parametrize("goodbye", [True, False])
+def test_a_camera_of_a_network_is_read_by_whichever_transport_it_has(
+    weights: Path, tmp_path: Path, capsys: Shown, transport: str, goodbye: bool
+) -> None:
+    server = [sys.executable, str(Path(__file__).parents[1] / "rtsp_server.py"), transport, "80", str(goodbye)]
+    with subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as camera:
+        assert camera.stdout is not None
+        address = camera.stdout.readline().strip()
+        status = predict(weights, address, "-o", tmp_path, "--format", "npy", "--every-frame")
+        shown = capsys.readouterr().err
+        camera.wait(60)
+        # One transport is asked for after the other, the one that loses nothing first.
+        assert int(camera.stdout.read()) == (transport == "udp"), shown
+    # Frames by which FFmpeg comes to know the stream are late, and not shown.
+    found = len(list(tmp_path.rglob("*.npy")))
+    assert 10 <= found <= 80, shown
+    assert f"ended: {found} frames" in shown
+    # A plug that is pulled looks like an end to FFmpeg.
+    assert status == 0, shown

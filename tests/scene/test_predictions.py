@@ -101,7 +101,7 @@ def test_motion_is_recovered_from_flow_and_depth(batch):
 def test_a_label_of_depth_is_there_with_a_store_only(tmp_path, batch):
     predictions = make(tmp_path, "sqlite")
     depth = predictions("train", batch).depth
-    assert torch.equal(torch.from_numpy(predictions.depth_label("train", "c/b")["scene_depth"]), depth[1])
+    assert torch.equal(torch.from_numpy(predictions.depth_label("train", "c/b")["scene_depth"].values), depth[1])
     without = make(tmp_path / "none", "none")
     assert without.depth_label("train", "c/b") == {}
     assert torch.equal(without.depth(batch), without.nets["depth"](batch["reference"])[0])

@@ -1,6 +1,7 @@
 """What a run says of results that cannot be used: in its log, its metrics and at the top of its report."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mcd.run.folder import run_folder
 from mcd.run.lock import lock_run
 from mcd.run.warned import read_warnings, warn
 from mcd.train import main
-from mcd.training.checks import look_at_frames
+from mcd.training.checks import CollapseWatch, look_at_frames
 
 SIZE = (64, 96)
 
@@ -200,3 +201,34 @@ def test_a_second_trainer_of_a_run_is_refused(tmp_path, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"mcd.train: run folder {tmp_path / 'runs' / 'run'} is in use by process ")
     assert not (tmp_path / "runs" / "run" / "config.yaml").exists()
+
+
+def test_depth_that_becomes_constant_is_said_once_while_it_trains(tmp_path, capsys):
+    write_frames(tmp_path / "frames", CASES["moving"][0])
+    # A rate at which the sigmoid of the net's last layer saturates at once.
+    path = settings(
+        tmp_path, log_every=10, scene={"steps": 140, "lr": 1.0, "validate_every": 1000, "checkpoint_every": 130}
+    )
+    assert main([str(path)]) == 0
+    said = capsys.readouterr().err
+    (line,) = re.findall(r"warning: stage scene, from step (\d+) on: the depth is the same everywhere", said)
+    assert int(line) <= 30
+    # It was said before the stage was over, which says what holds at its end in the place of it.
+    assert said.index("from step") < said.index("warning: stage scene: the depth is the same everywhere")
+    (kept,) = [line for line in read_warnings(tmp_path / "runs" / "run") if "same everywhere" in line]
+    assert kept.startswith("stage scene: the depth")
+
+
+def test_depth_that_spreads_again_is_no_collapse(tmp_path, capsys):
+    watch = CollapseWatch(tmp_path, "scene")
+    for step, spread in ((20, 0.001), (100, 0.002), (110, 0.02), (130, 0.001), (220, 0.001)):
+        watch.look(step, spread)
+    watch.look(225, None)
+    watch.look(300, 0.001)
+    assert capsys.readouterr().err == ""
+    watch.look(400, 0.001)
+    watch.look(500, 0.001)
+    assert capsys.readouterr().err == (
+        "warning: stage scene, from step 300 on: the depth is the same everywhere "
+        "(its logarithm has a spread of 0.0010)\n"
+    )
