@@ -49,11 +49,13 @@ class FinalStage(SceneStage):
             raise StageError("the stage 'pseudo' comes before 'final'; without labels: final.pseudo_weight=0")
         instances, pseudo = self.context.run.stage("instances"), self.context.run.stage("pseudo")
         empty = np.zeros((1, *self.config.data.size), np.float32)
+        track = self.track(split)
 
         def labels(item: Any) -> dict[str, Any]:
+            unit = {} if track is None else track.unit(item.frame)
             path = frame_path(pseudo, split, item.frame, ".npy")
             if not path.is_file():
-                return {"pseudo_depth": empty, "dynamic_mask": empty.astype(bool)}
+                return {"pseudo_depth": empty, "dynamic_mask": empty.astype(bool), **unit}
             depth = np.load(path)[None]
             if not np.isfinite(depth).all():
                 raise DataError(f"pseudo depth {path} is not finite")
@@ -61,9 +63,10 @@ class FinalStage(SceneStage):
             return {
                 "pseudo_depth": depth,
                 "dynamic_mask": found.masks[found.dynamic & found.large, 1].any(axis=0, keepdims=True),
+                **unit,
             }
 
-        return self.frames(split, augment, labels=labels, motion=self.track(split))
+        return self.frames(split, augment, labels=labels, motion=track)
 
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         terms = super().loss(batch, outputs, step)

@@ -12,9 +12,11 @@ from PIL import Image
 
 from mcd.config import Config, parse_config
 from mcd.data import SequenceFolder
-from mcd.run.context import with_learned_camera
+from mcd.run.checkpoint import WEIGHTS, load_weights
+from mcd.run.context import Context, with_learned_camera
+from mcd.run.folder import Run
 from mcd.scene.poses import without_own_vehicle
-from mcd.stages.scene import rows_above
+from mcd.stages.scene import SceneStage, rows_above
 from mcd.train import train_run
 from mcd.training.stop import StopSignal
 
@@ -55,6 +57,20 @@ def test_the_camera_that_was_learned_is_reported_and_used_by_what_follows(tmp_pa
     page = (run / "report.html").read_text()
     assert "camera learned: fx" in page
     assert "taken for the own vehicle" in page
+
+
+def test_weights_that_are_kept_again_hold_the_same_camera(tmp_path: Path) -> None:
+    config = clip_config(tmp_path, intrinsics="learn")
+    stage = SceneStage(Context(config, Run(config), torch.device("cpu")))
+    stage.nets["camera"].focal.data.fill_(0.02)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for step in (1, 2):
+        stage.save_weights(step, None)
+        kept.append(load_weights(stage.folder / WEIGHTS).metadata["camera"])
+    # Once, not once for every time.
+    assert kept[0] == kept[1]
+    assert kept[0][0] == pytest.approx(0.5 / np.tan(np.radians(35)) * np.exp(0.2), rel=0.01)
 
 
 def test_the_own_vehicle_is_grey_for_pose_and_loss_alone() -> None:
