@@ -129,6 +129,7 @@ class Scene(Schedule):
         0, description="when depth begins to learn; before, the pose net learns against the depth of 'init'"
     )
     pose_rate: Positive = Field(1.0, description="learning rate of the pose net, as a multiple of 'lr'")
+    camera_rate: Positive = Field(1.0, description="learning rate of a camera that is learned, as a multiple of 'lr'")
     odometry: bool = Field(
         False,
         description="sequence, with 'init': the camera's motion is found from the images and the depth of the net that "

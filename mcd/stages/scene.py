@@ -174,7 +174,7 @@ class SceneStage(TrainingStage):
             freeze_encoder(self.nets["depth"], self.schedule.frozen_blocks)
 
     def rate(self, role: str) -> float:
-        return self.schedule.pose_rate if role == "pose" else 1.0
+        return {"pose": self.schedule.pose_rate, "camera": self.schedule.camera_rate}.get(role, 1.0)
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         with self.context.networks():

@@ -18,6 +18,7 @@ from mcd.run.folder import Run
 from mcd.scene.poses import without_own_vehicle
 from mcd.stages.scene import SceneStage, rows_above
 from mcd.train import train_run
+from mcd.training.state import TrainState
 from mcd.training.stop import StopSignal
 
 SIZE = (64, 96)
@@ -71,6 +72,17 @@ def test_weights_that_are_kept_again_hold_the_same_camera(tmp_path: Path) -> Non
     # Once, not once for every time.
     assert kept[0] == kept[1]
     assert kept[0][0] == pytest.approx(0.5 / np.tan(np.radians(35)) * np.exp(0.2), rel=0.01)
+
+
+def test_the_camera_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    config = clip_config(tmp_path, intrinsics="learn")
+    schedule = config.scene.model_copy(update={"camera_rate": 5.0, "pose_rate": 3.0})
+    config = config.model_copy(update={"scene": schedule})
+    state = TrainState(SceneStage(Context(config, Run(config), torch.device("cpu"))))
+    rates = [group["lr"] for group in state.begin_step().param_groups]
+    assert dict(zip(state.stage.active(0), rates, strict=True)) == pytest.approx(
+        {"depth": 1e-3, "pose": 3e-3, "camera": 5e-3}
+    )
 
 
 def test_the_own_vehicle_is_grey_for_pose_and_loss_alone() -> None:
