@@ -98,7 +98,11 @@ class SceneStage(TrainingStage):
             roles = [role for role in ("depth", "pose") if role in load_weights(weights).tensors]
             nets = {role: context.frozen(role, weights) for role in roles}
             start = None if weights == find_weights(str(self.config.init)) else start
-        K = network_intrinsics(self._camera(reader.K), reader.size, self.data)
+        K = reader.K
+        if isinstance(camera := self.nets.get("camera"), LearnedCamera):
+            # As the next step has it; what it settles at lags behind.
+            K = changed(K, camera.changes().detach())
+        K = network_intrinsics(K, reader.size, self.data)
 
         def of_net(net: nn.Module) -> Callable[[Tensor], Tensor]:
             def predict(images: Tensor) -> Tensor:
@@ -127,18 +131,12 @@ class SceneStage(TrainingStage):
     def facts(self) -> dict[str, Any]:
         reader = open_reader(self.data, "train")
         first = reader.read(reader.frames[0], sources=False)
-        facts = super().facts() | {"camera": camera_shares(replace(first, K=self._camera(first.K)))}
-        if isinstance(camera := self.nets.get("camera"), LearnedCamera):
-            facts["camera_spread"] = [round(float(value), 6) for value in camera.spread()]
-        return facts
-
-    def _camera(self, K: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Intrinsics [3,3] of the frames: ``K``, with what was learned."""
         camera = self.nets.get("camera")
         if not isinstance(camera, LearnedCamera):
-            return K
-        given = torch.from_numpy(K)[None]
-        return apply_changes(given, camera.settled().cpu().to(given), torch.tensor([False]))[0].numpy()
+            return super().facts() | {"camera": camera_shares(first)}
+        found = replace(first, K=changed(first.K, camera.settled()))
+        spread = [round(float(value), 6) for value in camera.spread()]
+        return super().facts() | {"camera": camera_shares(found), "camera_spread": spread}
 
     def export(self, should_stop: Callable[[], bool]) -> dict[str, Any]:
         facts = super().export(should_stop)
@@ -243,6 +241,12 @@ class SceneStage(TrainingStage):
         if "motion" in outputs:
             shown["motion"] = colour_flow(outputs["motion"][0, -1])
         return shown
+
+
+def changed(K: NDArray[np.float64], changes: Tensor) -> NDArray[np.float64]:
+    """Intrinsics [3,3] of the frames with what a camera has learned."""
+    given = torch.from_numpy(K)[None]
+    return apply_changes(given, changes.cpu().to(given), torch.tensor([False]))[0].numpy()
 
 
 def rows_above(own: NDArray[np.bool_]) -> int:
