@@ -92,11 +92,16 @@ class Scene(Schedule):
         0, description="when depth begins to learn; before, the pose net learns against the depth of 'init'"
     )
     pose_rate: Positive = Field(1.0, description="learning rate of the pose net, as a multiple of 'lr'")
+    camera_rate: Positive = Field(1.0, description="learning rate of a camera that is learned, as a multiple of 'lr'")
     odometry: bool = Field(
         False,
         description="sequence, with 'init': the camera's motion is found from the images and the depth of the net that "
-        "training starts from, before it; depth learns with that, and the pose net learns it (not while a camera is "
-        "learned); False: published",
+        "training starts from, before it; depth learns with that, and the pose net learns it; False: published",
+    )
+    odometry_again: tuple[Moment, ...] = Field(
+        (),
+        description="when that motion is found again, with depth as it is then; while a camera is learned, the first "
+        "of these moments is when it is found at all",
     )
     frozen_blocks: Whole | None = Field(
         None,
@@ -114,8 +119,10 @@ class Scene(Schedule):
         if self.motion_from is not None and self.depth_from > self.motion_from:
             raise ValueError("'depth_from' must not lie after 'motion_from'")
         length = self.steps if self.steps is not None else self.epochs
-        for key in ("depth_from", "motion_from", "joint_from"):
-            begin = getattr(self, key)
+        if list(self.odometry_again) != sorted(set(self.odometry_again)):
+            raise ValueError("the moments of 'odometry_again' must follow one another")
+        moments = {key: getattr(self, key) for key in ("depth_from", "motion_from", "joint_from")}
+        for key, begin in {**moments, "odometry_again": max(self.odometry_again, default=None)}.items():
             if begin is not None and length is not None and begin >= length:
                 raise ValueError(f"'{key}', {begin:g}, must lie before the end of the stage, {length:g}")
         return self

@@ -49,20 +49,22 @@ class FinalStage(SceneStage):
             raise StageError("the stage 'pseudo' comes before 'final'; without labels: final.pseudo_weight=0")
         instances, pseudo = self.context.run.stage("instances"), self.context.run.stage("pseudo")
         empty = np.zeros((1, *self.config.data.size), np.float32)
+        track = self.track(split)
 
         def labels(item: Any) -> dict[str, Any]:
+            unit = {} if track is None else track.unit(item.frame)
             path = frame_path(pseudo, split, item.frame, ".npy")
             if not path.is_file():
-                return {"pseudo_depth": Map(empty), "dynamic_mask": Map(empty.astype(bool))}
+                return {"pseudo_depth": Map(empty), "dynamic_mask": Map(empty.astype(bool)), **unit}
             with reading("pseudo depth", path):
                 depth = np.load(path)[None]
                 if depth.shape != empty.shape or not (np.isfinite(depth) & (depth >= 0)).all():
                     raise ValueError(f"{depth.dtype} {list(depth.shape[1:])} is no depth of {list(empty.shape[1:])}")
             found = FrameInstances.load(frame_path(instances, split, item.frame))
             moving = found.masks[found.dynamic & found.large, 1].any(axis=0, keepdims=True)
-            return {"pseudo_depth": Map(depth), "dynamic_mask": Map(moving)}
+            return {"pseudo_depth": Map(depth), "dynamic_mask": Map(moving), **unit}
 
-        return self.frames(split, augment, labels=labels, motion=self.track(split))
+        return self.frames(split, augment, labels=labels, motion=track)
 
     def loss(self, batch: Batch, outputs: Outputs, step: int) -> dict[str, Tensor]:
         terms = super().loss(batch, outputs, step)

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mcd import ops, world
 from mcd.config import Augment, Scene
 from mcd.data import Batch, FrameDataset, SequenceFolder, open_reader
+from mcd.data.dataset import network_intrinsics
 from mcd.data.files import resize_nearest
 from mcd.data.frames import SHARES, camera_shares
 from mcd.nets import freeze_encoder
@@ -48,6 +49,7 @@ class SceneStage(TrainingStage):
         if self.name == "scene" and context.config.data.intrinsics == "learn":
             self.roles = (*self.roles, "camera")
         super().__init__(context)
+        self._searches = 0
         self.start = None
         if self.config.init is not None and self.config.loss.start:
             self.start = context.frozen("depth", find_weights(self.config.init))
@@ -63,30 +65,64 @@ class SceneStage(TrainingStage):
             self.load(find_weights(self.config.init))
 
     def dataset(self, split: str, augment: Augment | None) -> FrameDataset:
-        return self.frames(split, augment, motion=self.track(split))
+        track = self.track(split)
+        labels = None if track is None else lambda item: track.unit(item.frame)
+        return self.frames(split, augment, motion=track, labels=labels)
+
+    def look_again(self, step: int) -> bool:
+        times = sum(step >= self.schedule.in_steps(when, self.steps_per_epoch) for when in self.schedule.odometry_again)
+        again, self._searches = times != self._searches, times
+        return again
 
     def track(self, split: str) -> CameraTrack | None:
-        """The camera's motion along a split, if depth is to learn with it: found once, by the first process."""
-        learning = self.name == "scene" and self.config.data.intrinsics == "learn"
-        if not self.schedule.odometry or self.config.init is None or learning:
+        """The camera's motion along a split, if depth is to learn with it."""
+        first = 1 if "camera" in self.roles else 0
+        if not self.schedule.odometry or self.config.init is None or self._searches < first:
             return None
-        path = self.folder / f"odometry_{split}.npz"
-        world.from_first(lambda: None if path.is_file() else self._find_track(split).save(path))
+        # One unit for both splits and for all searches.
+        height = self._search("train", first, None).height
+        return self._search(split, self._searches, height)
+
+    def _search(self, split: str, number: int, height: float | None) -> CameraTrack:
+        """What was found, or else is found now, by the first process."""
+        path = self.folder / (f"odometry_{split}_{number}.npz" if number else f"odometry_{split}.npz")
+        world.from_first(lambda: None if path.is_file() else self._find_track(split, number, height).save(path))
         return CameraTrack.load(path)
 
-    def _find_track(self, split: str) -> CameraTrack:
-        context = self.context
-        reader = open_reader(context.data, split)
+    def _find_track(self, split: str, number: int, height: float | None) -> CameraTrack:
+        """With the depth that training starts from (``number`` 0), or with depth as it is now."""
+        context, nets, start = self.context, self.nets, self.start
+        reader = open_reader(self.data, split)
         assert isinstance(reader, SequenceFolder)  # as the config says
-        weights = self.first_weights()
-        depth = context.frozen("depth", weights)
-        pose = context.frozen("pose", weights) if "pose" in load_weights(weights).tensors else None
+        if number == 0:
+            weights = self.first_weights()
+            roles = [role for role in ("depth", "pose") if role in load_weights(weights).tensors]
+            nets = {role: context.frozen(role, weights) for role in roles}
+            start = None if weights == find_weights(str(self.config.init)) else start
+        K = reader.K
+        if isinstance(camera := self.nets.get("camera"), LearnedCamera):
+            # As the next step has it; what it settles at lags behind.
+            K = changed(K, camera.changes().detach())
+        K = network_intrinsics(K, reader.size, self.data)
 
-        def predict(images: Tensor) -> Tensor:
-            with context.networks():
-                return widen(depth(images)[0])
+        def of_net(net: nn.Module) -> Callable[[Tensor], Tensor]:
+            def predict(images: Tensor) -> Tensor:
+                with context.networks():
+                    return widen(net(images)[0])
 
-        return find_track(reader, context.data, predict, pose, context.device)
+            return predict
+
+        for net in nets.values():
+            net.eval()
+        return find_track(
+            reader,
+            self.data,
+            torch.from_numpy(K).float().to(context.device),
+            of_net(nets["depth"]),
+            nets.get("pose"),
+            None if start is None else of_net(start),
+            height,
+        )
 
     def first_weights(self) -> Path:
         """What training starts from."""
@@ -94,14 +130,12 @@ class SceneStage(TrainingStage):
         return find_weights(self.config.init)
 
     def facts(self) -> dict[str, Any]:
-        reader = open_reader(self.context.data, "train")
+        reader = open_reader(self.data, "train")
         first = reader.read(reader.frames[0], sources=False)
         camera = self.nets.get("camera")
         if not isinstance(camera, LearnedCamera):
             return super().facts() | {"camera": camera_shares(first)}
-        K = torch.from_numpy(first.K)[None]
-        learned = apply_changes(K, camera.settled().cpu().to(K), torch.tensor([False]))[0].numpy()
-        found = replace(first, K=learned)
+        found = replace(first, K=changed(first.K, camera.settled()))
         spread = [round(float(value), 6) for value in camera.spread()]
         return super().facts() | {"camera": camera_shares(found), "camera_spread": spread}
 
@@ -139,7 +173,7 @@ class SceneStage(TrainingStage):
             freeze_encoder(self.nets["depth"], self.schedule.frozen_blocks)
 
     def rate(self, role: str) -> float:
-        return self.schedule.pose_rate if role == "pose" else 1.0
+        return {"pose": self.schedule.pose_rate, "camera": self.schedule.camera_rate}.get(role, 1.0)
 
     def forward(self, batch: Batch, step: int) -> Outputs:
         with self.context.networks():
@@ -153,7 +187,8 @@ class SceneStage(TrainingStage):
         T_src_ref = outputs["T_src_ref"] = outputs.pop("T_predicted") if T_src_ref is None else T_src_ref
         if self.start is not None and "depth" in self.active(step):
             with torch.no_grad(), self.context.networks():
-                outputs["start"] = widen(self.start(batch["reference"])[0])
+                start = widen(self.start(batch["reference"])[0])
+            outputs["start"] = start if "unit" not in batch else start * batch["unit"][:, None, None, None]
         K: Tensor = batch["K"]
         if "camera" in self.nets:
             K = outputs["K"] = self.nets["camera"](batch["K"], batch["flipped"])
@@ -216,6 +251,12 @@ class SceneStage(TrainingStage):
 def depth_spread(depth: Tensor) -> Tensor:
     """How much depth [B,1,H,W] differs within an image: the standard deviation of its logarithm, the mean of images."""
     return depth.log().flatten(1).std(dim=1).mean()
+
+
+def changed(K: NDArray[np.float64], changes: Tensor) -> NDArray[np.float64]:
+    """Intrinsics [3,3] of the frames with what a camera has learned."""
+    given = torch.from_numpy(K)[None]
+    return apply_changes(given, changes.cpu().to(given), torch.tensor([False]))[0].numpy()
 
 
 def rows_above(own: NDArray[np.bool_]) -> int:

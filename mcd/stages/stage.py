@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mcd import world
-from mcd.config import Augment, Schedule
+from mcd.config import Augment, Data, Schedule
 from mcd.data import Batch, FrameDataset, fixed_batches, open_reader, prefetch
 from mcd.losses import SmoothnessLoss, ViewSynthesisLoss
 from mcd.masks.source import mask_source
@@ -43,8 +43,13 @@ class Stage(ABC):
         yield cls(context)
 
     def frames(self, split: str, augment: Augment | None, **options: Any) -> FrameDataset:
-        data = self.config.data if self.name == "scene" else self.context.data
-        return FrameDataset(open_reader(data, split), data, augment=augment, seed=self.config.seed, **options)
+        reader = open_reader(self.data, split)
+        return FrameDataset(reader, self.data, augment=augment, seed=self.config.seed, **options)
+
+    @property
+    def data(self) -> Data:
+        """With the camera that the scene stage has learned, if it is not this stage that learns it."""
+        return self.config.data if self.name == "scene" else self.context.data
 
     def each_batch(
         self,
@@ -149,6 +154,10 @@ class TrainingStage(Stage):
 
     def initialise(self) -> None:
         """Load what training starts from; called once, before the first step of a fresh stage."""
+
+    def look_again(self, step: int) -> bool:
+        """Asked before every step: whether what the data sets say changes with it, so that they are made anew."""
+        return False
 
     def phase(self, step: int) -> int:
         """Phases have an optimiser each; only weights of the last phase can be selected."""

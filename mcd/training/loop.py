@@ -43,6 +43,8 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
     stage.steps_per_epoch = len(dataset) // schedule.batch
     steps = schedule.length(stage.steps_per_epoch)
     state = TrainState(stage)
+    if stage.look_again(state.step):
+        dataset = stage.dataset("train", config.augment)
     batches = training_batches(stage, dataset, state.step, steps)
     timer, guard, unread = StepTimer(device), NanGuard(config.on_nan, device), 0
     launch = StepLauncher(state, timer, guard, config.step)
@@ -54,6 +56,10 @@ def train(stage: TrainingStage, context: Context, stop: StopSignal, window: Prof
     ):
         while state.step < steps:
             window.step()
+            if stage.look_again(state.step):
+                batches = training_batches(stage, stage.dataset("train", config.augment), state.step, steps)
+                validation.renew()
+                stage.set_mode(state.step)
             with timer("data"):
                 batch = next(batches)
             unread += len(batch["skipped"])

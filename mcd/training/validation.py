@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mcd import world
-from mcd.data import EvaluationSet, end_workers, fixed_batches, prefetch
+from mcd.data import Batch, EvaluationSet, end_workers, fixed_batches, prefetch
 from mcd.evaluation.protocol import evaluate_depth
 from mcd.run.context import Context
 from mcd.stages import TrainingStage
@@ -25,12 +26,20 @@ class Validation:
 
     def __init__(self, stage: TrainingStage, context: Context):
         self._stage, self._context = stage, context
-        schedule, config = stage.schedule, context.config
-        self._loader = fixed_batches(
-            stage.dataset("val", None),
+        self._loader = self._batches()
+
+    def renew(self) -> None:
+        """Score with what the stage's data set says now."""
+        self.close()
+        self._loader = self._batches()
+
+    def _batches(self) -> DataLoader[Batch]:
+        schedule, config = self._stage.schedule, self._context.config
+        return fixed_batches(
+            self._stage.dataset("val", None),
             schedule.batch,
             config.data.workers,
-            context.device,
+            self._context.device,
             limit=schedule.validate_batches,
             part=slice(world.rank(), None, world.size()),
             persistent=True,

@@ -12,10 +12,13 @@ from PIL import Image
 
 from mcd.config import Config, parse_config
 from mcd.data import SequenceFolder
-from mcd.run.context import with_learned_camera
+from mcd.run.checkpoint import WEIGHTS, load_weights
+from mcd.run.context import Context, with_learned_camera
+from mcd.run.folder import Run
 from mcd.scene.poses import without_own_vehicle
-from mcd.stages.scene import rows_above
+from mcd.stages.scene import SceneStage, rows_above
 from mcd.train import train_run
+from mcd.training.state import TrainState
 from mcd.training.stop import StopSignal
 
 SIZE = (64, 96)
@@ -55,6 +58,31 @@ def test_the_camera_that_was_learned_is_reported_and_used_by_what_follows(tmp_pa
     page = (run / "report.html").read_text()
     assert "camera learned: fx" in page
     assert "taken for the own vehicle" in page
+
+
+def test_weights_that_are_kept_again_hold_the_same_camera(tmp_path: Path) -> None:
+    config = clip_config(tmp_path, intrinsics="learn")
+    stage = SceneStage(Context(config, Run(config), torch.device("cpu")))
+    stage.nets["camera"].focal.data.fill_(0.02)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for step in (1, 2):
+        stage.save_weights(step, None)
+        kept.append(load_weights(stage.folder / WEIGHTS).metadata["camera"])
+    # Once, not once for every time.
+    assert kept[0] == kept[1]
+    assert kept[0][0] == pytest.approx(0.5 / np.tan(np.radians(35)) * np.exp(0.2), rel=0.01)
+
+
+def test_the_camera_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    config = clip_config(tmp_path, intrinsics="learn")
+    schedule = config.scene.model_copy(update={"camera_rate": 5.0, "pose_rate": 3.0})
+    config = config.model_copy(update={"scene": schedule})
+    state = TrainState(SceneStage(Context(config, Run(config), torch.device("cpu"))))
+    rates = [group["lr"] for group in state.begin_step().param_groups]
+    assert dict(zip(state.stage.active(0), rates, strict=True)) == pytest.approx(
+        {"depth": 1e-3, "pose": 3e-3, "camera": 5e-3}
+    )
 
 
 def test_the_own_vehicle_is_grey_for_pose_and_loss_alone() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_run import StopAfter
 
 from mcd import ops
 from mcd.config import ConfigError, parse_config
@@ -11,8 +12,11 @@ from mcd.geometry import invert_rigid
 from mcd.run.context import Context
 from mcd.run.folder import Run
 from mcd.scene.poses import motion_difference, predict_poses
-from mcd.scene.track import CameraTrack
+from mcd.scene.track import CameraTrack, find_track
+from mcd.stages import scene
 from mcd.stages.scene import SceneStage
+from mcd.training import loop
+from mcd.training.profiling import ProfileWindow
 from mcd.training.state import TrainState
 
 SIZE = (64, 64)
@@ -236,6 +240,94 @@ def test_without_a_start_or_a_camera_that_is_known_no_motion_is_found(sequence, 
     config = parse_config(sequence)
     stage = SceneStage(Context(config, Run(config), torch.device("cpu")))
     assert "T_src_ref" not in stage.dataset("train", None)[0]
+
+
+def again(sequence, **data):
+    settings = sequence | {"loss": {"scales": 1, "start": 0.05}, "data": sequence["data"] | data}
+    settings["scene"] = {
+        "steps": 5, "batch": 2, "odometry": True, "odometry_again": [3], "frozen_blocks": 3, "lr": 1e-3,
+        "validate_batches": 1, "validate_every": 2, "checkpoint_every": 2,
+    }  # fmt: skip
+    config = parse_config(settings)
+    return SceneStage(Context(config, Run(config), torch.device("cpu")))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_motion_is_found_again_with_depth_as_it_is_then(sequence):
+    stage = again(sequence)
+    stage.initialise()
+    assert not stage.look_again(0)
+    before = stage.dataset("train", None)[0]
+    with torch.no_grad():
+        stage.nets["depth"].decoder.heads[0].conv.bias.add_(0.5)
+    assert not stage.look_again(2)
+    assert torch.equal(stage.dataset("train", None)[0]["T_src_ref"], before["T_src_ref"])
+    assert stage.look_again(3)
+    after = stage.dataset("train", None)[0]
+    assert not torch.equal(after["T_src_ref"], before["T_src_ref"])
+    assert after["unit"] == before["unit"]  # that of the start, which stays as it is
+    assert not stage.look_again(4)
+    assert {path.name for path in stage.folder.glob("*.npz")} == {"odometry_train.npz", "odometry_train_1.npz"}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_depth_of_the_start_is_held_in_the_unit_of_the_motion(adapting, batch):
+    adapting.set_mode(2)
+    held = adapting.forward(batch | {"unit": torch.tensor([1.0, 0.5])}, 2)["start"]
+    start = adapting.forward(batch, 2)["start"]
+    torch.testing.assert_close(held, start * torch.tensor([1.0, 0.5])[:, None, None, None])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_while_a_camera_is_learned_its_motion_is_found_once_it_is_known(sequence, monkeypatch):
+    stage = again(sequence, intrinsics="learn")
+    stage.initialise()
+    assert "T_src_ref" not in stage.dataset("train", None)[0]
+    stage.nets["camera"].focal.data.fill_(0.02)
+    seen = []
+    monkeypatch.setattr(
+        scene, "find_track", lambda reader, data, K, *rest: seen.append(K) or find_track(reader, data, K, *rest)
+    )
+    assert stage.look_again(3)
+    item = stage.dataset("train", None)[0]
+    assert item["T_src_ref"].shape == (2, 4, 4)
+    assert seen[0][0, 0] == pytest.approx(np.exp(0.2) * item["K"][0, 0].item(), rel=0.01)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("stops", [3, 4])  # before the search, with a checkpoint; after it, without one
+def test_a_stage_that_is_killed_about_a_search_ends_with_the_same_bits(sequence, monkeypatch, stops):
+    def run(name, take_step=loop.take_step):
+        monkeypatch.setattr(loop, "take_step", take_step)
+        stage = again(sequence | {"run": name})
+        loop.train(stage, stage.context, StopAfter(99), ProfileWindow(None, stage.folder))
+        return stage
+
+    def killed(state, *rest):
+        if state.step == stops:
+            if stops == 3:
+                state.save()
+            raise KeyboardInterrupt
+        return take_step(state, *rest)
+
+    take_step, undisturbed = loop.take_step, run("one")
+    with pytest.raises(KeyboardInterrupt):
+        run("two", killed)
+    resumed = run("two", take_step)
+    for role, net in undisturbed.nets.items():
+        for name, tensor in net.state_dict().items():
+            assert torch.equal(tensor, resumed.nets[role].state_dict()[name]), (role, name)
+    names = [f"odometry_{split}{number}.npz" for split in ("train", "val") for number in ("", "_1")]
+    for name in names:
+        tracks = [CameraTrack.load(stage.folder / name) for stage in (undisturbed, resumed)]
+        np.testing.assert_array_equal(*(list(track.motions.values()) for track in tracks))
+
+
+def test_moments_of_a_search_follow_one_another_within_the_stage():
+    data = {"data": {"kind": "sequence", "root": "a"}, "init": "start"}
+    for moments, message in (([5, 3], "must follow one another"), ([9], "'odometry_again', 9, must lie before")):
+        with pytest.raises(ConfigError, match=message):
+            parse_config(data | {"scene": {"steps": 9, "odometry": True, "odometry_again": moments}})
 
 
 def test_the_motion_of_what_is_no_sequence_cannot_be_found():
