@@ -203,9 +203,9 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           const T a = sums[0][k], b = sums[1][k], g = sums[2][k];
-          grad_above[i][k] += a * d_above[i][k] - b * y_above[k] - g;
-          grad_here[i][k] += a * d_here[i][k] - b * y_here[k] - g;
-          grad_below[i][k] = a * d_below[i][k] - b * y_below[k] - g;
+          grad_above[i][k] = add_windows(grad_above[i][k], a, b, g, d_above[i][k], y_above[k]);
+          grad_here[i][k] = add_windows(grad_here[i][k], a, b, g, d_here[i][k], y_here[k]);
+          grad_below[i][k] = -g + a * d_below[i][k] - b * y_below[k];
           if constexpr (kBoth) {
             // A pixel that is NaN has no part.
             const auto add = [&](T d, T y, T& to) { to += is_nan(d) ? T(0) : -(a + b) * d - b * y - sums[3][k]; };

@@ -103,14 +103,22 @@ template <typename T> struct Line {
   }
 };
 
+// Of two neighbouring lines across columns, given how much each number is larger than the one before it: Steps::spread() of
+// both, which share a square.
+template <typename T> __device__ __forceinline__ void spreads_across(const T (&between)[3], T (&spreads)[2]) {
+  const T square = between[1] * between[1];
+  spreads[0] = between[0] * (between[0] + between[1]) + square, spreads[1] = between[2] * (between[1] + between[2]) + square;
+}
+
 // What windows of the reference's row at hand give to those of a source. x = y + d, so of the spreads of x and y together that
 // of d is a part, and the rest is a product with steps of the reference: two operations a line, where the spread of x takes
 // four.
 template <typename T> struct ReferenceWindows {
   T mean[2];
-  Steps<T> columns[2], across[2];          // the duals of steps down the columns, and thrice those of steps across their means
-  T spreads_of_columns[2], spreads[2];     // twice the spreads of columns; six times those across, and c2
+  Steps<T> columns[2], across[2];       // the duals of steps down the columns and across their means
+  T spreads_of_columns[2], spreads[2];  // twice the spreads of columns; six times those across, and c2
 
+  ReferenceWindows() = default;
   __device__ ReferenceWindows(const T (&above)[2], const T (&here)[2], const T (&below)[2], T c2) {
     T means[2];
 #pragma unroll
@@ -120,11 +128,11 @@ template <typename T> struct ReferenceWindows {
     }
     const Line<T> line(means);
     const T between[3] = {means[0] - line.left, means[1] - means[0], line.right - means[1]};
+    spreads_across(between, spreads);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const Steps<T> steps{-between[k], between[k + 1]}, dual = steps.dual();
-      mean[k] = means[k] + steps.to_mean(), spreads[k] = 6 * steps.spread() + c2;
-      across[k] = {3 * dual.before, 3 * dual.after};
+      const Steps<T> steps{-between[k], between[k + 1]};
+      mean[k] = means[k] + steps.to_mean(), spreads[k] = 6 * spreads[k] + c2, across[k] = steps.dual();
     }
   }
 };
@@ -149,13 +157,13 @@ template <typename T> struct WindowsOfPair {
     }
     const Line<T> of_means(means), of_spreads(spreads), of_others(others);
     const T between[3] = {means[0] - of_means.left, means[1] - means[0], of_means.right - means[1]};
-    T spread[2], other[2];
-    of_spreads.sums(spread), of_others.sums(other);
+    T spread[2], other[2], of_row[2];
+    of_spreads.sums(spread), of_others.sums(other), spreads_across(between, of_row);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const Steps<T> steps{-between[k], between[k + 1]};
       const T mean = means[k] + steps.to_mean();
-      spread[k] += 3 * steps.spread(), other[k] += steps.times(y.across[k]);
+      spread[k] += 3 * of_row[k], other[k] += 3 * steps.times(y.across[k]);
       const T all = spread[k] + (other[k] + y.spreads[k]);
       if constexpr (!kLuminance) {
         const T over = reciprocal<T>(all), b = spread[k] * over;
@@ -195,6 +203,11 @@ __device__ __forceinline__ void gather_mirrored(const PairOfColumns& pair, int w
       const T sum = weights[i][k] + (x == 2 ? before : T(0)) + (x == width - 3 ? after : T(0));
       weights[i][k] = pair.has_window(k, width) ? sum : T(0);
     }
+}
+
+// The gradient that windows, whose planes are summed along the row, add to a pixel there.
+template <typename T> __device__ __forceinline__ T add_windows(T grad, T alpha, T beta, T gamma, T d, T y) {
+  return (grad - gamma) + alpha * d - beta * y;
 }
 
 // The least error over the sources, of a thread's two pixels, from the parts that channels have in them: [sources, channels,

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) finish(__grid_constant__ con
   for (int s = 0; s < p.scale_count; ++s) {
     double totals[2] = {};
     const int count = int(kernel.strips.blocks()) * p.sources;
-    const auto* of_scale = reinterpret_cast<const Two<double>*>(kernel.sums.totals(s * kernel.strips.blocks(), 0));
+    const auto* of_scale = reinterpret_cast<const Two<double>*>(kernel.sums.totals(s, 0, 0));
     for (int i = threadIdx.x; i < count; i += kBlockThreads) {
       const Two<double> some = of_scale[i];
       for (int k = 0; k < 2; ++k) totals[k] += some.at[k];
@@ -203,11 +203,24 @@ template <typename T> struct FinishMotion {
   }
 };
 
+// How many scales a block is to take: as many as leave room for two blocks on a multiprocessor.
+template <typename T> int scales_together(int scales, int sources) {
+  int device = 0, room = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess)
+    throw std::runtime_error(std::string(kName) + ": " + cudaGetErrorString(cudaGetLastError()));
+  constexpr size_t kReserved = 1024;  // of each block
+  int together = min(scales, kWalkThreads<T> / (32 * sources));
+  while (together > 1 && (scales % together != 0 || 2 * (LossMemory<T>::bytes(32 * sources * together) + kReserved) > size_t(room)))
+    --together;
+  return together;
+}
+
 template <typename T, typename image_t> void launch_walk(const LossKernel<T, image_t>& kernel, bool usual, const Where& where) {
   const auto& p = kernel.p;
-  const int64_t blocks = kernel.strips.blocks() * p.scale_count;
+  const int64_t blocks = kernel.strips.blocks() * p.scale_count / kernel.scales_together;
   if (blocks == 0) return;
-  const unsigned threads = 32 * p.sources;
+  const unsigned threads = 32 * p.sources * kernel.scales_together;
   const size_t bytes = LossMemory<T>::bytes(threads);
   const auto launch = [&](auto walk) {
     allow_shared_memory(walk, bytes, kName);
@@ -241,18 +254,23 @@ void view_synthesis_loss_fwd(
     const Images<T, image_t> images{
         reference.as<image_t>(), nullptr, sources.as<image_t>(), nullptr, p.weights,
         Strips::of(p.batch, p.height, p.width, kStripRows), p.sources};
-    bool usual = false;
+    bool usual = p.batch * p.sources * 3 * p.pixels() < (int64_t(1) << 31);
     with_kind(
         images,
         [&](auto is_usual, auto luminance) {
-          usual = is_usual;
+          usual = usual && is_usual;
           launch_strips<kMaxGroups<T, is_usual>>(
               error_strips<T, image_t, is_usual, luminance, false>, kName, images.strips.blocks(),
               is_usual ? 1 : p.sources, 2 * p.sources * kChannels * 32 * sizeof(Two<T>), where, images, planes, nullptr);
         },
         planes);
-    kernel.reference = reference.as<image_t>(), kernel.sources = sources.as<image_t>(), kernel.identity = planes;
+    for (int c = 0; c < 3; ++c) {
+      kernel.reference[c] = images.reference + c * p.pixels();
+      kernel.sources[c] = images.sources + c * p.pixels();
+    }
+    kernel.identity = planes;
     kernel.strips = Strips::of(p.batch, p.height, p.width, kWalkRows);
+    kernel.scales_together = scales_together<T>(p.scale_count, p.sources);
     kernel.sums = {tile_sums.as<double>(), kernel.strips.count, p.batch, kernel.strips.tiles, p.scale_count, p.sources};
 
     FinishKernel<T> finishing{};

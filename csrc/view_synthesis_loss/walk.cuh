@@ -1,6 +1,6 @@
-// The loss on CUDA: warps walk down strips of an image as they do for the photometric error, one for each source. A thread
-// takes the three channels of two neighbouring columns. In a row it looks the source up, finds the windows of the row
-// above and which pixels count there, and completes the gradients of the row above that.
+// The loss on CUDA: warps walk down strips of an image as they do for the photometric error, one for each source at each of
+// a block's scales. A thread takes the three channels of two neighbouring columns. In a row it looks the source up, finds
+// the windows of the row above and which pixels count there, and completes the gradients of the row above that.
 #pragma once
 
 #include "../photometric_error/strip.cuh"
@@ -9,7 +9,7 @@
 namespace mcd::MCD_TARGET {
 namespace {
 
-constexpr int kWalkRows = 48;
+constexpr int kWalkRows = 40;
 
 // What strips add up to, each at each scale.
 struct StripSums {
@@ -17,8 +17,10 @@ struct StripSums {
   int64_t strips, batch;
   int tiles, scales, sources;
 
-  // The loss, and how many pixels are in the mask; `block` counts strips of all tiles and scales.
-  MCD_HD double* totals(int64_t block, int i) const { return sums + (block * sources + i) * 2; }
+  // The loss, and how many pixels are in the mask; `strip` counts those of all tiles.
+  MCD_HD double* totals(int s, int64_t strip, int i) const {
+    return sums + ((s * int64_t(tiles) * strips + strip) * sources + i) * 2;
+  }
   // Of one image in a strip, which may have several. As one or the other rises from a place to the next, their sum has no
   // two of them.
   MCD_HD double* camera(int s, int tile, int64_t strip, int64_t image, int i) const {
@@ -30,11 +32,37 @@ struct StripSums {
 
 template <typename T, typename image_t> struct LossKernel {
   ViewSynthesisParams<T> p;
-  const image_t *reference, *sources;  // [B, 3, H, W], [B, S, 3, H, W]
+  const image_t *reference[3], *sources[3];  // [B, 3, H, W], [B, S, 3, H, W], from each channel on
   const T* identity;                   // [B, H, W]: the least error of the sources as they are
   T* large_grads[kMaxScales];          // [B, H, W]: gradients of upsampled depths, or null
   Strips strips;
   StripSums sums;
+  int scales_together;  // in a block
+};
+
+// Windows of the reference as a thread has them for a channel, which serve all sources and scales.
+template <typename T> struct SharedWindows {
+  Quad<T> quads[3][32];
+  Two<T> spreads[32];
+
+  __device__ void write(int lane, const ReferenceWindows<T>& of) {
+    quads[0][lane] = {of.mean[0], of.mean[1], of.spreads_of_columns[0], of.spreads_of_columns[1]};
+    quads[1][lane] = {of.columns[0].before, of.columns[0].after, of.columns[1].before, of.columns[1].after};
+    quads[2][lane] = {of.across[0].before, of.across[0].after, of.across[1].before, of.across[1].after};
+    spreads[lane] = {of.spreads[0], of.spreads[1]};
+  }
+  __device__ ReferenceWindows<T> read(int lane) const {
+    const Quad<T> some = quads[0][lane], columns = quads[1][lane], across = quads[2][lane];
+    const Two<T> spread = spreads[lane];
+    ReferenceWindows<T> of;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      of.mean[k] = some.lanes[k], of.spreads_of_columns[k] = some.lanes[2 + k], of.spreads[k] = spread.at[k];
+      of.columns[k] = {columns.lanes[2 * k], columns.lanes[2 * k + 1]};
+      of.across[k] = {across.lanes[2 * k], across.lanes[2 * k + 1]};
+    }
+    return of;
+  }
 };
 
 // What a block keeps in shared memory. All but what warps hand each other a thread writes and reads by itself.
@@ -42,46 +70,47 @@ template <typename T> struct LossMemory {
   static constexpr int kRing = 3, kEdges = 3, kSums = 3;
   static constexpr int kQuads = kRing * 2 * 2 + 3 + kEdges + 1 + kSums, kTwos = kRing + 2 + 2;
 
+  SharedWindows<T>* windows;  // [2, channels], of one row while those of the next are found
   Quad<T>* quads;
   Two<T>* twos;
-  int threads;
+  int threads, first_of_scale;  // the thread of the scale's first source that has the same columns, from here
 
-  static constexpr size_t bytes(int threads) { return threads * (kQuads * sizeof(Quad<T>) + kTwos * sizeof(Two<T>)); }
-  __device__ LossMemory(void* shared, int threads)
-      : quads(static_cast<Quad<T>*>(shared) + threadIdx.x),
-        twos(reinterpret_cast<Two<T>*>(static_cast<Quad<T>*>(shared) + kQuads * threads) + threadIdx.x), threads(threads) {}
+  static constexpr size_t bytes(int threads) {
+    return 6 * sizeof(SharedWindows<T>) + threads * (kQuads * sizeof(Quad<T>) + kTwos * sizeof(Two<T>));
+  }
+  __device__ LossMemory(void* shared, int threads, int source)
+      : windows(static_cast<SharedWindows<T>*>(shared)), quads(reinterpret_cast<Quad<T>*>(windows + 6) + threadIdx.x),
+        twos(reinterpret_cast<Two<T>*>(quads + kQuads * threads - threadIdx.x) + threadIdx.x), threads(threads),
+        first_of_scale(-32 * source) {}
 
   // Of column k in a row that was looked up: the derivatives of the channels by the position in the image, times the
   // projection's scale, x and y in turn, and the position.
   __device__ Quad<T>& slopes(int row, int k, int part) const { return quads[((row * 2 + k) * 2 + part) * threads]; }
   __device__ Two<T>& depth(int row) const { return twos[row * threads]; }
-  // q = depth · ray + b: by how much rays grow from row to row, and b_x; where they are in row 0, and b_y; by how much they
-  // grow from column to column, and b_z.
+  // q = depth · ray + b: by how much rays grow from row to row, and b_x; where they are in row 0 of one column and of the
+  // other, with b_y and b_z.
   __device__ Quad<T>& camera(int i) const { return quads[(4 * kRing + i) * threads]; }
-  // Of the first row and the last, until their windows are known: |d| summed over the channels, of two columns each; of the
-  // first row then its gradients, of a column each.
+  // Of the first row and the last, two columns each: |d| summed over the channels, then what its sign weighs. Then of the
+  // first row its gradients, of a column each.
   __device__ Quad<T>& edge(int i) const { return quads[(4 * kRing + 3 + i) * threads]; }
   // Two rows of a small depth at the thread's columns.
   __device__ Quad<T>& small_depth() const { return quads[(4 * kRing + 3 + kEdges) * threads]; }
-  // Sums over the pixels of the camera's gradients: of grad_q · depth at both columns in turn, of grad_q · depth · y and of
-  // grad_q.
+  // Sums over the pixels, of the camera's gradients: of grad_q · depth, of it at the second column, of grad_q · depth · y and
+  // of grad_q.
   __device__ Quad<T>& sums(int i) const { return quads[(4 * kRing + 4 + kEdges + i) * threads]; }
   // Handed from warp to warp, in turn in one place and in another: source i's errors, and its gradients to depth.
   __device__ Two<T>& errors(int turn, int i) const { return of_source(kRing + turn, i); }
   __device__ Two<T>& to_depth(int turn, int i) const { return of_source(kRing + 2 + turn, i); }
-  __device__ Two<T>& of_source(int place, int i) const {
-    return twos[place * threads + 32 * i - int(threadIdx.x / 32 * 32)];
-  }
+  __device__ Two<T>& of_source(int place, int i) const { return twos[place * threads + 32 * i + first_of_scale]; }
 };
 // The smallest of the GPUs from 8.0 on have 99 KiB for a block.
 static_assert(LossMemory<float>::bytes(32 * kMaxGroups<float, false>) <= 99 * 1024);
-static_assert(LossMemory<double>::bytes(32 * 3) <= 99 * 1024);
+static_assert(LossMemory<double>::bytes(32 * 2) <= 99 * 1024);
 
 // Threads of a block and blocks that a multiprocessor is to hold, which bounds registers.
-template <typename T, bool kUsual>
-constexpr int kWalkThreads = kUsual ? 32 * kUsualSources : sizeof(T) == 4 ? 256 : 32 * kMaxGroups<T, false>;
-template <typename T, bool kUsual> constexpr int kWalkBlocks = kUsual ? 8 : sizeof(T) == 4 ? 2 : 1;
-static_assert(32 * kMaxGroups<float, false> <= kWalkThreads<float, false>);
+template <typename T> constexpr int kWalkThreads = sizeof(T) == 4 ? 256 : 32 * kMaxGroups<T, false>;
+template <typename T> constexpr int kWalkBlocks = sizeof(T) == 4 ? 2 : 1;
+static_assert(32 * kMaxGroups<float, false> <= kWalkThreads<float>);
 
 // Two pixels of a depth that is smaller than the images: down the columns, then along the row. The rows' mixtures along the
 // row stay until others are needed.
@@ -106,33 +135,38 @@ __device__ __forceinline__ void small_depth(
 
 // kUsual: two sources of float, the usual constants, pairs of columns that are read as one.
 template <typename T, typename image_t, bool kUsual, bool kGrad>
-__global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual>)
+__global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
     loss_strips(__grid_constant__ const LossKernel<T, image_t> kernel) {
   extern __shared__ double shared[];
   const auto& p = kernel.p;
   const int height = p.height, width = p.width, sources = kUsual ? kUsualSources : p.sources;
-  const int lane = int(threadIdx.x % 32), source = int(threadIdx.x / 32);
+  // By a reduction: the compiler then sees that all threads of a warp go the same way.
+  const int lane = int(threadIdx.x % 32), warp = int(__reduce_min_sync(kWholeWarp, threadIdx.x / 32));
+  const int warps = kernel.scales_together * sources;
   const T infinity = T(__builtin_inff());
-  int s = 0;
+  int first_scale = 0;
   unsigned block = blockIdx.x;
-  for (const auto per_scale = unsigned(kernel.strips.blocks()); block >= per_scale; ++s) block -= per_scale;
+  for (const auto strips = unsigned(kernel.strips.blocks()); block >= strips; first_scale += kernel.scales_together)
+    block -= strips;
+  const int s = first_scale + warp / sources, source = warp % sources;
   const PairOfColumns pair(kernel.strips, block);
   const int x = max(pair.x, 0), second = kUsual || x + 1 < width ? 1 : 0;
-  const LossMemory<T> memory(shared, 32 * sources);
+  const LossMemory<T> memory(shared, 32 * warps, source);
   const DepthScale<T>& scale = p.scales[s];
   const bool full = p.full(s);
 
-  const int64_t pixels = p.pixels(), of_pair = int64_t(pair.image) * sources + source;
-  const image_t *reference = kernel.reference + int64_t(pair.image) * 3 * pixels + x, *image = kernel.sources + of_pair * 3 * pixels;
-  const T* plane = scale.depth + int64_t(pair.image) * scale.height * scale.width;
-  const T* identity = kernel.identity + int64_t(pair.image) * pixels + x;
-  const T* motion = p.motion ? p.motion + of_pair * 2 * pixels + x : nullptr;
+  // Places in images; pointers of 64 bits take twice the instructions.
+  using Index = std::conditional_t<kUsual, int32_t, int64_t>;
+  const Index pixels = Index(height) * width, of_pair = Index(pair.image) * sources + source, of_image = pair.image * pixels + x;
+  const Index of_reference = of_image + 2 * pair.image * pixels, of_source = of_pair * 3 * pixels;
+  const T* small = scale.depth + int64_t(pair.image) * scale.height * scale.width;
   {
-    const auto camera = make_camera(p.K + 9 * int64_t(pair.image), p.T_src_ref + 16 * of_pair);
-    const T* A = camera.A;
-    memory.camera(0) = {A[1], A[4], A[7], camera.b[0]};
-    memory.camera(1) = {A[0] * x + A[2], A[3] * x + A[5], A[6] * x + A[8], camera.b[1]};
-    memory.camera(2) = {A[0], A[3], A[6], camera.b[2]};
+    const auto camera = make_camera_as<double>(p.K + 9 * int64_t(pair.image), p.T_src_ref + 16 * int64_t(of_pair));
+    const double* A = camera.A;
+    memory.camera(0) = {T(A[1]), T(A[4]), T(A[7]), T(camera.b[0])};
+    for (int k = 0; k < 2; ++k)
+      memory.camera(1 + k) = {
+          T(A[0] * (x + k) + A[2]), T(A[3] * (x + k) + A[5]), T(A[6] * (x + k) + A[8]), T(camera.b[1 + k])};
     for (int i = 0; i < 3; ++i) memory.sums(i) = {};
   }
 
@@ -147,49 +181,48 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
 
   // Looks row q up, and keeps at `place` what gradients need of it.
   const auto look_up = [&](int q) {
-    const int64_t row = int64_t(q) * width;
+    const Index row = Index(q) * width;
 #pragma unroll
-    for (int c = 0; c < 3; ++c) load_pair<kUsual>(y_below[c], reference + c * pixels + row, second);
+    for (int c = 0; c < 3; ++c) load_pair<kUsual>(y_below[c], kernel.reference[c] + (of_reference + row), second);
     T depth[2];
     if (full)
-      load_pair<kUsual>(depth, plane + row + x, second);
+      load_pair<kUsual>(depth, scale.depth + (of_image + row), second);
     else
-      small_depth(depth, plane, scale, q, x, row_kept, memory.small_depth());
-    const Quad<T> down = memory.camera(0), first = memory.camera(1), across = memory.camera(2);
+      small_depth(depth, small, scale, q, x, row_kept, memory.small_depth());
+    const Quad<T> down = memory.camera(0), start[2] = {memory.camera(1), memory.camera(2)};
     T motions[2][2] = {};
-    if (motion)
+    if (p.motion)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) load_pair<kUsual>(motions[i], motion + i * pixels + row, second);
-    T ray[3];
-    for (int i = 0; i < 3; ++i) ray[i] = first.lanes[i] + down.lanes[i] * T(q);
+      for (int i = 0; i < 2; ++i)
+        load_pair<kUsual>(motions[i], p.motion + ((of_pair * 2 + i) * pixels + row + x), second);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      if (k == 1)
-        for (int i = 0; i < 3; ++i) ray[i] += across.lanes[i];
+      T ray[3];
+      for (int i = 0; i < 3; ++i) ray[i] = fma(down.lanes[i], T(q), start[k].lanes[i]);
       // What is not finite makes u NaN, but for motions, of which one might.
-      T q_x = depth[k] * ray[0] + down.lanes[3], q_y = depth[k] * ray[1] + first.lanes[3];
-      const T q_z = depth[k] * ray[2] + across.lanes[3];
-      if (motion) q_x += motions[0][k] + 0 * motions[1][k], q_y += motions[1][k] + 0 * motions[0][k];
+      T q_x = depth[k] * ray[0] + down.lanes[3], q_y = depth[k] * ray[1] + start[0].lanes[3];
+      const T q_z = depth[k] * ray[2] + start[1].lanes[3];
+      if (p.motion) q_x += motions[0][k] + 0 * motions[1][k], q_y += motions[1][k] + 0 * motions[0][k];
       const T over = reciprocal<T>(q_z + T(kEpsilon)), u_x = q_x * over, u_y = q_y * over;
       const bool seen = !(is_nan(u_x) | is_nan(u_y));
       const T at_x = clamp_coord(u_x, T(width - 1)), at_y = clamp_coord(u_y, T(height - 1));
       const bool inside_x = seen & (at_x == u_x), inside_y = seen & (at_y == u_y);
       const int column = int(at_x), line = int(at_y), left = min(column, width - 2);
-      const T w_x = seen ? at_x - T(column) : nan<T>(), w_y = at_y - T(line);
-      const image_t* top = image + (line * width + left);
-      const int below = line < height - 1 ? width : 0;
+      const T w_x = seen ? at_x - T(column) : T(__builtin_nanf("")), w_y = at_y - T(line);
+      const Index top = of_source + (line * width + left), bottom = top + (line < height - 1 ? width : 0);
       const bool last = column > left;
       T slopes[3][2], l1 = 0;
 #pragma unroll
-      for (int c = 0; c < 3; ++c, top += pixels) {
-        Patch<T> patch{{load<T>(top, 1), load<T>(top + 1, 1)}, {load<T>(top + below, 1), load<T>(top + below + 1, 1)}};
+      for (int c = 0; c < 3; ++c) {
+        const image_t *upper_pair = kernel.sources[c] + top, *lower_pair = kernel.sources[c] + bottom;
+        Patch<T> patch{{load<T>(upper_pair, 1), load<T>(upper_pair + 1, 1)}, {load<T>(lower_pair, 1), load<T>(lower_pair + 1, 1)}};
         patch.top.left = last ? patch.top.right : patch.top.left;
         patch.bottom.left = last ? patch.bottom.right : patch.bottom.left;
         const T upper = patch.top.right - patch.top.left, lower = patch.bottom.right - patch.bottom.left;
         const T from = patch.top.left + w_x * upper, drop = patch.bottom.left + w_x * lower - from;
         d_below[c][k] = from + w_y * drop - y_below[c][k];
         slopes[c][0] = upper + w_y * (lower - upper), slopes[c][1] = drop;
-        l1 += abs<T>(d_below[c][k]);
+        l1 = c == 0 ? abs<T>(d_below[c][k]) : l1 + abs<T>(d_below[c][k]);
       }
       const bool usable = !p.mask_invalid | (inside_x & inside_y & (q_z > T(kNearest)));
       l1_below[k] = usable ? l1 : infinity;
@@ -205,7 +238,7 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
 
   // The row that was completed last, whose gradients to depth the sources have left at `handed`; -1: none.
   int waiting = -1, handed = 0, turn = 0;
-  T* to_depth = kGrad ? (full ? scale.grad : kernel.large_grads[s]) + int64_t(pair.image) * pixels + x : nullptr;
+  T* const to_depth = !kGrad ? nullptr : full ? scale.grad : kernel.large_grads[s];
   const auto meet = [&] {
     __syncthreads();
     turn ^= 1;
@@ -217,14 +250,14 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
         const Two<T> part = memory.to_depth(handed, i);
         for (int k = 0; k < 2; ++k) total[k] += part.at[k];
       }
-      store_pair<kUsual>(to_depth + int64_t(waiting) * width, total, second);
+      store_pair<kUsual>(to_depth + (of_image + Index(waiting) * width), total, second);
     }
     waiting = -1, handed ^= 1;
   };
-  // Which pixels of row q have the source's error in the loss.
-  const auto choose = [&](int q, const T(&windows)[2], const T(&l1)[2], bool(&chosen)[2]) {
+  // Which pixels of row q have the source's error in the loss: 1, else 0.
+  const auto choose = [&](int q, const T(&windows)[2], const T(&l1)[2], T(&chosen)[2]) {
     T least[2], error[2];
-    load_pair<kUsual>(least, identity + int64_t(q) * width, second);
+    load_pair<kUsual>(least, kernel.identity + (of_image + Index(q) * width), second);
     Two<T> own;
 #pragma unroll
     for (int k = 0; k < 2; ++k)
@@ -232,43 +265,45 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
     memory.errors(turn, source) = own;
     const int at = turn;
     meet();
-    bool kept[2], known[2] = {true, true};
-    for (int k = 0; k < 2; ++k) chosen[k] = kept[k] = error[k] < least[k];
+    bool smallest[2];
+    for (int k = 0; k < 2; ++k) smallest[k] = error[k] < least[k];
 #pragma unroll
     for (int j = 0; j < (kUsual ? 1 : sources); ++j) {
       const int i = kUsual ? 1 - source : j;
       if (!kUsual && i == source) continue;
       const Two<T> other = memory.errors(at, i);
+      // The first of equal ones. NaN compares with nothing, and no source is then chosen.
+      const bool before = source < i;
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        // The first of equal ones. NaN compares with nothing, and no source is then chosen.
-        chosen[k] &= (error[k] < other.at[k]) | ((error[k] == other.at[k]) & (source < i));
-        kept[k] |= other.at[k] < least[k], known[k] &= !is_nan(other.at[k]);
-      }
+      for (int k = 0; k < 2; ++k) smallest[k] &= (error[k] < other.at[k]) | ((error[k] == other.at[k]) & before);
     }
+    for (int k = 0; k < 2; ++k) chosen[k] = smallest[k] ? T(1) : T(0);
     if (q < pair.top || q >= pair.bottom || !pair.own) return;
     for (int k = 0; k < 2; ++k)
-      if (chosen[k] && (k == 0 || second)) total_error += error[k], total_pixels += 1;
+      if (k == 0 || second) total_error += smallest[k] ? error[k] : T(0), total_pixels += chosen[k];
     if (s > 0 || source > 0) return;
-    for (int k = 0; k < 2; ++k) kept[k] &= known[k] & !is_nan(error[k]);
-    store_pair<kUsual>(p.auto_mask + int64_t(pair.image) * pixels + int64_t(q) * width + x, kept, second);
+    bool kept[2] = {}, known[2] = {true, true};
+    for (int i = 0; i < sources; ++i) {
+      const Two<T> of_source = memory.errors(at, i);
+      for (int k = 0; k < 2; ++k) kept[k] |= of_source.at[k] < least[k], known[k] &= !is_nan(of_source.at[k]);
+    }
+    for (int k = 0; k < 2; ++k) kept[k] &= known[k];
+    store_pair<kUsual>(p.auto_mask + (of_image + Index(q) * width), kept, second);
   };
 
   // Gradients of row q to depth, motion and camera, from those to x and what was kept at `place`.
   const auto complete = [&](int q, const T(&grads)[3][2], const T(&d)[3][2], bool spoiled) {
-    const Quad<T> down = memory.camera(0), first = memory.camera(1), across = memory.camera(2);
+    const Quad<T> down = memory.camera(0), start[2] = {memory.camera(1), memory.camera(2)};
     const Two<T> depth = memory.depth(place);
-    T ray[3];
-    for (int i = 0; i < 3; ++i) ray[i] = first.lanes[i] + down.lanes[i] * T(q);
     Two<T> value{};
     if (pair.own) {
       Quad<T> sums[3] = {memory.sums(0), memory.sums(1), memory.sums(2)};
+      T by_depth[3];
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
-        if (k == 1) {
-          if (!second) break;
-          for (int i = 0; i < 3; ++i) ray[i] += across.lanes[i];
-        }
+        if (k == 1 && !second) break;
+        T ray[3];
+        for (int i = 0; i < 3; ++i) ray[i] = start[k].lanes[i] + down.lanes[i] * T(q);
         const Quad<T> some = memory.slopes(place, k, 0), rest = memory.slopes(place, k, 1);
         T grad[3] = {grads[0][k], grads[1][k], grads[2][k]};
         T slopes[6] = {some.lanes[0], some.lanes[1], some.lanes[2], some.lanes[3], rest.lanes[0], rest.lanes[1]};
@@ -284,18 +319,20 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
         for (int i = 0; i < 2; ++i) q_grad[i] = grad[0] * slopes[i] + grad[1] * slopes[2 + i] + grad[2] * slopes[4 + i];
         q_grad[2] = -(q_grad[0] * rest.lanes[2] + q_grad[1] * rest.lanes[3]);
         value.at[k] = q_grad[0] * ray[0] + q_grad[1] * ray[1] + q_grad[2] * ray[2];
-        const T depth_y = to_depth * T(q);
         for (int i = 0; i < 3; ++i) {
-          sums[i].lanes[k] += q_grad[i] * to_depth;
-          sums[i].lanes[2] += q_grad[i] * depth_y;
+          by_depth[i] = k == 0 ? q_grad[i] * to_depth : by_depth[i] + q_grad[i] * to_depth;
+          if (k == 1) sums[i].lanes[1] += q_grad[i] * to_depth;
           sums[i].lanes[3] += q_grad[i];
         }
         if (p.motion_grads) {
-          T* to_motion = p.motion_grads + (s * p.batch * sources + of_pair) * 2 * pixels + int64_t(q) * width + x + k;
+          T* to_motion = p.motion_grads + (int64_t(s) * p.batch * sources + of_pair) * 2 * pixels + int64_t(q) * width + x + k;
           to_motion[0] = q_grad[0], to_motion[pixels] = q_grad[1];
         }
       }
-      for (int i = 0; i < 3; ++i) memory.sums(i) = sums[i];
+      for (int i = 0; i < 3; ++i) {
+        sums[i].lanes[0] += by_depth[i], sums[i].lanes[2] += by_depth[i] * T(q);
+        memory.sums(i) = sums[i];
+      }
     }
     memory.to_depth(handed, source) = value;
     waiting = q;
@@ -303,26 +340,27 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
 
   const int begin = max(pair.top - (kGrad ? 1 : 0), 1);  // the first row with windows
   const int end = kGrad ? pair.bottom : min(pair.bottom - 1, height - 2);
-  bool last_first = pair.bottom == height, first_again = kGrad && pair.top == 0, first_chosen[2] = {}, last_chosen[2] = {};
-  int spoiled = 0;  // a bit for each row that was NaN, the last one lowest
+  int ahead_of = pair.bottom == height ? height - 3 : -2, back_before = kGrad && pair.top == 0 ? 3 : -2;
+  const int last_window = min(end, height - 2);
+  int duty = 0, spoiled = 0;  // a bit for each row that was NaN, the last one lowest
 #pragma unroll 1
   for (int r = begin - 2; r <= end;) {
     // The last row is looked up once more before, for its pixels are found in the windows of an earlier one. The first is
     // looked up once more after, for its own errors are known late.
-    const bool ahead = last_first && r == height - 3, back = first_again && r == 3;
+    const bool ahead = r == ahead_of, back = r == back_before;
     if (r < height - 1 || back) look_up(ahead ? height - 1 : back ? 0 : r + 1);
     if (ahead) {
-      last_first = false;
+      ahead_of = -2;
       memory.edge(0).lanes[2] = l1_below[0], memory.edge(0).lanes[3] = l1_below[1];
       continue;
     }
     if (kGrad && back) {
-      first_again = false;
+      back_before = -2;
       T grads[3][2];
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
         const Quad<T> kept = memory.edge(1 + k);
-        const T l1 = first_chosen[k] ? p.weights.l1 : T(0);
+        const T l1 = memory.edge(0).lanes[k];
         for (int c = 0; c < 3; ++c) grads[c][k] = kept.lanes[c] + (d_below[c][k] != 0 ? copysign(l1, d_below[c][k]) : T(0));
       }
       meet();
@@ -330,18 +368,29 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
       continue;
     }
     spoiled <<= 1;
+    // The reference's windows of the next row, by each warp in turn.
+    if (warp == duty && r >= begin - 1 && r < last_window) {
+#pragma unroll
+      for (int c = 0; c < 3; ++c) {
+        T next[2];
+        load_pair<kUsual>(next, kernel.reference[c] + (of_reference + Index(r + 2) * width), second);
+        const ReferenceWindows<T> found(y_here[c], y_below[c], next, p.weights.c2);
+        memory.windows[(r + 1) % 2 * 3 + c].write(lane, found);
+      }
+    }
+    duty = duty + 1 == warps ? 0 : duty + 1;
     if (r == -1) memory.edge(0).lanes[0] = l1_below[0], memory.edge(0).lanes[1] = l1_below[1];
     if (r >= begin && r < height - 1) {
       WindowsOfPair<T> windows[3];
       T error[2] = {};
 #pragma unroll
       for (int c = 0; c < 3; ++c) {
-        const ReferenceWindows<T> y(y_above[c], y_here[c], y_below[c], p.weights.c2);
+        const ReferenceWindows<T> y = memory.windows[r % 2 * 3 + c].read(lane);
         if (!kUsual && p.weights.luminance)
           windows[c].template find<true>(d_above[c], d_here[c], d_below[c], y, p.weights);
         else
           windows[c].template find<false>(d_above[c], d_here[c], d_below[c], y, p.weights);
-        for (int k = 0; k < 2; ++k) error[k] += windows[c].error[k];
+        for (int k = 0; k < 2; ++k) error[k] = c == 0 ? windows[c].error[k] : error[k] + windows[c].error[k];
       }
       const bool is_spoiled = __any_sync(kWholeWarp, is_nan(error[0]) | is_nan(error[1]));
       spoiled |= is_spoiled;
@@ -350,29 +399,22 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
         mirror(pair, width, errors);
         error[0] = errors[0][0], error[1] = errors[0][1];
       }
-      T weights[1][2] = {};
-      bool chosen[2];
-      // The pixels of the border's rows, too, where they are found in the windows of this one.
+      T weights[1][2];
+      choose(r, error, l1_here, weights[0]);
+      const T own_l1[2] = {weights[0][0] * p.weights.l1, weights[0][1] * p.weights.l1};
+      if (r == 2 || r == height - 3) {
+        // The pixels of the border's rows are found in the windows of these.
 #pragma unroll 1
-      for (int q = r; q >= 0;) {
-        T l1[2] = {l1_here[0], l1_here[1]};
-        if (q != r) {
-          const T* edge = memory.edge(0).lanes + (q == 0 ? 0 : 2);
-          l1[0] = edge[0], l1[1] = edge[1];
+        for (int q = r == 2 ? 0 : height - 1; q >= 0;) {
+          T* edge = memory.edge(0).lanes + (q == 0 ? 0 : 2);
+          T l1[2] = {edge[0], edge[1]}, chosen[2];
+          choose(q, error, l1, chosen);
+          for (int k = 0; k < 2; ++k) weights[0][k] += chosen[k], edge[k] = chosen[k] * p.weights.l1;
+          q = q == 0 && r == height - 3 ? height - 1 : -1;
         }
-        bool some[2];
-        choose(q, error, l1, some);
-        for (int k = 0; k < 2; ++k) {
-          weights[0][k] += some[k] ? T(1) : T(0);
-          if (q == r) chosen[k] = some[k];
-          else if (q == 0) first_chosen[k] = some[k];
-          else last_chosen[k] = some[k];
-        }
-        q = q == r && r == 2 ? 0 : q < height - 1 && r == height - 3 ? height - 1 : -1;
       }
       if constexpr (kGrad) {
         gather_mirrored(pair, width, weights);
-        const T l1[2] = {chosen[0] ? p.weights.l1 : T(0), chosen[1] ? p.weights.l1 : T(0)};
 #pragma unroll
         for (int c = 0; c < 3; ++c) {
           T alpha[2], beta[2], gamma[2];
@@ -387,21 +429,21 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
           Line<T>(alpha).sums(a), Line<T>(beta).sums(b), Line<T>(gamma).sums(g);
 #pragma unroll
           for (int k = 0; k < 2; ++k) {
-            grad_above[c][k] += a[k] * d_above[c][k] - b[k] * y_above[c][k] - g[k];
-            grad_here[c][k] += a[k] * d_here[c][k] - b[k] * y_here[c][k] - g[k];
-            grad_below[c][k] = a[k] * d_below[c][k] - b[k] * y_below[c][k] - g[k];
-            if (d_here[c][k] != 0) grad_here[c][k] += copysign(l1[k], d_here[c][k]);
+            grad_above[c][k] = add_windows(grad_above[c][k], a[k], b[k], g[k], d_above[c][k], y_above[c][k]);
+            grad_here[c][k] = add_windows(grad_here[c][k], a[k], b[k], g[k], d_here[c][k], y_here[c][k]);
+            grad_below[c][k] = -g[k] + a[k] * d_below[c][k] - b[k] * y_below[c][k];
+            if (d_here[c][k] != 0) grad_here[c][k] += copysign(own_l1[k], d_here[c][k]);
           }
         }
       }
-    } else if (kGrad && r >= height - 1) {
+    } else {
       meet();
     }
     if constexpr (kGrad) {
       if (r == height - 2)
         for (int c = 0; c < 3; ++c)
           for (int k = 0; k < 2; ++k)
-            if (d_below[c][k] != 0) grad_below[c][k] += copysign(last_chosen[k] ? p.weights.l1 : T(0), d_below[c][k]);
+            if (d_below[c][k] != 0) grad_below[c][k] += copysign(memory.edge(0).lanes[2 + k], d_below[c][k]);
       // The place of the row above is the next to be written.
       place = place == 2 ? 0 : place + 1;
       if (r - 1 >= max(pair.top, 1)) complete(r - 1, grad_above, d_above, spoiled & 7);
@@ -425,7 +467,7 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
 #pragma unroll
   for (int k = 0; k < 2; ++k)
     for (int step = 16; step > 0; step /= 2) totals[k] += __shfl_xor_sync(kWholeWarp, totals[k], step);
-  double* to_totals = kernel.sums.totals(blockIdx.x, source);
+  double* to_totals = kernel.sums.totals(s, block, source);
   if (lane == 0) to_totals[0] = totals[0], to_totals[1] = totals[1];
   if constexpr (kGrad) {
     const int halo = kernel.strips.halo, owners = __popc(__ballot_sync(kWholeWarp, pair.own));
@@ -437,7 +479,7 @@ __global__ void __launch_bounds__(kWalkThreads<T, kUsual>, kWalkBlocks<T, kUsual
 #pragma unroll
       for (int i = 0; i < 3; ++i) {
         const Quad<T> own = memory.sums(i);
-        const T by_depth = own.lanes[0] + own.lanes[1];
+        const T by_depth = own.lanes[0];
         sums[kSumX + i] = here ? by_depth * T(x) + own.lanes[1] : T(0), sums[kSumY + i] = here ? own.lanes[2] : T(0);
         sums[kSumOne + i] = here ? by_depth : T(0), sums[kSumB + i] = here ? own.lanes[3] : T(0);
       }

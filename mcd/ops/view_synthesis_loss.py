@@ -138,7 +138,7 @@ def _workspace_fwd(*arguments: Any) -> tuple[Tensor | None, ...]:
     return motion_parts, like.new_empty(sums, dtype=torch.float64), like.new_empty((1 + smaller, batch, height, width))
 
 
-_STRIP_ROWS = 48  # kWalkRows of csrc/view_synthesis_loss/walk.cuh
+_STRIP_ROWS = 40  # kWalkRows of csrc/view_synthesis_loss/walk.cuh
 _CAMERA_SUMS = 12  # kCameraSums of csrc/view_synthesis_loss/view_synthesis_loss.h
 
 
