@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) finish(__grid_constant__ con
     double totals[2] = {};
     const int count = int(kernel.strips.blocks()) * p.sources;
     const auto* of_scale = reinterpret_cast<const Two<double>*>(kernel.sums.totals(s, 0, 0));
+#pragma unroll 2
     for (int i = threadIdx.x; i < count; i += kBlockThreads) {
       const Two<double> some = of_scale[i];
       for (int k = 0; k < 2; ++k) totals[k] += some.at[k];
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) finish(__grid_constant__ con
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, k = threadIdx.x % 16, part = threadIdx.x / 16;
   const int64_t first_strip = kernel.strips.strip_of(b * kernel.strips.pairs);
   const int strips = int(kernel.strips.strip_of((b + 1) * kernel.strips.pairs - 1) - first_strip) + 1;
-  const int tiles = kernel.strips.tiles, count = p.scale_count * tiles * strips;
+  const int tiles = kernel.strips.tiles, lines = p.scale_count * tiles;
   if (threadIdx.x < kWarps * 9) to_K[threadIdx.x / 9][threadIdx.x % 9] = 0;
 #pragma unroll 1
   for (int first = 0; first < p.sources; first += kWarps) {
@@ -63,11 +64,14 @@ __global__ void __launch_bounds__(kBlockThreads, 1) finish(__grid_constant__ con
 #pragma unroll 1
     for (int i = 0; i < some; ++i) {
       double sum = 0;
-#pragma unroll 2
-      for (int j = part; j < count; j += kParts) {
-        const int line = j / strips, s = line / tiles;
-        if (k < kCameraSums)
-          sum += coefficients[s] * kernel.sums.camera(s, line - s * tiles, first_strip + (j - line * strips), b, first + i)[k];
+#pragma unroll 1
+      for (int line = part; line < lines && k < kCameraSums; line += kParts) {
+        const int s = line / tiles;
+        double of_line = 0;
+#pragma unroll 4
+        for (int j = 0; j < strips; ++j)
+          of_line += kernel.sums.camera(s, line - s * tiles, first_strip + j, b, first + i)[k];
+        sum += coefficients[s] * of_line;
       }
       parts[i][part][k] = sum;
     }
@@ -108,6 +112,13 @@ template <typename T> struct GatherKernel {
 };
 constexpr int kGatherThreads = 128;
 
+// Small pixel j is read by large pixels in [first, last), whose number over that of small ones is `step`: fewer outsiders
+// than readers() has.
+template <typename T> MCD_HD void tight_readers(int j, T step, int size, int* first, int* last) {
+  const T slack = T(2e-3), from = (T(j) - T(0.5)) * step - T(0.5), to = (T(j) + T(1.5)) * step - T(0.5);
+  *first = max(int(from + (1 - slack)), 0);
+  *last = min(int(to + (1 + slack)), size);
+}
 // Weight of small pixel j in large pixel i, as between() has it.
 template <typename T> MCD_HD T reader_weight(int j, int i, T ratio, int size) {
   const T at = min<T>(max<T>((T(i) + T(0.5)) * ratio - T(0.5), 0), T(size - 1));
@@ -130,17 +141,16 @@ __global__ void __launch_bounds__(kGatherThreads, 1) gather_rows(__grid_constant
   const T* image = kernel.large_grads[s] + b * p.pixels();
   T* out = scale.grad + (b * scale.height + row) * scale.width;
   int top, bottom, left, right;
-  readers(row, scale.ratio_y, p.height, &top, &bottom);
-  while (top + 1 < bottom && reader_weight(row, top, scale.ratio_y, scale.height) == 0) ++top;
-  while (top + 1 < bottom && reader_weight(row, bottom - 1, scale.ratio_y, scale.height) == 0) --bottom;
+  const T step_y = T(p.height) / scale.height, step_x = T(p.width) / scale.width;
+  tight_readers(row, step_y, p.height, &top, &bottom);
   // As many columns of the depth as read from those that fit.
   const int step = max(1, int((kColumns - 8) * scale.ratio_x) - 2);
 #pragma unroll 1
   for (int begin = 0; begin < scale.width; begin += step) {
     const int end = min(begin + step, scale.width);
     int unused;
-    readers(begin, scale.ratio_x, p.width, &left, &unused);
-    readers(end - 1, scale.ratio_x, p.width, &unused, &right);
+    tight_readers(begin, step_x, p.width, &left, &unused);
+    tight_readers(end - 1, step_x, p.width, &unused, &right);
     left -= left % kStep;
     // One column may read more than fits; its sum then waits in memory.
 #pragma unroll 1
@@ -178,7 +188,7 @@ __global__ void __launch_bounds__(kGatherThreads, 1) gather_rows(__grid_constant
 #pragma unroll 1
       for (int column = begin + int(threadIdx.x); column < end; column += kGatherThreads) {
         int from, to;
-        readers(column, scale.ratio_x, p.width, &from, &to);
+        tight_readers(column, step_x, p.width, &from, &to);
         T total = piece == left ? T(0) : out[column];
 #pragma unroll 4
         for (int x = max(from, piece); x < min(to, stop); ++x)
@@ -210,8 +220,8 @@ template <typename T> int scales_together(int scales, int sources) {
       cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess)
     throw std::runtime_error(std::string(kName) + ": " + cudaGetErrorString(cudaGetLastError()));
   constexpr size_t kReserved = 1024;  // of each block
-  int together = min(scales, kWalkThreads<T> / (32 * sources));
-  while (together > 1 && (scales % together != 0 || 2 * (LossMemory<T>::bytes(32 * sources * together) + kReserved) > size_t(room)))
+  int together = min(scales, max(kWalkThreads<T> / (32 * sources), 1));
+  while (together > 1 && (scales % together != 0 || 2 * (LossMemory<T>::bytes(sources * together) + kReserved) > size_t(room)))
     --together;
   return together;
 }
@@ -221,7 +231,7 @@ template <typename T, typename image_t> void launch_walk(const LossKernel<T, ima
   const int64_t blocks = kernel.strips.blocks() * p.scale_count / kernel.scales_together;
   if (blocks == 0) return;
   const unsigned threads = 32 * p.sources * kernel.scales_together;
-  const size_t bytes = LossMemory<T>::bytes(threads);
+  const size_t bytes = LossMemory<T>::bytes(threads / 32);
   const auto launch = [&](auto walk) {
     allow_shared_memory(walk, bytes, kName);
     walk<<<unsigned(blocks), threads, bytes, cudaStream_t(where.stream)>>>(kernel);

@@ -70,47 +70,57 @@ template <typename T> struct LossMemory {
   static constexpr int kRing = 3, kEdges = 3, kSums = 3;
   static constexpr int kQuads = kRing * 2 * 2 + 3 + kEdges + 1 + kSums, kTwos = kRing + 2 + 2;
 
+  static constexpr int kWarpQuads = 32 * kQuads, kWarpTwos = 32 * kTwos;
+
   SharedWindows<T>* windows;  // [2, channels], of one row while those of the next are found
-  Quad<T>* quads;
-  Two<T>* twos;
-  int threads, first_of_scale;  // the thread of the scale's first source that has the same columns, from here
+  Quad<T>* quads;             // the thread's own, 32 apart
+  Two<T>* twos;               // of the scale's first source, the next source's kWarpTwos further
+  int source;
 
-  static constexpr size_t bytes(int threads) {
-    return 6 * sizeof(SharedWindows<T>) + threads * (kQuads * sizeof(Quad<T>) + kTwos * sizeof(Two<T>));
+  static constexpr size_t bytes(int warps) {
+    return 6 * sizeof(SharedWindows<T>) + warps * (kWarpQuads * sizeof(Quad<T>) + kWarpTwos * sizeof(Two<T>));
   }
-  __device__ LossMemory(void* shared, int threads, int source)
-      : windows(static_cast<SharedWindows<T>*>(shared)), quads(reinterpret_cast<Quad<T>*>(windows + 6) + threadIdx.x),
-        twos(reinterpret_cast<Two<T>*>(quads + kQuads * threads - threadIdx.x) + threadIdx.x), threads(threads),
-        first_of_scale(-32 * source) {}
-
+  __device__ LossMemory(void* shared, int warps, int warp, int source) : windows(static_cast<SharedWindows<T>*>(shared)), source(source) {
+    auto* first = reinterpret_cast<Quad<T>*>(windows + 6);
+    quads = first + warp * kWarpQuads + threadIdx.x % 32;
+    twos = reinterpret_cast<Two<T>*>(first + warps * kWarpQuads) + (warp - source) * kWarpTwos + threadIdx.x % 32;
+  }
   // Of column k in a row that was looked up: the derivatives of the channels by the position in the image, times the
   // projection's scale, x and y in turn, and the position.
-  __device__ Quad<T>& slopes(int row, int k, int part) const { return quads[((row * 2 + k) * 2 + part) * threads]; }
-  __device__ Two<T>& depth(int row) const { return twos[row * threads]; }
+  __device__ Quad<T>& slopes(int row, int k, int part) const { return quads[((row * 2 + k) * 2 + part) * 32]; }
+  __device__ Two<T>& depth(int row) const { return of_source(row, source); }
   // q = depth · ray + b: by how much rays grow from row to row, and b_x; where they are in row 0 of one column and of the
   // other, with b_y and b_z.
-  __device__ Quad<T>& camera(int i) const { return quads[(4 * kRing + i) * threads]; }
+  __device__ Quad<T>& camera(int i) const { return quads[(4 * kRing + i) * 32]; }
   // Of the first row and the last, two columns each: |d| summed over the channels, then what its sign weighs. Then of the
   // first row its gradients, of a column each.
-  __device__ Quad<T>& edge(int i) const { return quads[(4 * kRing + 3 + i) * threads]; }
+  __device__ Quad<T>& edge(int i) const { return quads[(4 * kRing + 3 + i) * 32]; }
   // Two rows of a small depth at the thread's columns.
-  __device__ Quad<T>& small_depth() const { return quads[(4 * kRing + 3 + kEdges) * threads]; }
+  __device__ Quad<T>& small_depth() const { return quads[(4 * kRing + 3 + kEdges) * 32]; }
   // Sums over the pixels, of the camera's gradients: of grad_q · depth, of it at the second column, of grad_q · depth · y and
   // of grad_q.
-  __device__ Quad<T>& sums(int i) const { return quads[(4 * kRing + 4 + kEdges + i) * threads]; }
+  __device__ Quad<T>& sums(int i) const { return quads[(4 * kRing + 4 + kEdges + i) * 32]; }
   // Handed from warp to warp, in turn in one place and in another: source i's errors, and its gradients to depth.
   __device__ Two<T>& errors(int turn, int i) const { return of_source(kRing + turn, i); }
   __device__ Two<T>& to_depth(int turn, int i) const { return of_source(kRing + 2 + turn, i); }
-  __device__ Two<T>& of_source(int place, int i) const { return twos[place * threads + 32 * i + first_of_scale]; }
+  __device__ Two<T>& of_source(int place, int i) const { return twos[i * kWarpTwos + place * 32]; }
 };
 // The smallest of the GPUs from 8.0 on have 99 KiB for a block.
-static_assert(LossMemory<float>::bytes(32 * kMaxGroups<float, false>) <= 99 * 1024);
-static_assert(LossMemory<double>::bytes(32 * 2) <= 99 * 1024);
+static_assert(LossMemory<float>::bytes(kMaxGroups<float, false>) <= 99 * 1024);
+static_assert(LossMemory<double>::bytes(2) <= 99 * 1024);
 
 // Threads of a block and blocks that a multiprocessor is to hold, which bounds registers.
 template <typename T> constexpr int kWalkThreads = sizeof(T) == 4 ? 256 : 32 * kMaxGroups<T, false>;
 template <typename T> constexpr int kWalkBlocks = sizeof(T) == 4 ? 2 : 1;
 static_assert(32 * kMaxGroups<float, false> <= kWalkThreads<float>);
+
+// A number that the compiler must not find anew wherever it is needed.
+__device__ __forceinline__ int remembered(int number) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(number));
+#endif
+  return number;
+}
 
 // Two pixels of a depth that is smaller than the images: down the columns, then along the row. The rows' mixtures along the
 // row stay until others are needed.
@@ -151,7 +161,8 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
   const int s = first_scale + warp / sources, source = warp % sources;
   const PairOfColumns pair(kernel.strips, block);
   const int x = max(pair.x, 0), second = kUsual || x + 1 < width ? 1 : 0;
-  const LossMemory<T> memory(shared, 32 * warps, source);
+  const LossMemory<T> memory(shared, warps, warp, source);
+  const bool own = remembered(pair.own);
   const DepthScale<T>& scale = p.scales[s];
   const bool full = p.full(s);
 
@@ -172,15 +183,14 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
 
   // Of the row at hand and of those above and below: the reference, x - y, and the sums of |x - y| over the channels, which are
   // infinite where the source must not be chosen.
-  T y_above[3][2] = {}, y_here[3][2] = {}, y_below[3][2] = {}, d_above[3][2] = {}, d_here[3][2] = {}, d_below[3][2] = {};
-  T l1_here[2] = {}, l1_below[2] = {};
+  T y_above[3][2] = {}, y_here[3][2] = {}, d_above[3][2] = {}, d_here[3][2] = {}, l1_here[2] = {};
   // Gradients to x that lack windows of rows to come.
-  T grad_above[3][2] = {}, grad_here[3][2] = {}, grad_below[3][2] = {};
+  T grad_above[3][2] = {}, grad_here[3][2] = {};
   T total_error = 0, total_pixels = 0;
   int place = 0, row_kept = -1;
 
   // Looks row q up, and keeps at `place` what gradients need of it.
-  const auto look_up = [&](int q) {
+  const auto look_up = [&](int q, T(&y_below)[3][2], T(&d_below)[3][2], T(&l1_below)[2]) {
     const Index row = Index(q) * width;
 #pragma unroll
     for (int c = 0; c < 3; ++c) load_pair<kUsual>(y_below[c], kernel.reference[c] + (of_reference + row), second);
@@ -243,10 +253,11 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
     __syncthreads();
     turn ^= 1;
     if (!kGrad || waiting < 0) return;
-    if (source == turn % sources && pair.own) {
-      T total[2] = {};
+    if (source == (kUsual ? turn : 0) && own) {
+      const Two<T> first = memory.to_depth(handed, 0);
+      T total[2] = {first.at[0], first.at[1]};
 #pragma unroll
-      for (int i = 0; i < sources; ++i) {
+      for (int i = 1; i < sources; ++i) {
         const Two<T> part = memory.to_depth(handed, i);
         for (int k = 0; k < 2; ++k) total[k] += part.at[k];
       }
@@ -258,11 +269,11 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
   const auto choose = [&](int q, const T(&windows)[2], const T(&l1)[2], T(&chosen)[2]) {
     T least[2], error[2];
     load_pair<kUsual>(least, kernel.identity + (of_image + Index(q) * width), second);
-    Two<T> own;
+    Two<T> mine;
 #pragma unroll
     for (int k = 0; k < 2; ++k)
-      own.at[k] = error[k] = l1[k] == infinity ? infinity : p.weights.ssim * windows[k] + p.weights.l1 * l1[k];
-    memory.errors(turn, source) = own;
+      mine.at[k] = error[k] = l1[k] == infinity ? infinity : p.weights.ssim * windows[k] + p.weights.l1 * l1[k];
+    memory.errors(turn, source) = mine;
     const int at = turn;
     meet();
     bool smallest[2];
@@ -278,7 +289,7 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
       for (int k = 0; k < 2; ++k) smallest[k] &= (error[k] < other.at[k]) | ((error[k] == other.at[k]) & before);
     }
     for (int k = 0; k < 2; ++k) chosen[k] = smallest[k] ? T(1) : T(0);
-    if (q < pair.top || q >= pair.bottom || !pair.own) return;
+    if (q < pair.top || q >= pair.bottom || !own) return;
     for (int k = 0; k < 2; ++k)
       if (k == 0 || second) total_error += smallest[k] ? error[k] : T(0), total_pixels += chosen[k];
     if (s > 0 || source > 0) return;
@@ -296,7 +307,7 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
     const Quad<T> down = memory.camera(0), start[2] = {memory.camera(1), memory.camera(2)};
     const Two<T> depth = memory.depth(place);
     Two<T> value{};
-    if (pair.own) {
+    if (own) {
       Quad<T> sums[3] = {memory.sums(0), memory.sums(1), memory.sums(2)};
       T by_depth[3];
 #pragma unroll
@@ -342,13 +353,14 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
   const int end = kGrad ? pair.bottom : min(pair.bottom - 1, height - 2);
   int ahead_of = pair.bottom == height ? height - 3 : -2, back_before = kGrad && pair.top == 0 ? 3 : -2;
   const int last_window = min(end, height - 2);
-  int duty = 0, spoiled = 0;  // a bit for each row that was NaN, the last one lowest
+  int duty = -1, spoiled = 0;  // a bit for each row that was NaN, the last one lowest
 #pragma unroll 1
   for (int r = begin - 2; r <= end;) {
     // The last row is looked up once more before, for its pixels are found in the windows of an earlier one. The first is
     // looked up once more after, for its own errors are known late.
     const bool ahead = r == ahead_of, back = r == back_before;
-    if (r < height - 1 || back) look_up(ahead ? height - 1 : back ? 0 : r + 1);
+    T y_below[3][2], d_below[3][2], l1_below[2], grad_below[3][2];
+    look_up(ahead ? height - 1 : back ? 0 : min(r + 1, height - 1), y_below, d_below, l1_below);
     if (ahead) {
       ahead_of = -2;
       memory.edge(0).lanes[2] = l1_below[0], memory.edge(0).lanes[3] = l1_below[1];
@@ -369,7 +381,7 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
     }
     spoiled <<= 1;
     // The reference's windows of the next row, by each warp in turn.
-    if (warp == duty && r >= begin - 1 && r < last_window) {
+    if (warp == duty && r < last_window) {
 #pragma unroll
       for (int c = 0; c < 3; ++c) {
         T next[2];
@@ -438,6 +450,7 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
       }
     } else {
       meet();
+      for (int c = 0; c < 3; ++c) grad_below[c][0] = grad_below[c][1] = 0;
     }
     if constexpr (kGrad) {
       if (r == height - 2)
@@ -470,18 +483,18 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
   double* to_totals = kernel.sums.totals(s, block, source);
   if (lane == 0) to_totals[0] = totals[0], to_totals[1] = totals[1];
   if constexpr (kGrad) {
-    const int halo = kernel.strips.halo, owners = __popc(__ballot_sync(kWholeWarp, pair.own));
+    const int halo = kernel.strips.halo, owners = __popc(__ballot_sync(kWholeWarp, own));
     const int last = __shfl_sync(kWholeWarp, pair.image, halo + owners - 1);
 #pragma unroll 1
     for (int b = __shfl_sync(kWholeWarp, pair.image, halo); b <= last; ++b) {
-      const bool here = pair.own && pair.image == b;
+      const bool here = own && pair.image == b;
       T sums[kSumsOfWarp] = {};
 #pragma unroll
       for (int i = 0; i < 3; ++i) {
-        const Quad<T> own = memory.sums(i);
-        const T by_depth = own.lanes[0];
-        sums[kSumX + i] = here ? by_depth * T(x) + own.lanes[1] : T(0), sums[kSumY + i] = here ? own.lanes[2] : T(0);
-        sums[kSumOne + i] = here ? by_depth : T(0), sums[kSumB + i] = here ? own.lanes[3] : T(0);
+        const Quad<T> of_thread = memory.sums(i);
+        const T by_depth = of_thread.lanes[0];
+        sums[kSumX + i] = here ? by_depth * T(x) + of_thread.lanes[1] : T(0), sums[kSumY + i] = here ? of_thread.lanes[2] : T(0);
+        sums[kSumOne + i] = here ? by_depth : T(0), sums[kSumB + i] = here ? of_thread.lanes[3] : T(0);
       }
       const T of_warp = sum_of_warp(sums);
       if (lane % 2 == 0 && lane / 2 < kCameraSums)
