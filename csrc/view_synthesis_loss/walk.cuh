@@ -114,6 +114,12 @@ template <typename T> constexpr int kWalkThreads = sizeof(T) == 4 ? 256 : 32 * k
 template <typename T> constexpr int kWalkBlocks = sizeof(T) == 4 ? 2 : 1;
 static_assert(32 * kMaxGroups<float, false> <= kWalkThreads<float>);
 
+// The compiler must not make selections, by all threads, of what is done in here.
+__device__ __forceinline__ void stay_a_branch() {
+#ifdef __CUDA_ARCH__
+  asm volatile("");
+#endif
+}
 // A number that the compiler must not find anew wherever it is needed.
 __device__ __forceinline__ int remembered(int number) {
 #ifdef __CUDA_ARCH__
@@ -163,6 +169,7 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
   const int x = max(pair.x, 0), second = kUsual || x + 1 < width ? 1 : 0;
   const LossMemory<T> memory(shared, warps, warp, source);
   const bool own = remembered(pair.own);
+  const int first_row = remembered(pair.top), last_row = remembered(pair.bottom) - 1;
   const DepthScale<T>& scale = p.scales[s];
   const bool full = p.full(s);
 
@@ -289,7 +296,7 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
       for (int k = 0; k < 2; ++k) smallest[k] &= (error[k] < other.at[k]) | ((error[k] == other.at[k]) & before);
     }
     for (int k = 0; k < 2; ++k) chosen[k] = smallest[k] ? T(1) : T(0);
-    if (q < pair.top || q >= pair.bottom || !own) return;
+    if (q < first_row || q > last_row || !own) return;
     for (int k = 0; k < 2; ++k)
       if (k == 0 || second) total_error += smallest[k] ? error[k] : T(0), total_pixels += chosen[k];
     if (s > 0 || source > 0) return;
@@ -349,9 +356,9 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
     waiting = q;
   };
 
-  const int begin = max(pair.top - (kGrad ? 1 : 0), 1);  // the first row with windows
-  const int end = kGrad ? pair.bottom : min(pair.bottom - 1, height - 2);
-  int ahead_of = pair.bottom == height ? height - 3 : -2, back_before = kGrad && pair.top == 0 ? 3 : -2;
+  const int begin = max(first_row - (kGrad ? 1 : 0), 1);  // the first row with windows
+  const int end = kGrad ? last_row + 1 : min(last_row, height - 2);
+  int ahead_of = last_row == height - 1 ? height - 3 : -2, back_before = kGrad && first_row == 0 ? 3 : -2;
   const int last_window = min(end, height - 2);
   int duty = -1, spoiled = 0;  // a bit for each row that was NaN, the last one lowest
 #pragma unroll 1
@@ -427,6 +434,13 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
       }
       if constexpr (kGrad) {
         gather_mirrored(pair, width, weights);
+        if (is_spoiled) {
+          stay_a_branch();
+          // What is NaN has the weight 0, and is rare.
+          for (int c = 0; c < 3; ++c)
+            for (int k = 0; k < 2; ++k)
+              if (weights[0][k] == 0) windows[c].alpha[k] = windows[c].beta[k] = windows[c].gamma[k] = 0;
+        }
 #pragma unroll
         for (int c = 0; c < 3; ++c) {
           T alpha[2], beta[2], gamma[2];
@@ -434,8 +448,6 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
           for (int k = 0; k < 2; ++k) {
             const T weight = weights[0][k] * (3 * p.weights.ssim);
             alpha[k] = weight * windows[c].alpha[k], beta[k] = weight * windows[c].beta[k], gamma[k] = weight * windows[c].gamma[k];
-            // What is NaN has the weight 0, and is rare.
-            if (is_spoiled && weight == 0) alpha[k] = beta[k] = gamma[k] = 0;
           }
           T a[2], b[2], g[2];
           Line<T>(alpha).sums(a), Line<T>(beta).sums(b), Line<T>(gamma).sums(g);
@@ -459,7 +471,7 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
             if (d_below[c][k] != 0) grad_below[c][k] += copysign(memory.edge(0).lanes[2 + k], d_below[c][k]);
       // The place of the row above is the next to be written.
       place = place == 2 ? 0 : place + 1;
-      if (r - 1 >= max(pair.top, 1)) complete(r - 1, grad_above, d_above, spoiled & 7);
+      if (r > max(first_row, 1)) complete(r - 1, grad_above, d_above, spoiled & 7);
       if (r == 1)
         for (int k = 0; k < 2; ++k) memory.edge(1 + k) = {grad_above[0][k], grad_above[1][k], grad_above[2][k], T(0)};
     }
