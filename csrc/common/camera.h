@@ -49,7 +49,7 @@ template <typename T> MCD_HD Pose load_pose(const T* K, const T* T_src_ref) {
 template <typename T> struct Camera {
   T A[9], b[3], K[9];
 };
-template <typename T, typename Given> MCD_HD Camera<T> make_camera_as(const Given* K, const Given* T_src_ref) {
+template <typename T> MCD_HD Camera<T> make_camera(const T* K, const T* T_src_ref) {
   const Pose pose = load_pose(K, T_src_ref);
   double inverse[9], rotated[9], A[9];
   inverse3(pose.K, inverse);
@@ -61,10 +61,6 @@ template <typename T, typename Given> MCD_HD Camera<T> make_camera_as(const Give
   for (int i = 0; i < 9; ++i) camera.A[i] = T(A[i]), camera.K[i] = T(pose.K[i]);
   for (int i = 0; i < 3; ++i) camera.b[i] = T(b[i]);
   return camera;
-}
-
-template <typename T> MCD_HD Camera<T> make_camera(const T* K, const T* T_src_ref) {
-  return make_camera_as<T>(K, T_src_ref);
 }
 
 // Pixels on their way: ray = A p, u (not clamped), q_z, and 1 / (q_z + 1e-5).

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/shared_memory.cuh"
+#include "../common/tensor.h"
 #include "strip.cuh"
 
 namespace mcd::MCD_TARGET {

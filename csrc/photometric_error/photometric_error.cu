@@ -181,7 +181,14 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
         }
       }
       gather_mirrored(pair, width, weights);
-      spoiled = __any_sync(kWholeWarp, spoiled);
+      if (__any_sync(kWholeWarp, spoiled)) {
+        stay_a_branch();
+        // What is NaN has the weight 0, and is rare.
+        for (int i = 0; i < kSources; ++i)
+          for (int k = 0; k < 2; ++k)
+            if (weights[i][k] == 0)
+              windows[i].alpha[k] = windows[i].beta[k] = windows[i].gamma[k] = windows[i].gamma_y[k] = 0;
+      }
 #pragma unroll
       for (int i = 0; i < kSources; ++i) {
         T planes[kPlanes][2], sums[kPlanes][2];
@@ -192,12 +199,6 @@ __global__ void __launch_bounds__(kMaxThreads<T, kUsual>, kBlocks<T, kUsual, 5>)
           planes[2][k] = weight * windows[i].gamma[k];
           if constexpr (kBoth) planes[3][k] = weight * windows[i].gamma_y[k];
         }
-        // What is NaN has the weight 0, and is rare.
-        if (spoiled)
-#pragma unroll
-          for (int j = 0; j < kPlanes; ++j)
-#pragma unroll
-            for (int k = 0; k < 2; ++k) planes[j][k] = weights[i][k] == 0 ? T(0) : planes[j][k];
 #pragma unroll
         for (int j = 0; j < kPlanes; ++j) Line<T>(planes[j]).sums(sums[j]);
 #pragma unroll

@@ -18,6 +18,12 @@ template <typename T, bool kUsual> constexpr int kMaxThreads = 32 * kChannels * 
 // Blocks that a multiprocessor is to hold, which bounds registers.
 template <typename T, bool kUsual, int of_usual> constexpr int kBlocks = kUsual && sizeof(T) == 4 ? of_usual : 1;
 
+// The compiler must not make selections, by all threads, of what is done in here.
+__device__ __forceinline__ void stay_a_branch() {
+#ifdef __CUDA_ARCH__
+  asm volatile("");
+#endif
+}
 // Numbers that are read and written as one.
 template <typename T> struct alignas(2 * sizeof(T)) Two {
   T at[2];

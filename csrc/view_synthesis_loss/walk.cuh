@@ -89,8 +89,7 @@ template <typename T> struct LossMemory {
   // projection's scale, x and y in turn, and the position.
   __device__ Quad<T>& slopes(int row, int k, int part) const { return quads[((row * 2 + k) * 2 + part) * 32]; }
   __device__ Two<T>& depth(int row) const { return of_source(row, source); }
-  // q = depth · ray + b: by how much rays grow from row to row, and b_x; where they are in row 0 of one column and of the
-  // other, with b_y and b_z.
+  // q = depth · ray + b, ray = A (x, y, 1): a column of A and a number of b.
   __device__ Quad<T>& camera(int i) const { return quads[(4 * kRing + i) * 32]; }
   // Of the first row and the last, two columns each: |d| summed over the channels, then what its sign weighs. Then of the
   // first row its gradients, of a column each.
@@ -114,12 +113,6 @@ template <typename T> constexpr int kWalkThreads = sizeof(T) == 4 ? 256 : 32 * k
 template <typename T> constexpr int kWalkBlocks = sizeof(T) == 4 ? 2 : 1;
 static_assert(32 * kMaxGroups<float, false> <= kWalkThreads<float>);
 
-// The compiler must not make selections, by all threads, of what is done in here.
-__device__ __forceinline__ void stay_a_branch() {
-#ifdef __CUDA_ARCH__
-  asm volatile("");
-#endif
-}
 // A number that the compiler must not find anew wherever it is needed.
 __device__ __forceinline__ int remembered(int number) {
 #ifdef __CUDA_ARCH__
@@ -179,12 +172,8 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
   const Index of_reference = of_image + 2 * pair.image * pixels, of_source = of_pair * 3 * pixels;
   const T* small = scale.depth + int64_t(pair.image) * scale.height * scale.width;
   {
-    const auto camera = make_camera_as<double>(p.K + 9 * int64_t(pair.image), p.T_src_ref + 16 * int64_t(of_pair));
-    const double* A = camera.A;
-    memory.camera(0) = {T(A[1]), T(A[4]), T(A[7]), T(camera.b[0])};
-    for (int k = 0; k < 2; ++k)
-      memory.camera(1 + k) = {
-          T(A[0] * (x + k) + A[2]), T(A[3] * (x + k) + A[5]), T(A[6] * (x + k) + A[8]), T(camera.b[1 + k])};
+    const auto camera = p.camera(pair.image, source);
+    for (int i = 0; i < 3; ++i) memory.camera(i) = {camera.A[i], camera.A[3 + i], camera.A[6 + i], camera.b[i]};
     for (int i = 0; i < 3; ++i) memory.sums(i) = {};
   }
 
@@ -206,7 +195,10 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
       load_pair<kUsual>(depth, scale.depth + (of_image + row), second);
     else
       small_depth(depth, small, scale, q, x, row_kept, memory.small_depth());
-    const Quad<T> down = memory.camera(0), start[2] = {memory.camera(1), memory.camera(2)};
+    const Quad<T> by_x = memory.camera(0), by_y = memory.camera(1), by_one = memory.camera(2);
+    const T columns[2] = {T(x), T(x + 1)};
+    T of_row[3];
+    for (int i = 0; i < 3; ++i) of_row[i] = by_y.lanes[i] * T(q) + by_one.lanes[i];
     T motions[2][2] = {};
     if (p.motion)
 #pragma unroll
@@ -215,10 +207,10 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       T ray[3];
-      for (int i = 0; i < 3; ++i) ray[i] = fma(down.lanes[i], T(q), start[k].lanes[i]);
+      for (int i = 0; i < 3; ++i) ray[i] = by_x.lanes[i] * columns[k] + of_row[i];
       // What is not finite makes u NaN, but for motions, of which one might.
-      T q_x = depth[k] * ray[0] + down.lanes[3], q_y = depth[k] * ray[1] + start[0].lanes[3];
-      const T q_z = depth[k] * ray[2] + start[1].lanes[3];
+      T q_x = depth[k] * ray[0] + by_x.lanes[3], q_y = depth[k] * ray[1] + by_y.lanes[3];
+      const T q_z = depth[k] * ray[2] + by_one.lanes[3];
       if (p.motion) q_x += motions[0][k] + 0 * motions[1][k], q_y += motions[1][k] + 0 * motions[0][k];
       const T over = reciprocal<T>(q_z + T(kEpsilon)), u_x = q_x * over, u_y = q_y * over;
       const bool seen = !(is_nan(u_x) | is_nan(u_y));
@@ -245,7 +237,7 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
       l1_below[k] = usable ? l1 : infinity;
       if constexpr (kGrad) {
         // Nothing moves at the far border and beyond.
-        const T scale_x = inside_x & (u_x < T(width - 1)) ? over : T(0), scale_y = inside_y & (u_y < T(height - 1)) ? over : T(0);
+        const T scale_x = inside_x & !last ? over : T(0), scale_y = inside_y & (line < height - 1) ? over : T(0);
         memory.slopes(place, k, 0) = {slopes[0][0] * scale_x, slopes[0][1] * scale_y, slopes[1][0] * scale_x, slopes[1][1] * scale_y};
         memory.slopes(place, k, 1) = {slopes[2][0] * scale_x, slopes[2][1] * scale_y, at_x, at_y};
       }
@@ -311,7 +303,10 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
 
   // Gradients of row q to depth, motion and camera, from those to x and what was kept at `place`.
   const auto complete = [&](int q, const T(&grads)[3][2], const T(&d)[3][2], bool spoiled) {
-    const Quad<T> down = memory.camera(0), start[2] = {memory.camera(1), memory.camera(2)};
+    const Quad<T> by_x = memory.camera(0), by_y = memory.camera(1), by_one = memory.camera(2);
+    const T columns[2] = {T(x), T(x + 1)};
+    T of_row[3];
+    for (int i = 0; i < 3; ++i) of_row[i] = by_y.lanes[i] * T(q) + by_one.lanes[i];
     const Two<T> depth = memory.depth(place);
     Two<T> value{};
     if (own) {
@@ -321,7 +316,7 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
       for (int k = 0; k < 2; ++k) {
         if (k == 1 && !second) break;
         T ray[3];
-        for (int i = 0; i < 3; ++i) ray[i] = start[k].lanes[i] + down.lanes[i] * T(q);
+        for (int i = 0; i < 3; ++i) ray[i] = by_x.lanes[i] * columns[k] + of_row[i];
         const Quad<T> some = memory.slopes(place, k, 0), rest = memory.slopes(place, k, 1);
         T grad[3] = {grads[0][k], grads[1][k], grads[2][k]};
         T slopes[6] = {some.lanes[0], some.lanes[1], some.lanes[2], some.lanes[3], rest.lanes[0], rest.lanes[1]};
