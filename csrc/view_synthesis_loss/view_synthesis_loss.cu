@@ -265,6 +265,8 @@ void view_synthesis_loss_fwd(
         reference.as<image_t>(), nullptr, sources.as<image_t>(), nullptr, p.weights,
         Strips::of(p.batch, p.height, p.width, kStripRows), p.sources};
     bool usual = p.batch * p.sources * 3 * p.pixels() < (int64_t(1) << 31);
+    if (sizeof(T) == 8 && !usual)
+      throw std::invalid_argument(std::string(kName) + ": source images of 2^31 numbers or more, which in float64 CUDA does not take");
     with_kind(
         images,
         [&](auto is_usual, auto luminance) {

@@ -161,13 +161,14 @@ __global__ void __launch_bounds__(kWalkThreads<T>, kWalkBlocks<T>)
   const PairOfColumns pair(kernel.strips, block);
   const int x = max(pair.x, 0), second = kUsual || x + 1 < width ? 1 : 0;
   const LossMemory<T> memory(shared, warps, warp, source);
-  const bool own = remembered(pair.own);
-  const int first_row = remembered(pair.top), last_row = remembered(pair.bottom) - 1;
+  // Other kernels have no registers left for that.
+  const bool own = kUsual ? remembered(pair.own) : pair.own;
+  const int first_row = kUsual ? remembered(pair.top) : pair.top, last_row = (kUsual ? remembered(pair.bottom) : pair.bottom) - 1;
   const DepthScale<T>& scale = p.scales[s];
   const bool full = p.full(s);
 
   // Places in images; pointers of 64 bits take twice the instructions.
-  using Index = std::conditional_t<kUsual, int32_t, int64_t>;
+  using Index = std::conditional_t<kUsual || sizeof(T) == 8, int32_t, int64_t>;
   const Index pixels = Index(height) * width, of_pair = Index(pair.image) * sources + source, of_image = pair.image * pixels + x;
   const Index of_reference = of_image + 2 * pair.image * pixels, of_source = of_pair * 3 * pixels;
   const T* small = scale.depth + int64_t(pair.image) * scale.height * scale.width;
