@@ -7,7 +7,11 @@ namespace mcd::MCD_TARGET {
 
 // Clamped to [0, limit]; NaN becomes the limit.
 template <typename V> MCD_HD V clamp_coord(V u, Scalar<V> limit) {
+#ifdef __CUDA_ARCH__
+  return fmax(fmin(u, limit), V(0));  // two instructions: of NaN and a number both take the number
+#else
   return max(select<V>(u < limit, u, splat<V>(limit)), V{});
+#endif
 }
 // Whether a gradient passes the clamp.
 template <typename V> MCD_HD Mask<V> moves_freely(V u, Scalar<V> limit) { return (u >= 0) & (u < limit); }

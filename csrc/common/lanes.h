@@ -67,6 +67,9 @@ template <typename V> MCD_HD V max(V a, V b) {
   return select<V>(a < b, b, a);
 }
 template <typename V> MCD_HD V abs(V a) {
+#ifdef __CUDA_ARCH__
+  if constexpr (std::is_floating_point_v<V>) return fabs(a);  // a part of the instruction that takes it
+#endif
   if constexpr (kLanes<V> == 1) {
     return a < 0 ? -a : a;
   } else {

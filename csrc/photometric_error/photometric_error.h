@@ -35,7 +35,7 @@ template <typename V> struct Steps {
   MCD_HD V to_mean() const { return (before + after) * (Scalar<V>(1) / 3); }
   MCD_HD V spread() const { return before * before + after * (after - before); }
   // By how much the spread of a sum exceeds the sum of spreads: the one's product with the other's dual.
-  MCD_HD Steps dual() const { return {2 * before - after, 2 * after - before}; }
+  MCD_HD Steps dual() const { return {before - (after - before), after + (after - before)}; }
   MCD_HD V times(const Steps& dual) const { return before * dual.before + after * dual.after; }
 };
 // Mean and spread of a window of nine.

@@ -18,6 +18,12 @@ template <typename T, bool kUsual> constexpr int kMaxThreads = 32 * kChannels * 
 // Blocks that a multiprocessor is to hold, which bounds registers.
 template <typename T, bool kUsual, int of_usual> constexpr int kBlocks = kUsual && sizeof(T) == 4 ? of_usual : 1;
 
+// The compiler must not make selections, by all threads, of what is done in here.
+__device__ __forceinline__ void stay_a_branch() {
+#ifdef __CUDA_ARCH__
+  asm volatile("");
+#endif
+}
 // Numbers that are read and written as one.
 template <typename T> struct alignas(2 * sizeof(T)) Two {
   T at[2];
@@ -38,22 +44,24 @@ struct Strips {
     return {batch, count, height, width, pairs, halo, rows, (height + rows - 1) / rows,
             uint32_t(min<int64_t>((int64_t(1) << 32) / count, (int64_t(1) << 32) - 1))};
   }
-  int64_t blocks() const { return batch == 0 ? 0 : count * tiles; }
+  MCD_HD int64_t blocks() const { return batch == 0 ? 0 : count * tiles; }
+  // The strip in which a pair of columns is its own, of those of all images.
+  MCD_HD int64_t strip_of(int64_t pair) const { return pair / (32 - 2 * halo); }
 };
 
 // Where a thread of a warp stands.
 struct PairOfColumns {
-  int image, x, top, bottom;  // x: of the first column, -2 beyond the images
+  int tile, strip, image, x, top, bottom;  // x: of the first column, -2 beyond the images
   bool own;            // not the repetition of another warp's
   bool near_border;    // some pixel of the warp is at a border
 
-  __device__ explicit PairOfColumns(const Strips& strips) {
+  __device__ PairOfColumns(const Strips& strips, unsigned block) {
     const int lane = int(threadIdx.x % 32);
     // By multiplication: the compiler then sees that all threads go the same way.
     const uint32_t count = uint32_t(strips.count);
-    uint32_t tile = uint32_t(uint64_t(blockIdx.x) * strips.reciprocal >> 32), strip = blockIdx.x - tile * count;
-    if (strip >= count) ++tile, strip -= count;
-    top = int(tile) * strips.rows, bottom = min(top + strips.rows, strips.height);
+    tile = int(uint64_t(block) * strips.reciprocal >> 32), strip = int(block - unsigned(tile) * count);
+    if (unsigned(strip) >= count) ++tile, strip -= int(count);
+    top = tile * strips.rows, bottom = min(top + strips.rows, strips.height);
     const int64_t pair = int64_t(strip) * (32 - 2 * strips.halo) + lane - strips.halo, last = strips.batch * strips.pairs - 1;
     const bool exists = pair >= 0 && pair <= last;
     const auto [at, column] = divide(exists ? pair : 0, strips.pairs);
@@ -101,72 +109,80 @@ template <typename T> struct Line {
   }
 };
 
-// A channel down two columns: its row at hand, and by how much that is larger than the row above.
-template <typename T> struct Down {
-  T here[2], up[2];
-};
+// Of two neighbouring lines across columns, given how much each number is larger than the one before it: Steps::spread() of
+// both, which share a square.
+template <typename T> __device__ __forceinline__ void spreads_across(const T (&between)[3], T (&spreads)[2]) {
+  const T square = between[1] * between[1];
+  spreads[0] = between[0] * (between[0] + between[1]) + square, spreads[1] = between[2] * (between[1] + between[2]) + square;
+}
 
-// What windows need of the reference's row at hand. x = y + d, so of the spreads of x and y together that of d is a part, and
-// the rest is a product with steps of the reference: two operations a line, where the spread of x takes four.
+// What windows of the reference's row at hand give to those of a source. x = y + d, so of the spreads of x and y together that
+// of d is a part, and the rest is a product with steps of the reference: two operations a line, where the spread of x takes
+// four.
 template <typename T> struct ReferenceWindows {
-  T here[2], down[2], mean[2];
-  Steps<T> columns[2], across[2];          // the duals of steps down the columns, and thrice those of steps across their means
-  T spreads_of_columns[2], spreads[2];     // twice the spreads of columns; six times those across, and c2
+  T mean[2];
+  Steps<T> columns[2], across[2];       // the duals of steps down the columns and across their means
+  T spreads_of_columns[2], spreads[2];  // twice the spreads of columns; six times those across, and c2
 
-  // `next` is the row below, which becomes the one at hand.
-  __device__ ReferenceWindows(Down<T>& y, const T (&next)[2], T c2) {
+  ReferenceWindows() = default;
+  __device__ ReferenceWindows(const T (&above)[2], const T (&here)[2], const T (&below)[2], T c2) {
     T means[2];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      here[k] = y.here[k], down[k] = next[k] - y.here[k];
-      const Steps<T> steps{-y.up[k], down[k]};
+      const auto steps = Steps<T>::of(above[k], here[k], below[k]);
       means[k] = here[k] + steps.to_mean(), spreads_of_columns[k] = 2 * steps.spread(), columns[k] = steps.dual();
-      y.here[k] = next[k], y.up[k] = down[k];
     }
     const Line<T> line(means);
     const T between[3] = {means[0] - line.left, means[1] - means[0], line.right - means[1]};
+    spreads_across(between, spreads);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const Steps<T> steps{-between[k], between[k + 1]}, dual = steps.dual();
-      mean[k] = means[k] + steps.to_mean(), spreads[k] = 6 * steps.spread() + c2;
-      across[k] = {3 * dual.before, 3 * dual.after};
+      const Steps<T> steps{-between[k], between[k + 1]};
+      mean[k] = means[k] + steps.to_mean(), spreads[k] = 6 * spreads[k] + c2, across[k] = steps.dual();
     }
   }
 };
 
-// A source's channel down two columns.
-template <typename T> struct SourceDown {
-  T here[2], up_d[2];  // up_d: as Down::up, of x - y
+// SSIM of a source's windows in the row at hand: the error, and what its gradients to x at a pixel p inside need, which are
+// alpha · d(p) - beta · y(p) - gamma, and to y -(alpha + beta) · d(p) - beta · y(p) - gamma_y. The error is in units of
+// PhotometricWeights::ssim, the rest of thrice that.
+template <typename T> struct WindowsOfPair {
+  T error[2], alpha[2], beta[2], gamma[2], gamma_y[2];
 
-  __device__ void start(const T (&above)[2], const T (&first)[2], const Down<T>& y) {
-#pragma unroll
-    for (int k = 0; k < 2; ++k) here[k] = first[k], up_d[k] = first[k] - above[k] - y.up[k];
-  }
-  // The windows of the row at hand, and the differences from the reference there; `next` becomes the row at hand.
+  // From d = x - y.
   template <bool kLuminance>
-  __device__ void windows(
-      const T (&next)[2], const ReferenceWindows<T>& y, const PhotometricWeights<T>& weights, SsimWindow<T> (&out)[2], T (&d)[2]) {
+  __device__ __forceinline__ void find(
+      const T (&above)[2], const T (&here)[2], const T (&below)[2], const ReferenceWindows<T>& y,
+      const PhotometricWeights<T>& weights) {
     T means[2], spreads[2], others[2];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const T down_d = next[k] - here[k] - y.down[k];
-      const Steps<T> steps{-up_d[k], down_d};
-      d[k] = here[k] - y.here[k];
-      means[k] = d[k] + steps.to_mean(), spreads[k] = steps.spread();
+      const auto steps = Steps<T>::of(above[k], here[k], below[k]);
+      means[k] = here[k] + steps.to_mean(), spreads[k] = steps.spread();
       others[k] = steps.times(y.columns[k]) + y.spreads_of_columns[k];
-      here[k] = next[k], up_d[k] = down_d;
     }
     const Line<T> of_means(means), of_spreads(spreads), of_others(others);
     const T between[3] = {means[0] - of_means.left, means[1] - means[0], of_means.right - means[1]};
-    T spread[2], other[2];
-    of_spreads.sums(spread), of_others.sums(other);
+    T spread[2], other[2], of_row[2];
+    of_spreads.sums(spread), of_others.sums(other), spreads_across(between, of_row);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const Steps<T> steps{-between[k], between[k + 1]};
       const T mean = means[k] + steps.to_mean();
-      spread[k] += 3 * steps.spread(), other[k] += steps.times(y.across[k]);
-      out[k] = ssim_window<kLuminance, T>(
-          y.mean[k] + mean, y.mean[k], {mean, spread[k]}, spread[k] + (other[k] + y.spreads[k]), weights);
+      spread[k] += 3 * of_row[k], other[k] += 3 * steps.times(y.across[k]);
+      const T all = spread[k] + (other[k] + y.spreads[k]);
+      if constexpr (!kLuminance) {
+        const T over = reciprocal<T>(all), b = spread[k] * over;
+        error[k] = b, beta[k] = over * b, alpha[k] = over - beta[k];
+        gamma[k] = alpha[k] * mean - beta[k] * y.mean[k];
+        gamma_y[k] = -over * mean - beta[k] * y.mean[k];
+      } else {
+        PhotometricWeights<T> one = weights;
+        one.ssim = T(1) / 3;
+        const auto window = ssim_window<true, T>(y.mean[k] + mean, y.mean[k], {mean, spread[k]}, all, one);
+        error[k] = 3 * window.error, alpha[k] = window.alpha - window.beta, beta[k] = window.beta;
+        gamma[k] = window.gamma, gamma_y[k] = window.gamma_y;
+      }
     }
   }
 };
@@ -193,6 +209,11 @@ __device__ __forceinline__ void gather_mirrored(const PairOfColumns& pair, int w
       const T sum = weights[i][k] + (x == 2 ? before : T(0)) + (x == width - 3 ? after : T(0));
       weights[i][k] = pair.has_window(k, width) ? sum : T(0);
     }
+}
+
+// The gradient that windows, whose planes are summed along the row, add to a pixel there.
+template <typename T> __device__ __forceinline__ T add_windows(T grad, T alpha, T beta, T gamma, T d, T y) {
+  return (grad - gamma) + alpha * d - beta * y;
 }
 
 // The least error over the sources, of a thread's two pixels, from the parts that channels have in them: [sources, channels,

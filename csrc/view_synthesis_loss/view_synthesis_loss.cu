@@ -1,183 +1,21 @@
 #include "../common/for_each.h"
 #include "../operators.h"
-#include "block.cuh"
-#include "view_synthesis_loss.h"
+#include "../photometric_error/errors.cuh"
+#include "walk.cuh"
 
 namespace mcd::MCD_TARGET {
 namespace {
 
-// What tiles add up to, each at each scale.
-struct TileSums {
-  double* sums;  // [scales, B · tiles, 2], then [B · tiles, scales, S, kCameraSums]
-  int64_t tiles;  // of all samples
-  int scales, sources;
+constexpr const char* kName = "view_synthesis_loss_fwd";
+constexpr int kBlockThreads = 256;
 
-  // The loss, and how many pixels are in the mask.
-  MCD_HD double* totals(int64_t tile, int s) const { return sums + (s * tiles + tile) * 2; }
-  MCD_HD double* camera(int64_t tile, int s, int i) const {
-    return sums + 2 * scales * tiles + ((tile * scales + s) * sources + i) * kCameraSums;
-  }
-};
-
-template <typename T, typename image_t> struct LossKernel {
-  ViewSynthesisParams<T> p;
-  const image_t *reference, *sources;  // [B, 3, H, W], [B, S, 3, H, W]
-  T* large_grads[kMaxScales];          // [B, H, W]: gradients of upsampled depths, or null
-  TileSums sums;
-
-  MCD_HD int tiles() const { return BlockTile::count(p.height, p.width); }
-
-  __device__ T depth_at(int s, int64_t b, int y, int x) const {
-    const DepthScale<T>& scale = p.scales[s];
-    const T* plane = scale.depth + b * scale.height * scale.width;
-    if (p.full(s)) return plane[y * p.width + x];
-    const auto row = between<T>(T(y), scale.ratio_y, scale.height);
-    const auto column = between<T>(T(x), scale.ratio_x, scale.width);
-    const T *low = plane + row.low * scale.width, *high = plane + row.high * scale.width;
-    return mix(
-        mix(low[column.low], high[column.low], row.weight), mix(low[column.high], high[column.high], row.weight),
-        column.weight);
-  }
-  MCD_HD Projection<T> look_at(const Camera<T>& camera, int64_t b, int i, int y, int x, T depth) const {
-    const T* motion = p.motion + (b * p.sources + i) * 2 * p.pixels() + int64_t(y) * p.width + x;
-    return look<T>(camera, T(x), T(y), depth, p.motion ? motion[0] : T(0), p.motion ? motion[p.pixels()] : T(0));
-  }
-};
-
-template <typename T, typename image_t, bool kGrad>
-__global__ void __launch_bounds__(kBlockThreads, kBlocks<T>) loss_tiles(LossKernel<T, image_t> kernel) {
-  extern __shared__ double shared[];
-  __shared__ T warp_sums[kBlockThreads / 32][kSumsOfWarp];
-  const auto& p = kernel.p;
-  const int64_t b = blockIdx.x / kernel.tiles();
-  const BlockTile tile = BlockTile::of(p.height, p.width, int(blockIdx.x % kernel.tiles()));
-  auto* cameras = reinterpret_cast<Camera<T>*>(shared);
-  const PhotometricBlock<T, kGrad> block(tile, p.weights, p.sources, reinterpret_cast<T*>(cameras + p.sources));
-  const image_t *reference = kernel.reference + b * 3 * p.pixels(), *sources = kernel.sources + b * p.sources * 3 * p.pixels();
-
-#pragma unroll 1
-  for (int i = threadIdx.x; i < p.sources; i += kBlockThreads) cameras[i] = p.camera(b, i);
-  tile.for_each(2, [&](int y, int x) {
-    const int at = y * p.width + x, to = tile.image_at(y, x);
-    for (int c = 0; c < 3; ++c) block.reference[c * kImageSize + to] = load<T>(reference + c * p.pixels() + at, 1);
-#pragma unroll 1
-    for (int part = 0; part < 3 * p.sources; ++part)
-      block.images[part * kImageSize + to] = load<T>(sources + part * p.pixels() + at, 1);
-  });
-  __syncthreads();
-  block.find_spreads();
-  __syncthreads();
-  block.template find_windows<false>();
-  __syncthreads();
-  tile.for_each(1, [&](int y, int x) { block.identity[tile.window_at(y, x)] = block.find_least(y, x, true).error; });
-
-#pragma unroll 1
-  for (int s = 0; s < p.scale_count; ++s) {
-    __syncthreads();
-    tile.for_each(2, [&](int y, int x) {
-      const T depth = kernel.depth_at(s, b, y, x);
-      const int at = tile.image_at(y, x);
-#pragma unroll 1
-      for (int i = 0; i < p.sources; ++i) {
-        const auto seen = kernel.look_at(cameras[i], b, i, y, x, depth);
-        const auto to = corner<T>(seen.u_x, seen.u_y, p.height, p.width);
-        auto around = footprint<T>(to, p.height, p.width);
-        around.has_pairs = true;  // no image is narrower than four pixels
-        const image_t* image = sources + 3 * i * p.pixels();
-#pragma unroll
-        for (int c = 0; c < 3; ++c, image += p.pixels()) {
-          const T value = bilinear(load_patch<T>(image, around), to.w_x, to.w_y);
-          block.image(i, c)[at] = is_nan(seen.u_x) ? seen.u_x : value;
-        }
-        block.usable[i * kImageSize + at] = is_valid<T>(seen, p.height, p.width);
-      }
-    });
-    __syncthreads();
-    block.template find_windows<kGrad>();
-    __syncthreads();
-    double totals[2] = {};
-    tile.for_each(1, [&](int y, int x) {
-      const auto least = block.find_least(y, x, !p.mask_invalid);
-      const int at = tile.window_at(y, x);
-      const bool kept = least.source >= 0 && least.error < block.identity[at];
-      block.chosen[at] = kept ? uint8_t(least.source + 1) : 0;
-      if (!tile.owns(y, x)) return;
-      if (s == 0) p.auto_mask[b * p.pixels() + int64_t(y) * p.width + x] = kept;
-      if (kept) totals[0] += least.error, totals[1] += 1;
-    });
-    block_sum<kBlockThreads>(totals);
-    double* out = kernel.sums.totals(blockIdx.x, s);
-    if (threadIdx.x == 0) out[0] = totals[0], out[1] = totals[1];
-    if constexpr (kGrad) {
-      __syncthreads();
-      block.weigh_windows();
-      __syncthreads();
-      // SSIM is not needed any more: there go the gradients to the images.
-      block.find_gradients(
-          [&](int part, int y, int x, T grad) { block.ssim[part * kWindowSize + tile.window_at(y, x)] = grad; });
-      T* to_depth = (p.full(s) ? p.scales[s].grad : kernel.large_grads[s]) + b * p.pixels();
-#pragma unroll 1
-      for (int i = 0; i < p.sources; ++i) {
-        __syncthreads();
-        T camera_sums[kSumsOfWarp] = {};
-        tile.for_each(0, [&](int y, int x) {
-          const int64_t at = int64_t(y) * p.width + x;
-          const T* grads = block.ssim_of(i, 0) + tile.window_at(y, x);
-          // Once for all sources. The windows' planes are not needed any more: there a thread leaves it for itself.
-          T& depth = block.windows[tile.window_at(y, x)];
-          if (i == 0) depth = kernel.depth_at(s, b, y, x);
-          T grad_q[3] = {}, value = 0;
-          // Most pixels' errors are those of one source.
-          if (grads[0] != 0 || grads[kWindowSize] != 0 || grads[2 * kWindowSize] != 0) {
-            const auto seen = kernel.look_at(cameras[i], b, i, y, x, depth);
-            const auto to = corner<T>(seen.u_x, seen.u_y, p.height, p.width);
-            auto around = footprint<T>(to, p.height, p.width);
-            around.has_pairs = true;
-            const image_t* image = sources + 3 * i * p.pixels();
-            T by_x = 0, by_y = 0;
-#pragma unroll 1
-            for (int c = 0; c < 3; ++c, image += p.pixels()) {
-              const T grad = grads[c * kWindowSize];
-              T slope_x, slope_y;
-              bilinear_grad(load_patch<T>(image, around), to.w_x, to.w_y, &slope_x, &slope_y);
-              // A choice: where there is no gradient the slope may be NaN.
-              by_x += grad != 0 ? grad * slope_x : T(0);
-              by_y += grad != 0 ? grad * slope_y : T(0);
-            }
-            look_grad<T>(seen, p.height, p.width, by_x, by_y, grad_q);
-            add_camera_sums<T>(grad_q, is_finite(depth) ? depth : T(0), T(x), T(y), camera_sums);
-            value = grad_q[0] * seen.ray[0] + grad_q[1] * seen.ray[1] + grad_q[2] * seen.ray[2];
-          }
-          if (p.motion_grads) {
-            T* to_motion = p.motion_grads + ((s * p.batch + b) * p.sources + i) * 2 * p.pixels() + at;
-            to_motion[0] = grad_q[0], to_motion[p.pixels()] = grad_q[1];
-          }
-          if (i == 0)
-            to_depth[at] = value;
-          else if (value != 0)
-            to_depth[at] += value;
-        });
-        const T of_warp = sum_of_warp(camera_sums);
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        if (lane % 2 == 0) warp_sums[warp][lane / 2] = of_warp;
-        __syncthreads();
-        if (threadIdx.x < kCameraSums) {
-          double total = 0;
-          for (int w = 0; w < kBlockThreads / 32; ++w) total += warp_sums[w][threadIdx.x];
-          kernel.sums.camera(blockIdx.x, s, i)[threadIdx.x] = total;
-        }
-      }
-    }
-  }
-}
-
-// What follows from the tiles: the losses, and the cameras' gradients of a sample by each block.
+// What follows from the strips: the losses, and the cameras' gradients of a sample by each block.
 template <typename T> struct FinishKernel {
   ViewSynthesisParams<T> p;
-  TileSums sums;
+  Strips strips;
+  StripSums sums;
   double scale_weights[kMaxScales];
   T *loss, *losses, *coefficients, *grad_K, *grad_T;
-  int tiles;  // of a sample
 };
 
 template <typename T>
@@ -190,8 +28,13 @@ __global__ void __launch_bounds__(kBlockThreads, 1) finish(__grid_constant__ con
 #pragma unroll 1
   for (int s = 0; s < p.scale_count; ++s) {
     double totals[2] = {};
-    for (int64_t tile = threadIdx.x; tile < kernel.sums.tiles; tile += kBlockThreads)
-      for (int k = 0; k < 2; ++k) totals[k] += kernel.sums.totals(tile, s)[k];
+    const int count = int(kernel.strips.blocks()) * p.sources;
+    const auto* of_scale = reinterpret_cast<const Two<double>*>(kernel.sums.totals(s, 0, 0));
+#pragma unroll 2
+    for (int i = threadIdx.x; i < count; i += kBlockThreads) {
+      const Two<double> some = of_scale[i];
+      for (int k = 0; k < 2; ++k) totals[k] += some.at[k];
+    }
     __syncthreads();
     block_sum<kBlockThreads>(totals);
     if (threadIdx.x == 0) {
@@ -207,9 +50,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1) finish(__grid_constant__ con
   if (blockIdx.x == 0 && threadIdx.x == 0) *kernel.loss = T(loss);
   if (!p.need_grad || p.batch == 0) return;
 
-  // Sixteen threads take the sums of a tile; then a warp for each source.
+  // Sixteen threads take the sums of a strip; then a warp for each source.
   const int64_t b = blockIdx.x;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, k = threadIdx.x % 16, part = threadIdx.x / 16;
+  const int64_t first_strip = kernel.strips.strip_of(b * kernel.strips.pairs);
+  const int strips = int(kernel.strips.strip_of((b + 1) * kernel.strips.pairs - 1) - first_strip) + 1;
+  const int tiles = kernel.strips.tiles, lines = p.scale_count * tiles;
   if (threadIdx.x < kWarps * 9) to_K[threadIdx.x / 9][threadIdx.x % 9] = 0;
 #pragma unroll 1
   for (int first = 0; first < p.sources; first += kWarps) {
@@ -219,9 +65,14 @@ __global__ void __launch_bounds__(kBlockThreads, 1) finish(__grid_constant__ con
     for (int i = 0; i < some; ++i) {
       double sum = 0;
 #pragma unroll 1
-      for (int tile = part; tile < kernel.tiles; tile += kParts)
-        for (int s = 0; s < p.scale_count; ++s)
-          if (k < kCameraSums) sum += coefficients[s] * kernel.sums.camera(b * kernel.tiles + tile, s, first + i)[k];
+      for (int line = part; line < lines && k < kCameraSums; line += kParts) {
+        const int s = line / tiles;
+        double of_line = 0;
+#pragma unroll 4
+        for (int j = 0; j < strips; ++j)
+          of_line += kernel.sums.camera(s, line - s * tiles, first_strip + j, b, first + i)[k];
+        sum += coefficients[s] * of_line;
+      }
       parts[i][part][k] = sum;
     }
     __syncthreads();
@@ -253,16 +104,34 @@ __global__ void __launch_bounds__(kBlockThreads, 1) finish(__grid_constant__ con
 }
 
 // The gradients of the smaller depths from those of what they were enlarged to: a block for each of their rows. First down
-// the columns of the large image, then along the row.
+// the columns of the large image, four a thread, then along the row.
 template <typename T> struct GatherKernel {
   ViewSynthesisParams<T> p;
   const T* large_grads[kMaxScales];
   int64_t first[kMaxScales + 1];  // rows of the smaller depths, one scale after another
 };
-template <typename T>
-__global__ void __launch_bounds__(kBlockThreads, 1) gather_rows(__grid_constant__ const GatherKernel<T> kernel) {
+constexpr int kGatherThreads = 128;
+
+// Small pixel j is read by large pixels in [first, last), whose number over that of small ones is `step`: fewer outsiders
+// than readers() has.
+template <typename T> MCD_HD void tight_readers(int j, T step, int size, int* first, int* last) {
+  const T slack = T(2e-3), from = (T(j) - T(0.5)) * step - T(0.5), to = (T(j) + T(1.5)) * step - T(0.5);
+  *first = max(int(from + (1 - slack)), 0);
+  *last = min(int(to + (1 + slack)), size);
+}
+// Weight of small pixel j in large pixel i, as between() has it.
+template <typename T> MCD_HD T reader_weight(int j, int i, T ratio, int size) {
+  const T at = min<T>(max<T>((T(i) + T(0.5)) * ratio - T(0.5), 0), T(size - 1));
+  return max<T>(1 - abs<T>(at - T(j)), 0);
+}
+
+template <typename T, bool kQuads>
+__global__ void __launch_bounds__(kGatherThreads, 1) gather_rows(__grid_constant__ const GatherKernel<T> kernel) {
   constexpr int kColumns = 1024, kRows = 64;  // of the large image at a time
-  __shared__ T sums[kColumns], weights[kRows];
+  constexpr int kStep = kQuads ? 4 : 1;
+  __shared__ Quad<T> sums_in_quads[kColumns / 4];
+  __shared__ T weights[kRows];
+  T* sums = sums_in_quads[0].lanes;
   const auto& p = kernel.p;
   int s = 0;
   while (blockIdx.x >= kernel.first[s + 1]) ++s;
@@ -272,15 +141,17 @@ __global__ void __launch_bounds__(kBlockThreads, 1) gather_rows(__grid_constant_
   const T* image = kernel.large_grads[s] + b * p.pixels();
   T* out = scale.grad + (b * scale.height + row) * scale.width;
   int top, bottom, left, right;
-  readers(row, scale.ratio_y, p.height, &top, &bottom);
+  const T step_y = T(p.height) / scale.height, step_x = T(p.width) / scale.width;
+  tight_readers(row, step_y, p.height, &top, &bottom);
   // As many columns of the depth as read from those that fit.
-  const int step = max(1, int((kColumns - 4) * scale.ratio_x) - 2);
+  const int step = max(1, int((kColumns - 8) * scale.ratio_x) - 2);
 #pragma unroll 1
   for (int begin = 0; begin < scale.width; begin += step) {
     const int end = min(begin + step, scale.width);
     int unused;
-    readers(begin, scale.ratio_x, p.width, &left, &unused);
-    readers(end - 1, scale.ratio_x, p.width, &unused, &right);
+    tight_readers(begin, step_x, p.width, &left, &unused);
+    tight_readers(end - 1, step_x, p.width, &unused, &right);
+    left -= left % kStep;
     // One column may read more than fits; its sum then waits in memory.
 #pragma unroll 1
     for (int piece = left; piece < right; piece += kColumns) {
@@ -289,29 +160,39 @@ __global__ void __launch_bounds__(kBlockThreads, 1) gather_rows(__grid_constant_
       for (int first = top; first < bottom; first += kRows) {
         const int rows = min(kRows, bottom - first);
         if (int(threadIdx.x) < rows)
-          weights[threadIdx.x] = weight_of(row, between(T(first + int(threadIdx.x)), scale.ratio_y, scale.height));
+          weights[threadIdx.x] = reader_weight(row, first + int(threadIdx.x), scale.ratio_y, scale.height);
         __syncthreads();
 #pragma unroll 1
-        for (int x = piece + int(threadIdx.x); x < stop; x += kBlockThreads) {
-          T total = first == top ? T(0) : sums[x - piece];
+        for (int x = piece + kStep * int(threadIdx.x); x < stop; x += kStep * kGatherThreads) {
+          T total[kStep] = {};
+          if (first > top)
+            for (int k = 0; k < kStep; ++k) total[k] = sums[x - piece + k];
           const T* at = image + int64_t(first) * p.width + x;
 #pragma unroll 4
-          for (int y = 0; y < rows; ++y, at += p.width)
-            if (weights[y] != 0) total += weights[y] * *at;
-          sums[x - piece] = total;
+          for (int y = 0; y < rows; ++y, at += p.width) {
+            const T weight = weights[y];
+            if constexpr (kQuads) {
+              const Quad<T> four = *reinterpret_cast<const Quad<T>*>(at);
+              for (int k = 0; k < kStep; ++k) total[k] += weight * four.lanes[k];
+            } else {
+              total[0] += weight * *at;
+            }
+          }
+          if constexpr (kQuads)
+            sums_in_quads[(x - piece) / 4] = {total[0], total[1], total[2], total[3]};
+          else
+            sums[x - piece] = total[0];
         }
         __syncthreads();
       }
 #pragma unroll 1
-      for (int column = begin + int(threadIdx.x); column < end; column += kBlockThreads) {
+      for (int column = begin + int(threadIdx.x); column < end; column += kGatherThreads) {
         int from, to;
-        readers(column, scale.ratio_x, p.width, &from, &to);
+        tight_readers(column, step_x, p.width, &from, &to);
         T total = piece == left ? T(0) : out[column];
 #pragma unroll 4
-        for (int x = max(from, piece); x < min(to, stop); ++x) {
-          const T weight = weight_of(column, between(T(x), scale.ratio_x, scale.width));
-          total += weight != 0 ? weight * sums[x - piece] : T(0);
-        }
+        for (int x = max(from, piece); x < min(to, stop); ++x)
+          total += reader_weight(column, x, scale.ratio_x, scale.width) * sums[x - piece];
         out[column] = total;
       }
       __syncthreads();
@@ -332,14 +213,33 @@ template <typename T> struct FinishMotion {
   }
 };
 
-template <typename T, typename image_t, bool kGrad> void launch_tiles(const LossKernel<T, image_t>& kernel, const Where& where) {
-  const char* name = "view_synthesis_loss_fwd";
-  const int64_t blocks = kernel.p.batch * kernel.tiles();
+// How many scales a block is to take: as many as leave room for two blocks on a multiprocessor.
+template <typename T> int scales_together(int scales, int sources) {
+  int device = 0, room = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess)
+    throw std::runtime_error(std::string(kName) + ": " + cudaGetErrorString(cudaGetLastError()));
+  constexpr size_t kReserved = 1024;  // of each block
+  int together = min(scales, max(kWalkThreads<T> / (32 * sources), 1));
+  while (together > 1 && (scales % together != 0 || 2 * (LossMemory<T>::bytes(sources * together) + kReserved) > size_t(room)))
+    --together;
+  return together;
+}
+
+template <typename T, typename image_t> void launch_walk(const LossKernel<T, image_t>& kernel, bool usual, const Where& where) {
+  const auto& p = kernel.p;
+  const int64_t blocks = kernel.strips.blocks() * p.scale_count / kernel.scales_together;
   if (blocks == 0) return;
-  const size_t bytes = PhotometricBlock<T, kGrad>::bytes(kernel.p.sources) + kernel.p.sources * sizeof(Camera<T>);
-  allow_shared_memory(loss_tiles<T, image_t, kGrad>, bytes, name);
-  loss_tiles<T, image_t, kGrad><<<unsigned(blocks), kBlockThreads, bytes, cudaStream_t(where.stream)>>>(kernel);
-  check_launch(name);
+  const unsigned threads = 32 * p.sources * kernel.scales_together;
+  const size_t bytes = LossMemory<T>::bytes(threads / 32);
+  const auto launch = [&](auto walk) {
+    allow_shared_memory(walk, bytes, kName);
+    walk<<<unsigned(blocks), threads, bytes, cudaStream_t(where.stream)>>>(kernel);
+    check_launch(kName);
+  };
+  if constexpr (sizeof(T) == 4)
+    if (usual) return launch(p.need_grad ? loss_strips<T, image_t, true, true> : loss_strips<T, image_t, true, false>);
+  launch(p.need_grad ? loss_strips<T, image_t, false, true> : loss_strips<T, image_t, false, false>);
 }
 
 }  // namespace
@@ -359,12 +259,35 @@ void view_synthesis_loss_fwd(
         reference, sources, depths, K, T_src_ref, motion, mask_invalid, ssim_weight, l1_weight, c1, c2, need_grad,
         need_motion, auto_mask, grad_depths, motion_parts);
     const auto& p = kernel.p;
-    kernel.reference = reference.as<image_t>(), kernel.sources = sources.as<image_t>();
-    kernel.sums = {tile_sums.as<double>(), p.batch * kernel.tiles(), p.scale_count, p.sources};
+    // The sources as they are, once for all scales.
+    T* planes = large_grads.as<T>();
+    const Images<T, image_t> images{
+        reference.as<image_t>(), nullptr, sources.as<image_t>(), nullptr, p.weights,
+        Strips::of(p.batch, p.height, p.width, kStripRows), p.sources};
+    bool usual = p.batch * p.sources * 3 * p.pixels() < (int64_t(1) << 31);
+    if (sizeof(T) == 8 && !usual)
+      throw std::invalid_argument(std::string(kName) + ": source images of 2^31 numbers or more, which in float64 CUDA does not take");
+    with_kind(
+        images,
+        [&](auto is_usual, auto luminance) {
+          usual = usual && is_usual;
+          launch_strips<kMaxGroups<T, is_usual>>(
+              error_strips<T, image_t, is_usual, luminance, false>, kName, images.strips.blocks(),
+              is_usual ? 1 : p.sources, 2 * p.sources * kChannels * 32 * sizeof(Two<T>), where, images, planes, nullptr);
+        },
+        planes);
+    for (int c = 0; c < 3; ++c) {
+      kernel.reference[c] = images.reference + c * p.pixels();
+      kernel.sources[c] = images.sources + c * p.pixels();
+    }
+    kernel.identity = planes;
+    kernel.strips = Strips::of(p.batch, p.height, p.width, kWalkRows);
+    kernel.scales_together = scales_together<T>(p.scale_count, p.sources);
+    kernel.sums = {tile_sums.as<double>(), kernel.strips.count, p.batch, kernel.strips.tiles, p.scale_count, p.sources};
 
     FinishKernel<T> finishing{};
     GatherKernel<T> gathering{p, {}, {}};
-    T* large = large_grads.as<T>();
+    T* large = planes + p.batch * p.pixels();
     for (int s = 0; s < p.scale_count; ++s) {
       const bool small = need_grad && !p.full(s);
       kernel.large_grads[s] = small ? large : nullptr;
@@ -372,25 +295,31 @@ void view_synthesis_loss_fwd(
       gathering.first[s + 1] = gathering.first[s] + (small ? p.batch * p.scales[s].height : int64_t(0));
       finishing.scale_weights[s] = scale_weights[s];
       if (small) large += p.batch * p.pixels();
+      // Pairs of columns are read and written as one.
+      for (const void* at : {static_cast<const void*>(p.scales[s].depth), static_cast<const void*>(p.scales[s].grad)})
+        usual = usual && reinterpret_cast<uintptr_t>(at) % (2 * sizeof(T)) == 0;
     }
-    if (need_grad)
-      launch_tiles<T, image_t, true>(kernel, where);
-    else
-      launch_tiles<T, image_t, false>(kernel, where);
+    for (const void* at : {static_cast<const void*>(p.motion), static_cast<const void*>(p.auto_mask)})
+      usual = usual && reinterpret_cast<uintptr_t>(at) % (2 * sizeof(T)) == 0;
+    launch_walk(kernel, usual, where);
 
-    finishing.p = p, finishing.sums = kernel.sums, finishing.tiles = kernel.tiles();
+    finishing.p = p, finishing.strips = kernel.strips, finishing.sums = kernel.sums;
     finishing.loss = loss.as<T>(), finishing.losses = losses.as<T>(), finishing.coefficients = coefficients.as<T>();
     finishing.grad_K = grad_K.as<T>(), finishing.grad_T = grad_T.as<T>();
     const auto stream = cudaStream_t(where.stream);
     finish<T><<<unsigned(max<int64_t>(p.batch, 1)), kBlockThreads, 0, stream>>>(finishing);
-    check_launch("view_synthesis_loss_fwd");
-    if (const int64_t rows = gathering.first[p.scale_count])
-      gather_rows<T><<<unsigned(rows), kBlockThreads, 0, stream>>>(gathering);
-    check_launch("view_synthesis_loss_fwd");
+    check_launch(kName);
+    if (const int64_t rows = gathering.first[p.scale_count]) {
+      if (in_quads(p.width, planes))
+        gather_rows<T, true><<<unsigned(rows), kGatherThreads, 0, stream>>>(gathering);
+      else
+        gather_rows<T, false><<<unsigned(rows), kGatherThreads, 0, stream>>>(gathering);
+    }
+    check_launch(kName);
     if (need_motion) {
       const int64_t size = p.batch * p.sources * 2 * p.pixels();
       for_each_cuda(
-          size, where.stream, "view_synthesis_loss_fwd",
+          size, where.stream, kName,
           FinishMotion<T>{p.motion_grads, coefficients.as<T>(), grad_motion.as<T>(), size, p.scale_count});
     }
   });

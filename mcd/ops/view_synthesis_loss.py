@@ -122,8 +122,8 @@ def _allocate_fwd(
 
 
 def _workspace_fwd(*arguments: Any) -> tuple[Tensor | None, ...]:
-    """The gradient of motion at each scale, as the scales' coefficients are known last; on CUDA also the sums of tiles
-    and the gradients of upsampled depths."""
+    """The gradient of motion at each scale, as the scales' coefficients are known last; on CUDA also the sums of
+    strips, and a plane for the identity error and for the gradient of each upsampled depth."""
     reference, sources, depths, motion = arguments[0], arguments[1], arguments[2], arguments[5]
     need_grad, need_motion = arguments[-2:]
     like = depths[0]
@@ -131,13 +131,14 @@ def _workspace_fwd(*arguments: Any) -> tuple[Tensor | None, ...]:
     if not reference.is_cuda:
         return motion_parts, None, None
     batch, _, height, width = reference.shape
-    tiles = batch * -(-height // _TILE_HEIGHT) * -(-width // _TILE_WIDTH)
+    strips = max(-(-batch * -(-width // 2) // (30 - 2 * (width % 2))), 1)
+    tiles = -(-height // _STRIP_ROWS)
     smaller = sum(depth.shape[2:] != reference.shape[2:] for depth in depths) if need_grad else 0
-    sums = like.new_empty((tiles, len(depths), 2 + sources.shape[1] * _CAMERA_SUMS), dtype=torch.float64)
-    return motion_parts, sums, like.new_empty((smaller, batch, height, width))
+    sums = len(depths) * tiles * sources.shape[1] * (2 * strips + _CAMERA_SUMS * (strips + batch))
+    return motion_parts, like.new_empty(sums, dtype=torch.float64), like.new_empty((1 + smaller, batch, height, width))
 
 
-_TILE_HEIGHT, _TILE_WIDTH = 16, 32  # kTileHeight, kTileWidth of csrc/view_synthesis_loss/block.cuh
+_STRIP_ROWS = 40  # kWalkRows of csrc/view_synthesis_loss/walk.cuh
 _CAMERA_SUMS = 12  # kCameraSums of csrc/view_synthesis_loss/view_synthesis_loss.h
 
 

@@ -38,7 +38,7 @@ INSTRUCTIONS = [
     ("backward_warp", r"source_grad_rows<.*<float, float", r"(REDG?|ATOMG?)\.E\.ADD\.64", "CAS", "it adds integers"),
 ]
 # Kernels that read or write masks, a byte for a pixel. In others a byte is a part of a number that was copied untyped.
-MASKS = r"fwd_strips|bwd_strips|loss_tiles|fwd_rows|loss_of_samples|GradOfPixels|MaskGuide"
+MASKS = r"error_strips|bwd_strips|loss_strips|fwd_rows|loss_of_samples|GradOfPixels|MaskGuide"
 BYTES = r"\b(LDG?|STG?)\.E\.[US]8\b"
 
 

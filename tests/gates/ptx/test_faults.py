@@ -120,7 +120,7 @@ def test_what_is_read_ahead_and_not_used_is_no_fault() -> None:
 # Of the compiled kernels: what the text is changed to, and what must come of it.
 PATCHES = {
     "smoothness_loss without a barrier": ("smoothness_loss", "sum_tasks", r"bar\.sync\s+0;", "", 1, {RACE}),
-    "photometric_error without its first barrier": ("photometric_error", "fwd_strips", r"bar\.sync\s+0;", "", 1, {RACE}),
+    "photometric_error without its first barrier": ("photometric_error", "error_strips", r"bar\.sync\s+0;", "", 1, {RACE}),
     "backward_warp, one pixel further": (
         "backward_warp", "fwd_rows", r"st\.global\.(f32|u8) \[(%rd\d+)\]", r"st.global.\1 [\2+4]", 0, {BOUNDS, RACE, NEVER_WRITTEN, ALIGNMENT}
     ),
