@@ -73,7 +73,13 @@ class CameraTrack:
         return np.stack((backward, forward)).astype(np.float32)
 
     def unit(self, frame: str) -> dict[str, Tensor]:
-        """``unit`` of a frame, a label of :class:`mcd.data.FrameDataset`."""
+        """``unit`` of a frame, a label of :class:`mcd.data.FrameDataset`.
+
+        Raises:
+            DataError: it is not known.
+        """
+        if frame not in self.units:
+            raise DataError(f"frame {frame}: the unit of its depth is not known; delete the stage's odometry files")
         return {"unit": torch.tensor(self.units[frame], dtype=torch.float32)}
 
     def save(self, path: Path) -> None:
@@ -97,6 +103,8 @@ class CameraTrack:
                 turns = np.abs(values[:, :3, :3] @ values[:, :3, :3].transpose(0, 2, 1) - np.eye(3))
                 if not np.isfinite(values).all() or (turns > _NOT_RIGID).any():
                     raise ValueError("a motion is none of a camera")
+                if not all(np.isfinite(scale) and scale > 0 for scale in [*units.values(), *height]):
+                    raise ValueError("a unit or height is no positive number")
         except DataError as error:
             raise DataError(f"{error}; delete it to find it anew") from None
         motions = {(str(a), str(b)): motion for (a, b), motion in zip(names, values, strict=True)}

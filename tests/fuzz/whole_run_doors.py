@@ -128,7 +128,8 @@ def _records(folder: Path) -> None:
                 track[f"{number - 1:03d}", frame] = np.eye(4)
         (run.stage("proposals") / f"{split}.csv").write_text("frame,objects\n000,2\n001,2\n002,2\n003,2\n")
         (run.stage("instances") / f"{split}.csv").write_text("\n".join(lines) + "\n")
-        CameraTrack(track).save(run.stage("scene") / f"odometry_{split}.npz")
+        units = {f"{number:03d}": 1.25 for number in range(4)}
+        CameraTrack(track, units, 1.1).save(run.stage("scene") / f"odometry_{split}.npz")
         (run.path / "ground" / "masks" / split).mkdir(parents=True)
         for number in range(4):
             shares = np.full(SIZE, 200, np.uint8)
@@ -162,6 +163,7 @@ def _read_records(folder: Path) -> None:
             for values in (found.dynamic, found.large, found.triplet):
                 assert (values.shape, values.dtype) == ((count,), bool), "not a bool for every object"
             assert np.isfinite(track(frame, 1)).all(), "motion is not finite"
+            assert np.isfinite(track.unit(frame)["unit"]) and track.unit(frame)["unit"] > 0, "a unit is no scale"
         read_counts(run.stage("proposals") / f"{split}.csv")
         for row in read_rows(run.stage("instances"), split):
             assert np.isfinite(row.coverage), "coverage is not finite"

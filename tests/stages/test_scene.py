@@ -16,6 +16,7 @@ from mcd.scene.track import CameraTrack, find_track
 from mcd.stages import scene
 from mcd.stages.scene import SceneStage
 from mcd.training import loop
+from mcd.training.launch import StepLauncher
 from mcd.training.profiling import ProfileWindow
 from mcd.training.state import TrainState
 
@@ -297,23 +298,24 @@ def test_while_a_camera_is_learned_its_motion_is_found_once_it_is_known(sequence
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("stops", [3, 4])  # before the search, with a checkpoint; after it, without one
 def test_a_stage_that_is_killed_about_a_search_ends_with_the_same_bits(sequence, monkeypatch, stops):
-    def run(name, take_step=loop.take_step):
-        monkeypatch.setattr(loop, "take_step", take_step)
+    class Killed(StepLauncher):
+        def __call__(self, batch):
+            if self._state.step == stops:
+                if stops == 3:
+                    self._state.save()
+                raise KeyboardInterrupt
+            return super().__call__(batch)
+
+    def run(name, launcher=StepLauncher):
+        monkeypatch.setattr(loop, "StepLauncher", launcher)
         stage = again(sequence | {"run": name})
         loop.train(stage, stage.context, StopAfter(99), ProfileWindow(None, stage.folder))
         return stage
 
-    def killed(state, *rest):
-        if state.step == stops:
-            if stops == 3:
-                state.save()
-            raise KeyboardInterrupt
-        return take_step(state, *rest)
-
-    take_step, undisturbed = loop.take_step, run("one")
+    undisturbed = run("one")
     with pytest.raises(KeyboardInterrupt):
-        run("two", killed)
-    resumed = run("two", take_step)
+        run("two", Killed)
+    resumed = run("two")
     for role, net in undisturbed.nets.items():
         for name, tensor in net.state_dict().items():
             assert torch.equal(tensor, resumed.nets[role].state_dict()[name]), (role, name)
